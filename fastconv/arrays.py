@@ -1,0 +1,185 @@
+"""What comes in as an array and what goes out as one: the checks that every public function begins with.
+
+Below this file arrays are plain: native byte order, aligned, C-contiguous and marked writable (kernels never write to
+their inputs, but Numba compiles a second kernel for a read-only array).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Array", "as_array", "check_out", "common_dtype", "empty", "finish", "plain", "sum_dtype"]
+
+Array = np.ndarray[Any, Any]
+
+KINDS = "bool, integers, float16, float32, float64, complex64 or complex128"
+
+
+def as_array(name: str, value: Any) -> Array:
+    """Take an ndarray, or view a CPU object with ``__dlpack__`` or ``__array_interface__`` as one.
+
+    Raises
+    ------
+    TypeError
+        If the object is no array, or its dtype is none that can be convolved.
+    """
+    if type(value) is np.ndarray:
+        array = value
+    elif isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array: expected one without a mask, for example {name}.filled(0)")
+    elif isinstance(value, (np.ndarray, np.generic)) or hasattr(value, "__array_interface__"):
+        try:
+            array = np.asarray(value)
+        except Exception as error:
+            raise TypeError(f"{name} offers an array that NumPy cannot view ({error}): expected an ndarray") from None
+    elif hasattr(value, "__dlpack__"):
+        try:
+            array = np.from_dlpack(value)
+        except Exception as error:
+            raise TypeError(
+                f"{name} is a {type(value).__name__} that NumPy cannot view ({error}): expected an array in CPU memory "
+                f"that takes no part in automatic differentiation"
+            ) from None
+    else:
+        raise TypeError(
+            f"{name} is {_described(value)}: expected an ndarray, or an object with __dlpack__ or __array_interface__"
+        )
+    dtype = array.dtype
+    if not (
+        dtype.kind in "biu"
+        or (dtype.kind == "f" and dtype.itemsize <= 8)
+        or (dtype.kind == "c" and dtype.itemsize <= 16)
+    ):
+        raise TypeError(f"{name} has dtype {dtype}: expected {KINDS}")
+    return array
+
+
+def _described(value: Any) -> str:
+    text = repr(value)
+    return f"a {type(value).__name__}" if len(text) > 40 else f"{text} ({type(value).__name__})"
+
+
+def common_dtype(**arrays: Array | None) -> np.dtype[Any]:
+    """Return the one dtype (in native byte order) of all arrays that are given.
+
+    Raises
+    ------
+    TypeError
+        If they differ.
+    """
+    (first, reference), *others = [(name, array) for name, array in arrays.items() if array is not None]
+    dtype = reference.dtype.newbyteorder("=")
+    for name, array in others:
+        if array.dtype != dtype and array.dtype.newbyteorder("=") != dtype:
+            raise TypeError(f"{name} has dtype {array.dtype}, {first} has {dtype}: expected one dtype for both")
+    return dtype
+
+
+def sum_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the dtype in which products are summed: int64 for integers, float32 for float16, else the dtype itself."""
+    if dtype.kind in "biu":
+        return np.dtype(np.int64)
+    return np.dtype(np.float32) if dtype == np.float16 else dtype
+
+
+def result_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the dtype of results: that of the inputs, but int64 for integers."""
+    return np.dtype(np.int64) if dtype.kind in "biu" else dtype
+
+
+def plain(array: Array, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
+    """Return the array's values as a plain array of this shape and dtype, without a copy if it is one already."""
+    flags = array.flags
+    if array.dtype != dtype or not (flags.c_contiguous and flags.aligned and array.dtype.isnative):
+        array = np.array(array, dtype, order="C")
+    elif not flags.writeable:
+        array = np.asarray(_Writable(array))
+    return array.reshape(shape)
+
+
+class _Writable:
+    """Offers a read-only array's memory as writable; for kernels, which do not write to it."""
+
+    def __init__(self, array: Array) -> None:
+        self.owner = array
+        self.__array_interface__ = {**array.__array_interface__, "data": (array.ctypes.data, False)}
+
+
+def empty(name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
+    """Allocate an array.
+
+    Raises
+    ------
+    MemoryError
+        If it is larger than the machine's memory: asking the system could succeed, and using it could not.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if size > _memory():
+        raise MemoryError(f"{name} of shape {tuple(shape)} takes {size} bytes, this machine has {_memory()}")
+    return np.empty(shape, dtype)
+
+
+def _memory() -> int:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not every system can say
+        return 2**63 - 1
+
+
+def check_out(name: str, out: Any, shape: Sequence[int], dtype: np.dtype[Any], inputs: dict[str, Array]) -> None:
+    """Check that ``out`` can take a result.
+
+    Raises
+    ------
+    TypeError
+        If it is no ndarray or has another dtype.
+    ValueError
+        If it has another shape, is read-only, writes one element twice, or overlaps an input.
+    """
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"{name} is {_described(out)}: expected an ndarray of shape {tuple(shape)} and dtype {dtype}")
+    if out.dtype != dtype:
+        raise TypeError(f"{name} has dtype {out.dtype}: expected {dtype}")
+    if out.shape != tuple(shape):
+        raise ValueError(f"{name} has shape {out.shape}: expected {tuple(shape)}")
+    if not out.flags.writeable:
+        raise ValueError(f"{name} is read-only: expected a writable array of shape {tuple(shape)}")
+    if any(step == 0 and n > 1 for step, n in zip(out.strides, out.shape, strict=True)):
+        raise ValueError(f"{name} has stride 0 along an axis: expected an array without repeated elements")
+    for other, array in inputs.items():
+        if overlap(out, array):
+            raise ValueError(f"{name} overlaps {other}: expected an array of its own")
+
+
+def overlap(a: Array, b: Array) -> bool:
+    """Say whether two arrays share an element; when that is too hard to tell, say yes."""
+    try:
+        return np.shares_memory(a, b, max_work=10_000)
+    except np.exceptions.TooHardError:
+        return True
+
+
+def target(name: str, out: Array | None, shape: Sequence[int], dtype: np.dtype[Any], fresh: bool) -> Array:
+    """Return the plain array that a kernel writes to: ``out`` itself if it is plain and need not be fresh."""
+    if out is not None and not fresh and out.dtype == dtype and out.flags.carray and out.dtype.isnative:
+        return out.reshape(shape)
+    return empty(name, shape, dtype)
+
+
+def finish(
+    result: Array, out: Array | None, shape: Sequence[int], dtype: np.dtype[Any], accumulate: bool = False
+) -> Array:
+    """Hand out what a kernel wrote: as a new array of this shape and dtype, or in ``out``, or added to it."""
+    result = result.reshape(shape)
+    if out is None:
+        return result if result.dtype == dtype else result.astype(dtype)
+    if accumulate:
+        np.add(out, result, out=out, casting="same_kind")
+    elif not np.may_share_memory(out, result):
+        np.copyto(out, result, casting="same_kind")
+    return out

@@ -1,0 +1,100 @@
+"""How fastconv's functions are compiled: the only file that sets a Numba option.
+
+``kernel``           a serial compiled function
+``parallel_kernel``  the same with one ``prange``, its outermost loop, spread over the threads
+``shared``           a small function that Python and the kernels both call
+
+Under ``NUMBA_DISABLE_JIT=1`` all three leave the Python function as it is, so every kernel also runs, and is covered
+by tests, without the compiler.
+
+The compiled code is kept on disk.  Numba files it under the kernel's own source file, and so would serve a stale
+kernel after an edit to a function that it calls; `KernelCache` therefore adds a hash of the whole package to the key.
+And a cache is only ever a help: where it cannot be read or written, the kernel is compiled anew.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import pathlib
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numba
+import numpy as np
+from numba import config, prange
+from numba.core.caching import FunctionCache
+from numba.extending import register_jitable
+
+__all__ = ["kernel", "parallel_kernel", "prange", "shared", "source_hash", "unsigned"]
+
+unsigned = np.uintp
+"""Type of an index that is known not to be negative: Numba leaves out the wrap-around for it."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+OPTIONS = {
+    # Kernels touch arrays and integers only, so other Python threads may run meanwhile.
+    "nogil": True,
+    # `contract` lets a multiplication and an addition become one FMA.  Nothing more: `reassoc` would let a result change
+    # with the vector width, `nnan` and `ninf` would break NaN and Inf.
+    "fastmath": {"contract"},
+    # A division by zero follows IEEE 754 and never raises: kernels do not raise.
+    "error_model": "numpy",
+}
+
+
+@functools.cache
+def source_hash() -> str:
+    """Hash of every source file that compiled code can come from: the only ones that use this file's decorators."""
+    package = pathlib.Path(__file__).parent
+    files = [package / f"{name}.py" for name in ("geometry", "jit", "reference", "simd")]
+    digest = hashlib.sha256()
+    for path in sorted([*files, *(package / "kernels").glob("*.py")]):
+        if path.exists():
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+class KernelCache(FunctionCache):
+    """Numba's cache of one function, keyed on the whole package's sources, in which every failure is only a miss."""
+
+    def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
+        return (*super()._index_key(sig, codegen), source_hash())
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # a truncated or foreign file can raise anything while it is unpickled: compile instead
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except OSError:  # a full disk, or a folder that has become read-only: the code in memory is good
+            pass
+
+
+def _compiled(func: F, **options: Any) -> F:
+    dispatcher = numba.njit(**OPTIONS, **options)(func)
+    if not config.DISABLE_JIT:
+        try:
+            dispatcher._cache = KernelCache(func)
+        except (RuntimeError, OSError):  # no folder that the cache may be written to
+            pass
+    return dispatcher
+
+
+def kernel(func: F) -> F:
+    """Compile a serial kernel on its first call, or take it from the cache."""
+    return _compiled(func)
+
+
+def parallel_kernel(func: F) -> F:
+    """Compile a kernel whose outermost loop is a ``prange``."""
+    return _compiled(func, parallel=True)
+
+
+def shared(func: F) -> F:
+    """Let kernels call a plain Python function."""
+    return register_jitable(func)

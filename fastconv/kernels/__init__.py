@@ -1,0 +1,1 @@
+"""The threaded drivers: parallel loops that compute one pass of one kind of layer."""

@@ -1,0 +1,895 @@
+"""Convolutions, their gradients, transposed forms and tangents: check the arguments, plan, run.
+
+Names, order and meaning of the arguments follow ``torch.nn.functional``.  Arrays have a batch axis or not: X (N, n_ch, h, w)
+or (n_ch, h, w).  The 1-D, 2-D and 3-D functions differ in the number of spatial axes only; the 2-D ones hold the
+documentation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from .arrays import Array, as_array, check_out, common_dtype, finish, plain, result_dtype, sum_dtype, target
+from .geometry import ConvGeometry, conv_geometry, transposed_geometry
+from .plan import choose
+
+__all__ = [
+    "ConvGrads",
+    "conv1d",
+    "conv1d_backward",
+    "conv1d_jvp",
+    "conv2d",
+    "conv2d_backward",
+    "conv2d_jvp",
+    "conv3d",
+    "conv3d_backward",
+    "conv3d_jvp",
+    "conv_transpose1d",
+    "conv_transpose1d_backward",
+    "conv_transpose2d",
+    "conv_transpose2d_backward",
+    "conv_transpose3d",
+    "conv_transpose3d_backward",
+]
+
+Pass = Literal["output", "grad_input", "grad_weight"]
+
+
+class ConvGrads(NamedTuple):
+    """Gradients of a convolution; None where ``output_mask`` leaves one out.
+
+    Attributes
+    ----------
+    input : ndarray or None
+        dL/dX, shaped as x.
+    weight : ndarray or None
+        dL/dW, shaped as weight, or (N, *weight.shape) per sample.
+    bias : ndarray or None
+        dL/db, of shape (n_f,) or as ``bias_shape`` says.
+    """
+
+    input: Array | None
+    weight: Array | None
+    bias: Array | None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What all dimensions share
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def run_pass(
+    computes: str,
+    geometry: ConvGeometry,
+    dtype: np.dtype[Any],
+    inputs: Sequence[tuple[Array, Sequence[int]]],
+    shape: Sequence[int],
+    algorithm: str = "auto",
+    *,
+    final_shape: Sequence[int],
+    out: Array | None = None,
+    accumulate: bool = False,
+    name: str = "out",
+) -> Array:
+    """Run the chosen row on plain arrays with three spatial axes, and hand its result out as a caller wants it.
+
+    ``inputs`` are arrays with the shapes that the kernels know them by; ``shape`` is that of the kernel's result.
+    """
+    summed = sum_dtype(dtype)
+    row = choose(computes, geometry, dtype, algorithm)
+    result = target(name, out, shape, summed, accumulate)
+    row.run(geometry.as_3d(), *(plain(array, known, summed) for array, known in inputs), result)
+    return finish(result, out, final_shape, result_dtype(dtype), accumulate)
+
+
+def shapes_3d(geometry: ConvGeometry) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Shapes of x, weight and output with three spatial axes."""
+    g = geometry.as_3d()
+    return g.input_shape, g.weight_shape, g.output_shape
+
+
+def _final(shape: tuple[int, ...], batched: bool) -> tuple[int, ...]:
+    return shape if batched else shape[1:]
+
+
+def _bias_values(bias: Array | None, filters: int, ndim: int, dtype: np.dtype[Any]) -> Array:
+    """Return the bias as (n_f,), zeros if there is none."""
+    if bias is None:
+        return np.zeros(filters, dtype)
+    if bias.shape not in _bias_shapes(filters, ndim):
+        raise ValueError(f"bias has shape {bias.shape}: expected {' or '.join(map(str, _bias_shapes(filters, ndim)))}")
+    return bias
+
+
+def _bias_shapes(filters: int, ndim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return (filters,), (filters,) + (1,) * (ndim + 1)
+
+
+def _optional(name: str, value: Any) -> Array | None:
+    return None if value is None else as_array(name, value)
+
+
+def _given(**arrays: Array | None) -> dict[str, Array]:
+    return {name: array for name, array in arrays.items() if array is not None}
+
+
+def _conv(
+    ndim: int,
+    x: Any,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    out: Array | None = None,
+    algorithm: str = "auto",
+) -> Array:
+    x, weight, bias = as_array("x", x), as_array("weight", weight), _optional("bias", bias)
+    dtype = common_dtype(x=x, weight=weight, bias=bias)
+    geometry = conv_geometry(x.shape, weight.shape, stride, padding, dilation, groups, ndim=ndim)
+    final_shape = _final(geometry.output_shape, x.ndim == ndim + 2)
+    values = _bias_values(bias, geometry.filters, ndim, dtype)
+    if out is not None:
+        check_out("out", out, final_shape, result_dtype(dtype), _given(x=x, weight=weight, bias=bias))
+    x_shape, weight_shape, output_shape = shapes_3d(geometry)
+    inputs = [(x, x_shape), (weight, weight_shape), (values, (geometry.filters,))]
+    return run_pass("output", geometry, dtype, inputs, output_shape, algorithm, final_shape=final_shape, out=out)
+
+
+def check_grad_output(grad_output: Array, geometry: ConvGeometry, batched: bool) -> None:
+    """Check the shape of a convolution's dO.
+
+    Raises
+    ------
+    ValueError
+        If it is another than the output's.
+    """
+    _check_shape(grad_output, _final(geometry.output_shape, batched))
+
+
+def _check_shape(grad_output: Array, expected: tuple[int, ...]) -> None:
+    if grad_output.shape != expected:
+        raise ValueError(f"grad_output has shape {grad_output.shape}: expected {expected}")
+
+
+def _output_mask(mask: Any) -> tuple[bool, bool, bool]:
+    if not isinstance(mask, (tuple, list)) or not all(isinstance(m, (bool, np.bool_)) for m in mask):
+        raise TypeError(f"output_mask is {mask!r}: expected three bools, for input, weight and bias")
+    if len(mask) != 3:
+        raise ValueError(f"output_mask has {len(mask)} values: expected three, for input, weight and bias")
+    return bool(mask[0]), bool(mask[1]), bool(mask[2])
+
+
+def _bias_shape(bias_shape: Any, filters: int, ndim: int) -> tuple[int, ...]:
+    allowed = _bias_shapes(filters, ndim)
+    if bias_shape is None:
+        return allowed[0]
+    if not isinstance(bias_shape, (tuple, list)):
+        raise TypeError(f"bias_shape is {bias_shape!r}: expected {' or '.join(map(str, allowed))}")
+    if tuple(bias_shape) not in allowed:
+        raise ValueError(f"bias_shape is {bias_shape}: expected {' or '.join(map(str, allowed))}")
+    return tuple(bias_shape)
+
+
+def _check_outs(
+    out: Any, mask: Sequence[bool], shapes: Sequence[tuple[int, ...]], dtype: np.dtype[Any], inputs: dict[str, Array]
+) -> ConvGrads:
+    """Check ``out`` of a backward function: a triple with an array for every gradient that is asked for."""
+    if out is None:
+        return ConvGrads(None, None, None)
+    if not isinstance(out, tuple) or len(out) != 3:
+        raise TypeError(
+            f"out is a {type(out).__name__}: expected a ConvGrads of arrays, None where output_mask is False"
+        )
+    arrays = dict(inputs)
+    for field, wanted, array, shape in zip(ConvGrads._fields, mask, out, shapes, strict=True):
+        if wanted != (array is not None):
+            what = "an array" if wanted else "None"
+            raise ValueError(f"out.{field} is {'None' if array is None else 'an array'}: output_mask asks for {what}")
+        if wanted:
+            check_out(f"out.{field}", array, shape, dtype, arrays)
+            arrays[f"out.{field}"] = array
+    return ConvGrads(*out)
+
+
+def _backward(
+    ndim: int,
+    grad_output: Any,
+    x: Any,
+    weight: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    output_mask: Sequence[bool],
+    bias_shape: Sequence[int] | None,
+    out: ConvGrads | None,
+    accumulate: bool,
+    per_sample: bool,
+    algorithm: str,
+) -> ConvGrads:
+    grad_output, x, weight = as_array("grad_output", grad_output), as_array("x", x), as_array("weight", weight)
+    dtype = common_dtype(x=x, weight=weight, grad_output=grad_output)
+    geometry = conv_geometry(x.shape, weight.shape, stride, padding, dilation, groups, ndim=ndim)
+    batched = x.ndim == ndim + 2
+    check_grad_output(grad_output, geometry, batched)
+    mask = _output_mask(output_mask)
+    sums = geometry.batch if per_sample else 1
+    shapes = (
+        _final(geometry.input_shape, batched),
+        ((sums,) if per_sample else ()) + geometry.weight_shape,
+        _bias_shape(bias_shape, geometry.filters, ndim),
+    )
+    if accumulate and out is None:
+        raise ValueError("accumulate is True, out is None: expected the arrays to add to")
+    given = _given(x=x, weight=weight, grad_output=grad_output)
+    outs = _check_outs(out, mask, shapes, result_dtype(dtype), given)
+    x_shape, weight_shape, output_shape = shapes_3d(geometry)
+    gradient = (grad_output, output_shape)
+    passes = (
+        ("grad_input", [gradient, (weight, weight_shape)], x_shape),
+        ("grad_weight", [gradient, (x, x_shape)], (sums, *weight_shape)),
+        ("grad_bias", [gradient], (geometry.filters,)),
+    )
+    grads = [
+        run_pass(
+            computes, geometry, dtype, inputs, shape, algorithm,
+            final_shape=final_shape, out=result, accumulate=accumulate, name=computes,
+        ) if wanted else None
+        for (computes, inputs, shape), wanted, final_shape, result in zip(passes, mask, shapes, outs, strict=True)
+    ]  # fmt: skip
+    return ConvGrads(*grads)
+
+
+def _transpose(
+    ndim: int,
+    x: Any,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    output_padding: Any,
+    groups: int,
+    dilation: Any,
+) -> Array:
+    x, weight, bias = as_array("x", x), as_array("weight", weight), _optional("bias", bias)
+    dtype = common_dtype(x=x, weight=weight, bias=bias)
+    geometry = transposed_geometry(x.shape, weight.shape, stride, padding, output_padding, groups, dilation, ndim=ndim)
+    values = _bias_values(bias, geometry.channels, ndim, dtype)
+    final_shape = _final(geometry.input_shape, x.ndim == ndim + 2)
+    x_shape, weight_shape, output_shape = shapes_3d(geometry)
+    inputs = [(x, output_shape), (weight, weight_shape)]
+    result = run_pass("grad_input", geometry, dtype, inputs, x_shape, final_shape=final_shape)
+    if bias is not None:
+        result += values.reshape((geometry.channels,) + (1,) * ndim)
+    return result
+
+
+def _transpose_backward(
+    ndim: int,
+    grad_output: Any,
+    x: Any,
+    weight: Any,
+    stride: Any,
+    padding: Any,
+    output_padding: Any,
+    groups: int,
+    dilation: Any,
+    output_mask: Sequence[bool],
+    bias_shape: Sequence[int] | None,
+) -> ConvGrads:
+    grad_output, x, weight = as_array("grad_output", grad_output), as_array("x", x), as_array("weight", weight)
+    dtype = common_dtype(x=x, weight=weight, grad_output=grad_output)
+    geometry = transposed_geometry(x.shape, weight.shape, stride, padding, output_padding, groups, dilation, ndim=ndim)
+    batched = x.ndim == ndim + 2
+    _check_shape(grad_output, _final(geometry.input_shape, batched))
+    mask = _output_mask(output_mask)
+    final_bias = _bias_shape(bias_shape, geometry.channels, ndim)
+    x_shape, weight_shape, output_shape = shapes_3d(geometry)
+    gradient, final_x = (grad_output, x_shape), _final(geometry.output_shape, batched)
+    grad_x = grad_weight = grad_bias = None
+    if mask[0]:
+        no_bias = np.zeros(geometry.filters, dtype)
+        inputs = [gradient, (weight, weight_shape), (no_bias, no_bias.shape)]
+        grad_x = run_pass("output", geometry, dtype, inputs, output_shape, final_shape=final_x)
+    if mask[1]:
+        inputs = [(x, output_shape), gradient]
+        shape = (1, *weight_shape)
+        grad_weight = run_pass("grad_weight", geometry, dtype, inputs, shape, final_shape=geometry.weight_shape)
+    if mask[2]:
+        grad_bias = run_pass("grad_bias", geometry, dtype, [gradient], (geometry.channels,), final_shape=final_bias)
+    return ConvGrads(grad_x, grad_weight, grad_bias)
+
+
+def _jvp(
+    ndim: int,
+    x: Any,
+    weight: Any,
+    x_tangent: Any,
+    weight_tangent: Any,
+    bias_tangent: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+) -> Array:
+    x, weight = as_array("x", x), as_array("weight", weight)
+    tangents = [
+        _optional("x_tangent", x_tangent), _optional("weight_tangent", weight_tangent), _optional("bias_tangent", bias_tangent)
+    ]  # fmt: skip
+    dtype = common_dtype(
+        x=x, weight=weight, x_tangent=tangents[0], weight_tangent=tangents[1], bias_tangent=tangents[2]
+    )
+    geometry = conv_geometry(x.shape, weight.shape, stride, padding, dilation, groups, ndim=ndim)
+    for name, tangent, primal in (("x_tangent", tangents[0], x), ("weight_tangent", tangents[1], weight)):
+        if tangent is not None and tangent.shape != primal.shape:
+            raise ValueError(f"{name} has shape {tangent.shape}: expected {primal.shape}")
+    if tangents[2] is not None:
+        _bias_values(tangents[2], geometry.filters, ndim, dtype)
+    result: Array | None = None
+    for a, b in ((tangents[0], weight), (x, tangents[1])):
+        if a is not None and b is not None:
+            term = _conv(ndim, a, b, tangents[2] if result is None else None, stride, padding, dilation, groups)
+            result = term if result is None else np.add(result, term, out=result)
+    if result is None:
+        result = np.zeros(_final(geometry.output_shape, x.ndim == ndim + 2), result_dtype(dtype))
+        if tangents[2] is not None:
+            result += tangents[2].reshape((geometry.filters,) + (1,) * ndim)
+    return result
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Two dimensions
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def conv2d(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: int | Sequence[int] = 1,
+    padding: Any = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    out: Array | None = None,
+    algorithm: str = "auto",
+) -> Array:
+    """Convolve images with filters: equation (1) of `fastconv.reference`.
+
+    As everywhere in deep learning this is a cross-correlation: the filters are not flipped.
+
+    Parameters
+    ----------
+    x : array of shape (N, n_ch, h, w) or (n_ch, h, w)
+        Images.  float32 and float64 run the fast kernels; float16, integers and complex numbers run the reference's loops.
+    weight : array of shape (n_f, n_ch / groups, f_r, f_c)
+        Filters, of the same dtype.
+    bias : array of shape (n_f,) or (n_f, 1, 1, 1), optional
+        Added to every output of its filter.
+    stride, dilation : int or (int, int)
+        Distance of neighbouring outputs, and of neighbouring taps, in pixels.
+    padding : int, (int, int), ((top, bottom), (left, right)), "valid" or "same"
+        Zeros around each image.  "same" keeps its size, and needs stride 1.
+    groups : int
+        Splits channels and filters into groups that do not see each other.
+    out : ndarray, optional
+        Where to write the result; it must not overlap an input.
+    algorithm : str
+        "auto", or the name of a row of the plan's table; see `explain`.
+
+    Returns
+    -------
+    ndarray of shape (N, n_f, h_new, w_new) or (n_f, h_new, w_new)
+        O, with h_new = floor((h + top + bottom - dilation*(f_r - 1) - 1) / stride) + 1; int64 if the inputs are integers.
+
+    Raises
+    ------
+    TypeError
+        If something is no array, dtypes differ, or a parameter is no integer.
+    ValueError
+        If shapes do not fit, the output would be empty, ``out`` cannot take it, or the algorithm cannot do it.
+    MemoryError
+        If the output is larger than the machine's memory.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastconv import conv2d
+    >>> x = np.arange(16.0).reshape(1, 4, 4)
+    >>> conv2d(x, np.ones((1, 1, 3, 3)), stride=1)
+    array([[[45., 54.],
+            [81., 90.]]])
+    """
+    return _conv(2, x, weight, bias, stride, padding, dilation, groups, out, algorithm)
+
+
+def conv2d_backward(
+    grad_output: Any,
+    x: Any,
+    weight: Any,
+    stride: int | Sequence[int] = 1,
+    padding: Any = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    output_mask: Sequence[bool] = (True, True, True),
+    bias_shape: Sequence[int] | None = None,
+    out: ConvGrads | None = None,
+    accumulate: bool = False,
+    per_sample: bool = False,
+    algorithm: str = "auto",
+) -> ConvGrads:
+    """Compute the gradients of a loss with respect to input, weight and bias: equations (2) to (4).
+
+    Parameters
+    ----------
+    grad_output : array of shape (N, n_f, h_new, w_new) or (n_f, h_new, w_new)
+        dL/dO.
+    x, weight, stride, padding, dilation, groups
+        As `conv2d` had them.
+    output_mask : (bool, bool, bool)
+        Which of dX, dW and db to compute.
+    bias_shape : tuple of int, optional
+        (n_f,), the default, or (n_f, 1, 1, 1).
+    out : ConvGrads of ndarrays, optional
+        Where to write the gradients, None where ``output_mask`` is False.
+    accumulate : bool
+        Add to ``out`` instead of writing it.
+    per_sample : bool
+        Keep dW of each image apart: its shape is then (N, n_f, n_ch / groups, f_r, f_c).
+    algorithm : str
+        As in `conv2d`.
+
+    Returns
+    -------
+    ConvGrads
+        (input, weight, bias); None for those that ``output_mask`` leaves out.
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError
+        As `conv2d`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastconv import conv2d_backward
+    >>> grads = conv2d_backward(np.ones((1, 1, 1)), np.arange(9.0).reshape(1, 3, 3), np.ones((1, 1, 2, 2)), stride=2)
+    >>> grads.input
+    array([[[1., 1., 0.],
+            [1., 1., 0.],
+            [0., 0., 0.]]])
+    >>> grads.weight, grads.bias
+    (array([[[[0., 1.],
+             [3., 4.]]]]), array([1.]))
+    """
+    return _backward(
+        2, grad_output, x, weight, stride, padding, dilation, groups,
+        output_mask, bias_shape, out, accumulate, per_sample, algorithm,
+    )  # fmt: skip
+
+
+def conv_transpose2d(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: int | Sequence[int] = 1,
+    padding: Any = 0,
+    output_padding: int | Sequence[int] = 0,
+    groups: int = 1,
+    dilation: int | Sequence[int] = 1,
+) -> Array:
+    """Apply the transpose of a convolution: equation (2) as a forward pass, often called deconvolution.
+
+    Parameters
+    ----------
+    x : array of shape (N, n_in, h, w) or (n_in, h, w)
+        Images.
+    weight : array of shape (n_in, n_out / groups, f_r, f_c)
+        Filters of the convolution that is transposed.
+    bias : array of shape (n_out,) or (n_out, 1, 1, 1), optional
+        Added to every output of its channel.
+    stride, padding, groups, dilation
+        Of the convolution that is transposed, so that padding makes the output smaller.
+    output_padding : int or (int, int)
+        Rows and columns to add at the end, for strides where several input sizes lead to one output size.
+
+    Returns
+    -------
+    ndarray of shape (N, n_out, h_new, w_new) or (n_out, h_new, w_new)
+        With h_new = (h - 1)*stride - 2*padding + dilation*(f_r - 1) + output_padding + 1.
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError
+        As `conv2d`, and if ``output_padding`` is not smaller than the stride or the dilation.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastconv import conv_transpose2d
+    >>> conv_transpose2d(np.ones((1, 1, 2)), np.array([[[[1.0, 2.0]]]]), stride=(1, 2))
+    array([[[1., 2., 1., 2.]]])
+    """
+    return _transpose(2, x, weight, bias, stride, padding, output_padding, groups, dilation)
+
+
+def conv_transpose2d_backward(
+    grad_output: Any,
+    x: Any,
+    weight: Any,
+    stride: int | Sequence[int] = 1,
+    padding: Any = 0,
+    output_padding: int | Sequence[int] = 0,
+    groups: int = 1,
+    dilation: int | Sequence[int] = 1,
+    *,
+    output_mask: Sequence[bool] = (True, True, True),
+    bias_shape: Sequence[int] | None = None,
+) -> ConvGrads:
+    """Compute the gradients of `conv_transpose2d`; dX is a convolution of ``grad_output``, equation (1).
+
+    Parameters
+    ----------
+    grad_output : array of shape (N, n_out, h_new, w_new) or (n_out, h_new, w_new)
+        dL/dO.
+    x, weight, stride, padding, output_padding, groups, dilation
+        As `conv_transpose2d` had them.
+    output_mask : (bool, bool, bool)
+        Which of dX, dW and db to compute.
+    bias_shape : tuple of int, optional
+        (n_out,), the default, or (n_out, 1, 1, 1).
+
+    Returns
+    -------
+    ConvGrads
+        (input, weight, bias); None for those that ``output_mask`` leaves out.
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError
+        As `conv_transpose2d`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastconv import conv_transpose2d_backward
+    >>> x, weight = np.ones((1, 1, 2)), np.array([[[[1.0, 2.0]]]])
+    >>> conv_transpose2d_backward(np.ones((1, 1, 4)), x, weight, stride=(1, 2)).input
+    array([[[3., 3.]]])
+    """
+    return _transpose_backward(
+        2, grad_output, x, weight, stride, padding, output_padding, groups, dilation, output_mask, bias_shape
+    )
+
+
+def conv2d_jvp(
+    x: Any,
+    weight: Any,
+    x_tangent: Any = None,
+    weight_tangent: Any = None,
+    bias_tangent: Any = None,
+    stride: int | Sequence[int] = 1,
+    padding: Any = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Array:
+    """Apply the derivative of `conv2d` to tangents (forward mode): conv(dx, w) + conv(x, dw) + db, as it is bilinear.
+
+    Parameters
+    ----------
+    x, weight, stride, padding, dilation, groups
+        As in `conv2d`.
+    x_tangent, weight_tangent : array, optional
+        Tangents, shaped as x and weight; zero if not given.
+    bias_tangent : array of shape (n_f,) or (n_f, 1, 1, 1), optional
+        Tangent of the bias; zero if not given.
+
+    Returns
+    -------
+    ndarray
+        Tangent of the output, shaped as the output.
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError
+        As `conv2d`, and if a tangent has another shape than what it is a tangent of.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastconv import conv2d_jvp
+    >>> conv2d_jvp(np.ones((1, 2, 2)), np.ones((1, 1, 2, 2)), weight_tangent=np.full((1, 1, 2, 2), 0.5))
+    array([[[2.]]])
+    """
+    return _jvp(2, x, weight, x_tangent, weight_tangent, bias_tangent, stride, padding, dilation, groups)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One dimension
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def conv1d(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: int | Sequence[int] = 1,
+    padding: Any = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    out: Array | None = None,
+    algorithm: str = "auto",
+) -> Array:
+    """Convolve sequences with filters: `conv2d` with one spatial axis.
+
+    x has shape (N, n_ch, length) or (n_ch, length), weight (n_f, n_ch / groups, ...) with as many kernel axes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastconv import conv1d
+    >>> conv1d(np.arange(5.0).reshape(1, 5), np.ones((1, 1, 3)))
+    array([[3., 6., 9.]])
+    """
+    return _conv(1, x, weight, bias, stride, padding, dilation, groups, out, algorithm)
+
+
+def conv1d_backward(
+    grad_output: Any,
+    x: Any,
+    weight: Any,
+    stride: int | Sequence[int] = 1,
+    padding: Any = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    output_mask: Sequence[bool] = (True, True, True),
+    bias_shape: Sequence[int] | None = None,
+    out: ConvGrads | None = None,
+    accumulate: bool = False,
+    per_sample: bool = False,
+    algorithm: str = "auto",
+) -> ConvGrads:
+    """Compute the gradients of `conv1d`: `conv2d_backward` with one spatial axis.
+
+    grad_output has the shape of `conv1d`'s output, x and weight the shapes they had there.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastconv import conv1d_backward
+    >>> conv1d_backward(np.ones((1, 2)), np.arange(4.0).reshape(1, 4), np.ones((1, 1, 2)), stride=2)
+    ConvGrads(input=array([[1., 1., 1., 1.]]), weight=array([[[2., 4.]]]), bias=array([2.]))
+    """
+    return _backward(
+        1, grad_output, x, weight, stride, padding, dilation, groups,
+        output_mask, bias_shape, out, accumulate, per_sample, algorithm,
+    )  # fmt: skip
+
+
+def conv_transpose1d(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: int | Sequence[int] = 1,
+    padding: Any = 0,
+    output_padding: int | Sequence[int] = 0,
+    groups: int = 1,
+    dilation: int | Sequence[int] = 1,
+) -> Array:
+    """Apply the transpose of `conv1d`: `conv_transpose2d` with one spatial axis.
+
+    x has shape (N, n_in, length) or (n_in, length), weight (n_in, n_out / groups, ...) with as many kernel axes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastconv import conv_transpose1d
+    >>> conv_transpose1d(np.ones((1, 2)), np.array([[[1.0, 2.0]]]), stride=2)
+    array([[1., 2., 1., 2.]])
+    """
+    return _transpose(1, x, weight, bias, stride, padding, output_padding, groups, dilation)
+
+
+def conv_transpose1d_backward(
+    grad_output: Any,
+    x: Any,
+    weight: Any,
+    stride: int | Sequence[int] = 1,
+    padding: Any = 0,
+    output_padding: int | Sequence[int] = 0,
+    groups: int = 1,
+    dilation: int | Sequence[int] = 1,
+    *,
+    output_mask: Sequence[bool] = (True, True, True),
+    bias_shape: Sequence[int] | None = None,
+) -> ConvGrads:
+    """Compute the gradients of `conv_transpose1d`: `conv_transpose2d_backward` with one spatial axis.
+
+    grad_output has the shape of `conv_transpose1d`'s output, x and weight the shapes they had there.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastconv import conv_transpose1d_backward
+    >>> conv_transpose1d_backward(np.ones((1, 4)), np.ones((1, 2)), np.array([[[1.0, 2.0]]]), stride=2).input
+    array([[3., 3.]])
+    """
+    return _transpose_backward(
+        1, grad_output, x, weight, stride, padding, output_padding, groups, dilation, output_mask, bias_shape
+    )
+
+
+def conv1d_jvp(
+    x: Any,
+    weight: Any,
+    x_tangent: Any = None,
+    weight_tangent: Any = None,
+    bias_tangent: Any = None,
+    stride: int | Sequence[int] = 1,
+    padding: Any = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Array:
+    """Apply the derivative of `conv1d` to tangents: `conv2d_jvp` with one spatial axis.
+
+    Tangents have the shapes of what they are tangents of.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastconv import conv1d_jvp
+    >>> conv1d_jvp(np.ones((1, 2)), np.ones((1, 1, 2)), x_tangent=np.full((1, 2), 0.5))
+    array([[1.]])
+    """
+    return _jvp(1, x, weight, x_tangent, weight_tangent, bias_tangent, stride, padding, dilation, groups)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Three dimensions
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def conv3d(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: int | Sequence[int] = 1,
+    padding: Any = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    out: Array | None = None,
+    algorithm: str = "auto",
+) -> Array:
+    """Convolve volumes with filters: `conv2d` with three spatial axes.
+
+    x has shape (N, n_ch, depth, height, width) or (n_ch, depth, height, width), weight (n_f, n_ch / groups, ...) with as many kernel axes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastconv import conv3d
+    >>> conv3d(np.ones((1, 2, 3, 3)), np.ones((1, 1, 2, 2, 2)))
+    array([[[[8., 8.],
+             [8., 8.]]]])
+    """
+    return _conv(3, x, weight, bias, stride, padding, dilation, groups, out, algorithm)
+
+
+def conv3d_backward(
+    grad_output: Any,
+    x: Any,
+    weight: Any,
+    stride: int | Sequence[int] = 1,
+    padding: Any = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    output_mask: Sequence[bool] = (True, True, True),
+    bias_shape: Sequence[int] | None = None,
+    out: ConvGrads | None = None,
+    accumulate: bool = False,
+    per_sample: bool = False,
+    algorithm: str = "auto",
+) -> ConvGrads:
+    """Compute the gradients of `conv3d`: `conv2d_backward` with three spatial axes.
+
+    grad_output has the shape of `conv3d`'s output, x and weight the shapes they had there.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastconv import conv3d_backward
+    >>> conv3d_backward(np.ones((1, 1, 1, 1)), np.ones((1, 1, 1, 2)), np.ones((1, 1, 1, 1, 2))).input
+    array([[[[1., 1.]]]])
+    """
+    return _backward(
+        3, grad_output, x, weight, stride, padding, dilation, groups,
+        output_mask, bias_shape, out, accumulate, per_sample, algorithm,
+    )  # fmt: skip
+
+
+def conv_transpose3d(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: int | Sequence[int] = 1,
+    padding: Any = 0,
+    output_padding: int | Sequence[int] = 0,
+    groups: int = 1,
+    dilation: int | Sequence[int] = 1,
+) -> Array:
+    """Apply the transpose of `conv3d`: `conv_transpose2d` with three spatial axes.
+
+    x has shape (N, n_in, depth, height, width) or (n_in, depth, height, width), weight (n_in, n_out / groups, ...) with as many kernel axes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastconv import conv_transpose3d
+    >>> conv_transpose3d(np.ones((1, 1, 1, 2)), np.array([[[[[1.0, 2.0]]]]]), stride=(1, 1, 2))
+    array([[[[1., 2., 1., 2.]]]])
+    """
+    return _transpose(3, x, weight, bias, stride, padding, output_padding, groups, dilation)
+
+
+def conv_transpose3d_backward(
+    grad_output: Any,
+    x: Any,
+    weight: Any,
+    stride: int | Sequence[int] = 1,
+    padding: Any = 0,
+    output_padding: int | Sequence[int] = 0,
+    groups: int = 1,
+    dilation: int | Sequence[int] = 1,
+    *,
+    output_mask: Sequence[bool] = (True, True, True),
+    bias_shape: Sequence[int] | None = None,
+) -> ConvGrads:
+    """Compute the gradients of `conv_transpose3d`: `conv_transpose2d_backward` with three spatial axes.
+
+    grad_output has the shape of `conv_transpose3d`'s output, x and weight the shapes they had there.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastconv import conv_transpose3d_backward
+    >>> conv_transpose3d_backward(np.ones((1, 1, 1, 2)), np.ones((1, 1, 1, 1)), np.ones((1, 1, 1, 1, 2))).input
+    array([[[[2.]]]])
+    """
+    return _transpose_backward(
+        3, grad_output, x, weight, stride, padding, output_padding, groups, dilation, output_mask, bias_shape
+    )
+
+
+def conv3d_jvp(
+    x: Any,
+    weight: Any,
+    x_tangent: Any = None,
+    weight_tangent: Any = None,
+    bias_tangent: Any = None,
+    stride: int | Sequence[int] = 1,
+    padding: Any = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Array:
+    """Apply the derivative of `conv3d` to tangents: `conv2d_jvp` with three spatial axes.
+
+    Tangents have the shapes of what they are tangents of.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastconv import conv3d_jvp
+    >>> conv3d_jvp(np.ones((1, 1, 1, 2)), np.ones((1, 1, 1, 1, 2)), x_tangent=np.full((1, 1, 1, 2), 0.5))
+    array([[[[1.]]]])
+    """
+    return _jvp(3, x, weight, x_tangent, weight_tangent, bias_tangent, stride, padding, dilation, groups)

@@ -1,0 +1,338 @@
+"""Which kernel computes which pass: one ordered table, and the choice from it.
+
+A row says what it computes, what it supports, what it costs and how to run it.  The first of the cheapest rows that
+support a call is taken; the reference, which supports everything, stands last.  A new algorithm is one function in
+`fastconv.kernels` and one row here: the tests run over all rows.
+
+`explain` tells what would be chosen, and why, without computing anything.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import reference
+from .arrays import Array
+from .geometry import ConvGeometry, conv_geometry
+from .kernels import loops
+
+__all__ = ["PASSES", "TABLE", "Choice", "Plan", "Row", "choose", "explain", "get_precision", "set_precision"]
+
+PASSES = ("output", "grad_input", "grad_weight", "grad_bias")
+"""Equations (1) to (4)."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to compute one pass.
+
+    Attributes
+    ----------
+    computes : str
+        One of `PASSES`.
+    algorithm : str
+        What a caller names in ``algorithm=``.
+    run : callable
+        ``run(geometry, *inputs, out)`` with plain arrays of three spatial axes; for ``output`` the inputs are (x, weight,
+        bias), for ``grad_input`` (grad_output, weight), for ``grad_weight`` (grad_output, x), where ``out`` holds one sum
+        over all images or one per image, for ``grad_bias`` (grad_output,).
+    dtypes : tuple of str
+        The dtypes that it takes; empty for all.
+    nanoseconds : callable
+        ``nanoseconds(geometry)``: an estimate that orders rows, not a promise.
+    about : str
+        The reason to take it, as the end of a sentence.
+    error : float
+        0 if the row adds the same products as direct summation, in whatever order (it is exact on small integers);
+        otherwise a bound on its largest error, as a multiple of the largest result.
+    scratch : callable
+        ``scratch(geometry, itemsize)``: bytes that it needs beside inputs and outputs.
+    """
+
+    computes: str
+    algorithm: str
+    run: Callable[..., None]
+    dtypes: tuple[str, ...]
+    nanoseconds: Callable[[ConvGeometry], float]
+    about: str
+    error: float = 0.0
+    scratch: Callable[[ConvGeometry, int], int] = lambda geometry, itemsize: 0
+
+    @property
+    def exact(self) -> bool:
+        """Whether the row adds the same products as direct summation."""
+        return self.error == 0.0
+
+    def objection(self, geometry: ConvGeometry, dtype: np.dtype[Any]) -> str | None:
+        """Say why the row cannot do a call; None if it can."""
+        if self.dtypes and dtype.name not in self.dtypes:
+            return f"it computes {' and '.join(self.dtypes)} only, not {dtype}"
+        return None
+
+
+def _with_parameters(kernel: Callable[..., None]) -> Callable[..., None]:
+    """Call a kernel with the geometry's numbers: kernels know arrays and integers only."""
+
+    @functools.wraps(kernel)
+    def run(geometry: ConvGeometry, *arrays: Array) -> None:
+        left = tuple(side[0] for side in geometry.padding)
+        kernel(*arrays, geometry.stride, left, geometry.dilation, geometry.groups)
+
+    return run
+
+
+def _without_parameters(kernel: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(kernel)
+    def run(geometry: ConvGeometry, *arrays: Array) -> None:
+        kernel(*arrays)
+
+    return run
+
+
+FAST = ("float32", "float64")
+
+
+def _loops_cost(geometry: ConvGeometry) -> float:
+    return 10_000 + geometry.flops / 5.0
+
+
+def _reference_cost(geometry: ConvGeometry) -> float:
+    return 20_000 + geometry.flops / 0.5
+
+
+PARALLEL = "parallel loops that add whole rows"
+PLAIN = "the plain loops of the specification, for any dtype"
+
+TABLE = (
+    Row("output", "loops", _with_parameters(loops.output), FAST, _loops_cost, PARALLEL),
+    Row("grad_input", "loops", _with_parameters(loops.grad_input), FAST, _loops_cost, PARALLEL),
+    Row("grad_weight", "loops", _with_parameters(loops.grad_weight), FAST, _loops_cost, PARALLEL),
+    Row("grad_bias", "loops", _without_parameters(loops.grad_bias), FAST, _loops_cost, PARALLEL),
+    Row("output", "reference", _with_parameters(reference.general_output), (), _reference_cost, PLAIN),
+    Row("grad_input", "reference", _with_parameters(reference.general_grad_input), (), _reference_cost, PLAIN),
+    Row("grad_weight", "reference", _with_parameters(reference.general_grad_weight), (), _reference_cost, PLAIN),
+    Row("grad_bias", "reference", _without_parameters(reference.general_grad_bias), (), _reference_cost, PLAIN),
+)
+
+ALGORITHMS = tuple(dict.fromkeys(row.algorithm for row in TABLE))
+ROWS = {(row.computes, row.algorithm): row for row in TABLE}
+
+_precision = "high"
+
+
+def set_precision(precision: str) -> None:
+    """Choose which rows ``algorithm="auto"`` may take, in the whole process.
+
+    Parameters
+    ----------
+    precision : {"high", "highest"}
+        "highest" admits exact rows only: those that add the same products as direct summation.  "high", the default,
+        also admits rows with a larger, documented error.  A call that names an algorithm is not bound by it.
+
+    Raises
+    ------
+    ValueError
+        If the precision is another.
+    """
+    if precision not in ("high", "highest"):
+        raise ValueError(f"precision is {precision!r}: expected 'high' or 'highest'")
+    global _precision
+    _precision = precision
+
+
+def get_precision() -> str:
+    """Return what `set_precision` has set; "high" at first."""
+    return _precision
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen for one pass.
+
+    Attributes
+    ----------
+    computes, algorithm : str
+        The pass and the row.
+    reason : str
+        Why this row, in a sentence.
+    passed_over : dict of str to str
+        The other rows, each with the reason against it.
+    flops, bytes, scratch_bytes : int
+        Operations of the pass, bytes of X, W and O together, and memory needed beside them.
+    """
+
+    computes: str
+    algorithm: str
+    reason: str
+    passed_over: dict[str, str]
+    flops: int
+    bytes: int
+    scratch_bytes: int
+
+
+@functools.lru_cache(maxsize=4096)
+def _select(
+    computes: str, geometry: ConvGeometry, dtype: np.dtype[Any], algorithm: str, precision: str
+) -> tuple[Row, str, dict[str, str]]:
+    """The row for a call, the reason for it, and the reasons against the others."""
+    candidates, against = [], {}
+    for row in (row for row in TABLE if row.computes == computes):
+        if algorithm not in ("auto", row.algorithm):
+            against[row.algorithm] = f"algorithm={algorithm!r} was asked for"
+        elif (objection := row.objection(geometry, dtype)) is not None:
+            against[row.algorithm] = objection
+        elif algorithm == "auto" and precision == "highest" and not row.exact:
+            against[row.algorithm] = "it is not exact, and the precision is 'highest'"
+        else:
+            candidates.append(row)
+    if not candidates:
+        if algorithm not in ALGORITHMS:
+            raise ValueError(f"algorithm is {algorithm!r}: expected 'auto', {', '.join(map(repr, ALGORITHMS))}")
+        reason = against.get(algorithm, f"it has no row for {computes}")
+        raise ValueError(f"algorithm is {algorithm!r}, which cannot do this call: {reason}")
+    row = min(candidates, key=lambda row: row.nanoseconds(geometry))
+    for other in candidates:
+        if other is not row:
+            times = other.nanoseconds(geometry) / row.nanoseconds(geometry)
+            against[other.algorithm] = f"estimated to take {times:.1f} times as long"
+    if algorithm != "auto":
+        reason = f"{row.algorithm} was asked for: {row.about}"
+    elif len(candidates) == 1:
+        reason = f"{row.algorithm} is the only row that can: {row.about}"
+    else:
+        reason = f"{row.algorithm} is estimated to be the fastest: {row.about}"
+    return row, reason, against
+
+
+def choose(computes: str, geometry: ConvGeometry, dtype: np.dtype[Any], algorithm: str = "auto") -> Row:
+    """Return the row of the table that computes a pass.
+
+    Raises
+    ------
+    TypeError
+        If the algorithm is no string.
+    ValueError
+        If there is no such algorithm, or it cannot do this call.
+    """
+    if not isinstance(algorithm, str):
+        raise TypeError(f"algorithm is {algorithm!r}: expected a string")
+    if computes == "grad_bias" and algorithm in ALGORITHMS and (computes, algorithm) not in ROWS:
+        algorithm = "auto"  # a sum is a sum, by whatever algorithm the products of the other passes are formed
+    return _select(computes, geometry, dtype, algorithm, _precision)[0]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `explain` found: read its fields, or print it.
+
+    Attributes
+    ----------
+    geometry : ConvGeometry
+        Sizes and parameters.
+    dtype : str
+        Of all arrays.
+    output, grad_input, grad_weight, grad_bias : Choice
+        The row for each pass.
+    unseen : tuple of int
+        Trailing rows and columns of the input that no output sees, one count per axis; dX is 0 there.
+    """
+
+    geometry: ConvGeometry
+    dtype: str
+    output: Choice
+    grad_input: Choice
+    grad_weight: Choice
+    grad_bias: Choice
+
+    @property
+    def unseen(self) -> tuple[int, ...]:
+        """Trailing rows and columns of the input that no output sees."""
+        return self.geometry.unseen
+
+    def __str__(self) -> str:
+        g = self.geometry
+        lines = [f"{g.input_shape} * {g.weight_shape} -> {g.output_shape}, {self.dtype}"]
+        if any(self.unseen):
+            axes = ("depths", "rows", "columns")[3 - g.ndim :]
+            seen = ", ".join(f"{n} {axis}" for n, axis in zip(self.unseen, axes, strict=True) if n)
+            lines.append(f"no output sees the input's last {seen}")
+        lines.append(f"{'pass':<12}{'row':<12}{'GFLOP':>9}{'MB':>9}{'scratch MB':>12}  reason")
+        for name in PASSES:
+            c: Choice = getattr(self, name)
+            lines.append(
+                f"{name:<12}{c.algorithm:<12}{c.flops / 1e9:>9.3f}{c.bytes / 1e6:>9.2f}{c.scratch_bytes / 1e6:>12.2f}  {c.reason}"
+            )
+            lines += [f"{'':<12}{'not ' + other:<42}  {why}" for other, why in c.passed_over.items()]
+        return "\n".join(lines)
+
+
+def explain(
+    input_shape: Sequence[int],
+    weight_shape: Sequence[int],
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    *,
+    dtype: Any = "float32",
+    algorithm: str = "auto",
+) -> Plan:
+    """Tell which kernel would compute each pass of a convolution, and why.
+
+    Parameters
+    ----------
+    input_shape : sequence of int
+        (n_ch, *spatial) or (N, n_ch, *spatial).
+    weight_shape : sequence of int
+        (n_f, n_ch / groups, *kernel), with one to three kernel axes.
+    stride, padding, dilation, groups
+        As in `conv2d`.
+    dtype : dtype
+        Of all arrays.
+    algorithm : str
+        As in `conv2d`.
+
+    Returns
+    -------
+    Plan
+        One `Choice` for each pass; prints as a table.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `conv2d` would.
+
+    Examples
+    --------
+    >>> plan = explain((4, 64, 56, 56), (64, 64, 3, 3), stride=2)
+    >>> plan.output.flops
+    214990848
+    >>> plan.unseen
+    (1, 1)
+    """
+    geometry = conv_geometry(
+        input_shape, weight_shape, stride, padding, dilation, groups, x_name="input_shape", weight_name="weight_shape"
+    )
+    try:
+        kind = np.dtype(dtype)
+    except TypeError:
+        raise TypeError(f"dtype is {dtype!r}: expected the name of a dtype") from None
+    choices = {}
+    for computes in PASSES:
+        choose(computes, geometry, kind, algorithm)
+        row, reason, against = _select(computes, geometry, kind, algorithm, _precision)
+        choices[computes] = Choice(
+            computes,
+            row.algorithm,
+            reason,
+            dict(against),
+            geometry.flops if computes != "grad_bias" else int(np.prod(geometry.output_shape)),
+            geometry.bytes(kind.itemsize),
+            row.scratch(geometry, kind.itemsize),
+        )
+    return Plan(geometry, kind.name, **choices)
