@@ -92,8 +92,29 @@ def result_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(np.int64) if dtype.kind in "biu" else dtype
 
 
-def plain(array: Array, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
-    """Return the array's values as a plain array of this shape and dtype, without a copy if it is one already."""
+def is_channels_last(array: Array, ndim: int) -> bool:
+    """Say whether an array (..., C, *spatial) lies channels-last in memory; strides that fit both layouts say no."""
+    return not array.flags.c_contiguous and _channels_to_end(array, ndim).flags.c_contiguous
+
+
+def _channels_to_end(array: Array, ndim: int) -> Array:
+    first = array.ndim - ndim
+    return array.transpose(*range(first - 1), *range(first, array.ndim), first - 1)
+
+
+def _channels_last_view(memory: Array, shape: Sequence[int]) -> Array:
+    """View contiguous memory (N, *spatial, C) as ``shape`` (N, C, *spatial)."""
+    n, c, *sizes = shape
+    return memory.reshape(n, *sizes, c).transpose(0, len(shape) - 1, *range(1, len(shape) - 1))
+
+
+def plain(array: Array, shape: Sequence[int], dtype: np.dtype[Any], ndim: int = 0) -> Array:
+    """Return the array's values with this shape and dtype, without a copy if they lie in memory as they should.
+
+    That is C-contiguous; or, where ``ndim`` spatial axes are named and the array lies channels-last, as a channels-last view.
+    """
+    if ndim and is_channels_last(array, ndim):
+        return _channels_last_view(plain(_channels_to_end(array, ndim), (-1,), dtype), shape)
     flags = array.flags
     if array.dtype != dtype or not (flags.c_contiguous and flags.aligned and array.dtype.isnative):
         array = np.array(array, dtype, order="C")
@@ -149,11 +170,21 @@ def check_out(name: str, out: Any, shape: Sequence[int], dtype: np.dtype[Any], i
         raise ValueError(f"{name} has shape {out.shape}: expected {tuple(shape)}")
     if not out.flags.writeable:
         raise ValueError(f"{name} is read-only: expected a writable array of shape {tuple(shape)}")
-    if any(step == 0 and n > 1 for step, n in zip(out.strides, out.shape, strict=True)):
-        raise ValueError(f"{name} has stride 0 along an axis: expected an array without repeated elements")
+    if _repeats(out):
+        raise ValueError(f"{name} has strides {out.strides}: expected an array without repeated elements")
     for other, array in inputs.items():
         if overlap(out, array):
             raise ValueError(f"{name} overlaps {other}: expected an array of its own")
+
+
+def _repeats(array: Array) -> bool:
+    """Say whether two indices may lead to the same memory: some axis steps over less than the shorter steps span."""
+    span = array.itemsize
+    for step, n in sorted((abs(step), n) for step, n in zip(array.strides, array.shape, strict=True) if n > 1):
+        if step < span:
+            return array.size > 0
+        span += step * (n - 1)
+    return False
 
 
 def overlap(a: Array, b: Array) -> bool:
@@ -164,19 +195,35 @@ def overlap(a: Array, b: Array) -> bool:
         return True
 
 
-def target(name: str, out: Array | None, shape: Sequence[int], dtype: np.dtype[Any], fresh: bool) -> Array:
-    """Return the plain array that a kernel writes to: ``out`` itself if it is plain and need not be fresh."""
-    if out is not None and not fresh and out.dtype == dtype and out.flags.carray and out.dtype.isnative:
-        return out.reshape(shape)
-    return empty(name, shape, dtype)
+def target(
+    name: str, out: Array | None, shape: Sequence[int], dtype: np.dtype[Any], fresh: bool, ndim: int = 0
+) -> Array:
+    """Return the array that a kernel writes to: ``out`` itself if it lies as it should and need not be fresh.
+
+    With ``ndim`` spatial axes named it is a channels-last view, else C-contiguous.
+    """
+    if out is not None and not fresh and out.dtype == dtype and out.flags.behaved and out.dtype.isnative:
+        if not ndim and out.flags.c_contiguous:
+            return out.reshape(shape)
+        if ndim and _channels_to_end(out, ndim).flags.c_contiguous:
+            return _channels_last_view(_channels_to_end(out, ndim).reshape(-1), shape)
+    memory = empty(name, shape, dtype)
+    return _channels_last_view(memory, shape) if ndim else memory
 
 
 def finish(
-    result: Array, out: Array | None, shape: Sequence[int], dtype: np.dtype[Any], accumulate: bool = False
+    result: Array, out: Array | None, shape: Sequence[int], dtype: np.dtype[Any], accumulate: bool, ndim: int = 0
 ) -> Array:
-    """Hand out what a kernel wrote: as a new array of this shape and dtype, or in ``out``, or added to it."""
+    """Hand out what a kernel wrote: as a new array of this shape and dtype, or in ``out``, or added to it.
+
+    With ``ndim`` spatial axes named, a new array lies channels-last.
+    """
     result = result.reshape(shape)
     if out is None:
+        if ndim and not _channels_to_end(result, ndim).flags.c_contiguous:
+            first = len(shape) - ndim
+            memory = np.ascontiguousarray(_channels_to_end(result, ndim))
+            result = memory.transpose(*range(first - 1), len(shape) - 1, *range(first - 1, len(shape) - 1))
         return result if result.dtype == dtype else result.astype(dtype)
     if accumulate:
         np.add(out, result, out=out, casting="same_kind")

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from .arrays import Array, as_array, common_dtype
 from .geometry import conv_geometry
-from .ops import check_grad_output, run_pass, shapes_3d
+from .ops import Operand, check_grad_output, run_pass, shapes_3d
 
 __all__ = [
     "conv1d_bias",
@@ -33,8 +35,8 @@ def _grad_input(
     batched = len(input_size) == ndim + 2
     check_grad_output(grad_output, geometry, batched)
     x_shape, weight_shape, output_shape = shapes_3d(geometry)
-    inputs = [(grad_output, output_shape), (weight, weight_shape)]
-    return run_pass("grad_input", geometry, dtype, inputs, x_shape, final_shape=tuple(input_size))
+    inputs = [Operand(grad_output, output_shape, ndim), Operand(weight, weight_shape)]
+    return run_pass("grad_input", geometry, dtype, inputs, grad_output, x_shape, tuple(input_size))
 
 
 def _grad_weight(
@@ -47,8 +49,9 @@ def _grad_weight(
     )
     check_grad_output(grad_output, geometry, x.ndim == ndim + 2)
     x_shape, weight_shape, output_shape = shapes_3d(geometry)
-    inputs = [(grad_output, output_shape), (x, x_shape)]
-    return run_pass("grad_weight", geometry, dtype, inputs, (1, *weight_shape), final_shape=geometry.weight_shape)
+    inputs = [Operand(grad_output, output_shape, ndim), Operand(x, x_shape, ndim)]
+    like = np.empty(geometry.weight_shape, dtype)
+    return run_pass("grad_weight", geometry, dtype, inputs, like, (1, *weight_shape), geometry.weight_shape)
 
 
 def _grad_bias(ndim: int, grad_output: Any) -> Array:
@@ -63,7 +66,8 @@ def _grad_bias(ndim: int, grad_output: Any) -> Array:
     geometry = conv_geometry((batch, 1, *sizes), (filters, 1) + (1,) * ndim)
     dtype = common_dtype(grad_output=grad_output)
     _, _, output_shape = shapes_3d(geometry)
-    return run_pass("grad_bias", geometry, dtype, [(grad_output, output_shape)], (filters,), final_shape=(filters,))
+    inputs = [Operand(grad_output, output_shape, ndim)]
+    return run_pass("grad_bias", geometry, dtype, inputs, grad_output, (filters,), (filters,))
 
 
 def conv2d_input(

@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import pathlib
+import platform
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -24,12 +26,43 @@ import numba
 import numpy as np
 from numba import config, prange
 from numba.core.caching import FunctionCache
+from numba.core.codegen import get_host_cpu_features
 from numba.extending import register_jitable
 
-__all__ = ["kernel", "parallel_kernel", "prange", "shared", "source_hash", "unsigned"]
+__all__ = [
+    "ROWS",
+    "VECTORS",
+    "VECTOR_BYTES",
+    "kernel",
+    "parallel_kernel",
+    "prange",
+    "shared",
+    "source_hash",
+    "unsigned",
+]
 
 unsigned = np.uintp
 """Type of an index that is known not to be negative: Numba leaves out the wrap-around for it."""
+
+
+def _vector_bytes() -> int:
+    """Width of the widest vector registers that Numba compiles for here, in bytes."""
+    features = config.CPU_FEATURES if config.CPU_FEATURES is not None else get_host_cpu_features()
+    enabled = set(features.split(","))
+    if "+avx512f" in enabled:
+        return 64
+    return 32 if "+avx" in enabled else 16
+
+
+VECTOR_BYTES = int(os.environ.get("FASTCONV_VECTOR_BYTES", 0)) or _vector_bytes()
+"""Bytes of a vector: 64 with AVX-512, 32 with AVX, else 16 (NEON, SSE).  The environment variable is for tests: LLVM splits
+vectors that are wider than the machine's."""
+
+ROWS = 6
+"""Rows of the register tile.  Each takes a general register for its address, and there are 15 on x86-64."""
+
+VECTORS = 4 if VECTOR_BYTES == 64 or platform.machine() in ("aarch64", "arm64") else 2
+"""Most vectors in a row of the register tile: 6x4 accumulators of 32 registers, 6x2 of 16."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -60,7 +93,7 @@ class KernelCache(FunctionCache):
     """Numba's cache of one function, keyed on the whole package's sources, in which every failure is only a miss."""
 
     def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
-        return (*super()._index_key(sig, codegen), source_hash())
+        return (*super()._index_key(sig, codegen), source_hash(), VECTOR_BYTES)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:

@@ -12,7 +12,18 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from .arrays import Array, as_array, check_out, common_dtype, finish, plain, result_dtype, sum_dtype, target
+from .arrays import (
+    Array,
+    as_array,
+    check_out,
+    common_dtype,
+    finish,
+    is_channels_last,
+    plain,
+    result_dtype,
+    sum_dtype,
+    target,
+)
 from .geometry import ConvGeometry, conv_geometry, transposed_geometry
 from .plan import choose
 
@@ -61,28 +72,40 @@ class ConvGrads(NamedTuple):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+class Operand(NamedTuple):
+    """An array, the shape that kernels know it by, and its number of spatial axes if it is an image (else 0)."""
+
+    array: Array
+    shape: tuple[int, ...]
+    ndim: int = 0
+
+
 def run_pass(
     computes: str,
     geometry: ConvGeometry,
     dtype: np.dtype[Any],
-    inputs: Sequence[tuple[Array, Sequence[int]]],
+    inputs: Sequence[Operand],
+    like: Array,
     shape: Sequence[int],
-    algorithm: str = "auto",
-    *,
     final_shape: Sequence[int],
+    *,
+    algorithm: str = "auto",
     out: Array | None = None,
     accumulate: bool = False,
-    name: str = "out",
 ) -> Array:
-    """Run the chosen row on plain arrays with three spatial axes, and hand its result out as a caller wants it.
+    """Run the chosen row, and hand its result out as a caller wants it.
 
-    ``inputs`` are arrays with the shapes that the kernels know them by; ``shape`` is that of the kernel's result.
+    ``shape`` is that of the kernel's result, ``final_shape`` that of the caller's, ``like`` the array whose memory layout the
+    result takes.
     """
     summed = sum_dtype(dtype)
     row = choose(computes, geometry, dtype, algorithm)
-    result = target(name, out, shape, summed, accumulate)
-    row.run(geometry.as_3d(), *(plain(array, known, summed) for array, known in inputs), result)
-    return finish(result, out, final_shape, result_dtype(dtype), accumulate)
+    ndim = geometry.ndim if computes != "grad_bias" and is_channels_last(like, geometry.ndim) else 0
+    kept = ndim if row.channels_last and computes != "grad_weight" else 0
+    result = target(computes, out, shape, summed, accumulate, kept)
+    arrays = [plain(array, known, summed, axes if row.channels_last else 0) for array, known, axes in inputs]
+    row.run(geometry.as_3d(), *arrays, result)
+    return finish(result, out, final_shape, result_dtype(dtype), accumulate, ndim)
 
 
 def shapes_3d(geometry: ConvGeometry) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
@@ -136,8 +159,8 @@ def _conv(
     if out is not None:
         check_out("out", out, final_shape, result_dtype(dtype), _given(x=x, weight=weight, bias=bias))
     x_shape, weight_shape, output_shape = shapes_3d(geometry)
-    inputs = [(x, x_shape), (weight, weight_shape), (values, (geometry.filters,))]
-    return run_pass("output", geometry, dtype, inputs, output_shape, algorithm, final_shape=final_shape, out=out)
+    inputs = [Operand(x, x_shape, ndim), Operand(weight, weight_shape), Operand(values, (geometry.filters,))]
+    return run_pass("output", geometry, dtype, inputs, x, output_shape, final_shape, algorithm=algorithm, out=out)
 
 
 def check_grad_output(grad_output: Array, geometry: ConvGeometry, batched: bool) -> None:
@@ -229,18 +252,18 @@ def _backward(
     given = _given(x=x, weight=weight, grad_output=grad_output)
     outs = _check_outs(out, mask, shapes, result_dtype(dtype), given)
     x_shape, weight_shape, output_shape = shapes_3d(geometry)
-    gradient = (grad_output, output_shape)
+    gradient = Operand(grad_output, output_shape, ndim)
     passes = (
-        ("grad_input", [gradient, (weight, weight_shape)], x_shape),
-        ("grad_weight", [gradient, (x, x_shape)], (sums, *weight_shape)),
-        ("grad_bias", [gradient], (geometry.filters,)),
+        ("grad_input", [gradient, Operand(weight, weight_shape)], x, x_shape),
+        ("grad_weight", [gradient, Operand(x, x_shape, ndim)], weight, (sums, *weight_shape)),
+        ("grad_bias", [gradient], grad_output, (geometry.filters,)),
     )
     grads = [
         run_pass(
-            computes, geometry, dtype, inputs, shape, algorithm,
-            final_shape=final_shape, out=result, accumulate=accumulate, name=computes,
+            computes, geometry, dtype, inputs, like, shape, final_shape,
+            algorithm=algorithm, out=result, accumulate=accumulate,
         ) if wanted else None
-        for (computes, inputs, shape), wanted, final_shape, result in zip(passes, mask, shapes, outs, strict=True)
+        for (computes, inputs, like, shape), wanted, final_shape, result in zip(passes, mask, shapes, outs, strict=True)
     ]  # fmt: skip
     return ConvGrads(*grads)
 
@@ -262,8 +285,8 @@ def _transpose(
     values = _bias_values(bias, geometry.channels, ndim, dtype)
     final_shape = _final(geometry.input_shape, x.ndim == ndim + 2)
     x_shape, weight_shape, output_shape = shapes_3d(geometry)
-    inputs = [(x, output_shape), (weight, weight_shape)]
-    result = run_pass("grad_input", geometry, dtype, inputs, x_shape, final_shape=final_shape)
+    inputs = [Operand(x, output_shape, ndim), Operand(weight, weight_shape)]
+    result = run_pass("grad_input", geometry, dtype, inputs, x, x_shape, final_shape)
     if bias is not None:
         result += values.reshape((geometry.channels,) + (1,) * ndim)
     return result
@@ -290,18 +313,19 @@ def _transpose_backward(
     mask = _output_mask(output_mask)
     final_bias = _bias_shape(bias_shape, geometry.channels, ndim)
     x_shape, weight_shape, output_shape = shapes_3d(geometry)
-    gradient, final_x = (grad_output, x_shape), _final(geometry.output_shape, batched)
+    gradient, final_x = Operand(grad_output, x_shape, ndim), _final(geometry.output_shape, batched)
     grad_x = grad_weight = grad_bias = None
     if mask[0]:
         no_bias = np.zeros(geometry.filters, dtype)
-        inputs = [gradient, (weight, weight_shape), (no_bias, no_bias.shape)]
-        grad_x = run_pass("output", geometry, dtype, inputs, output_shape, final_shape=final_x)
+        inputs = [gradient, Operand(weight, weight_shape), Operand(no_bias, no_bias.shape)]
+        grad_x = run_pass("output", geometry, dtype, inputs, x, output_shape, final_x)
     if mask[1]:
-        inputs = [(x, output_shape), gradient]
-        shape = (1, *weight_shape)
-        grad_weight = run_pass("grad_weight", geometry, dtype, inputs, shape, final_shape=geometry.weight_shape)
+        inputs = [Operand(x, output_shape, ndim), gradient]
+        grad_weight = run_pass(
+            "grad_weight", geometry, dtype, inputs, weight, (1, *weight_shape), geometry.weight_shape
+        )
     if mask[2]:
-        grad_bias = run_pass("grad_bias", geometry, dtype, [gradient], (geometry.channels,), final_shape=final_bias)
+        grad_bias = run_pass("grad_bias", geometry, dtype, [gradient], grad_output, (geometry.channels,), final_bias)
     return ConvGrads(grad_x, grad_weight, grad_bias)
 
 

@@ -1,0 +1,66 @@
+"""Convolutions and their gradients for CPUs.
+
+>>> import numpy as np
+>>> import fastconv
+>>> x = np.ones((8, 3, 32, 32), np.float32)
+>>> weight = np.ones((16, 3, 3, 3), np.float32)
+>>> fastconv.conv2d(x, weight, padding=1).shape
+(8, 16, 32, 32)
+
+`fastconv.reference` states the mathematics, `fastconv.ladder` shows how it is vectorised, `fastconv.explain` tells which
+kernel computes a call, `fastconv.nn` has layers to train networks with.
+"""
+
+from . import grad, ladder, nn, reference
+from .ops import (
+    ConvGrads,
+    conv1d,
+    conv1d_backward,
+    conv1d_jvp,
+    conv2d,
+    conv2d_backward,
+    conv2d_jvp,
+    conv3d,
+    conv3d_backward,
+    conv3d_jvp,
+    conv_transpose1d,
+    conv_transpose1d_backward,
+    conv_transpose2d,
+    conv_transpose2d_backward,
+    conv_transpose3d,
+    conv_transpose3d_backward,
+)
+from .padding import pad, pad_backward
+from .plan import Plan, explain, get_precision, set_precision
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConvGrads",
+    "Plan",
+    "__version__",
+    "conv1d",
+    "conv1d_backward",
+    "conv1d_jvp",
+    "conv2d",
+    "conv2d_backward",
+    "conv2d_jvp",
+    "conv3d",
+    "conv3d_backward",
+    "conv3d_jvp",
+    "conv_transpose1d",
+    "conv_transpose1d_backward",
+    "conv_transpose2d",
+    "conv_transpose2d_backward",
+    "conv_transpose3d",
+    "conv_transpose3d_backward",
+    "explain",
+    "get_precision",
+    "grad",
+    "ladder",
+    "nn",
+    "pad",
+    "pad_backward",
+    "reference",
+    "set_precision",
+]

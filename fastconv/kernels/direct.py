@@ -1,0 +1,123 @@
+"""Direct convolution on the register tile, lanes along channels.
+
+Two drivers serve all three passes.  `gather` computes pixels: a tile is ROWS pixels times a block of output channels, the sum
+runs over taps and input channels; with the weight packed one way this is equation (1), with the other, phase by phase, it is
+equation (2).  `correlate` computes weights: a tile is ROWS (tap, channel) pairs times a block of filters, the sum runs over
+pixels: equation (3).  What is what is said by the offset tables that `fastconv.engine` makes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..jit import parallel_kernel, prange
+from ..simd import ROWS, outer_tile
+
+__all__ = ["correlate", "gather"]
+
+Array = np.ndarray[Any, Any]
+Ints = tuple[int, ...]
+
+
+@parallel_kernel
+def gather(
+    panels: Array, vector_table: Array, scalar_table: Array, count: int, image: Array, image_at: int, image_steps: Ints,
+    group_step: int, out: Array, out_at: int, out_steps: Ints, sizes: Ints, groups: int, lane_count: int, width: int,
+    start: Array, chunk: int,
+) -> None:  # fmt: skip
+    """out[pixel, g, lane] = start[g, lane] + sum over a, b of panels[g, block, a, b, lane] * image[pixel, scalar_table[a] + b].
+
+    ``sizes`` (N, D, H, W) are the pixels to compute; ``image_steps`` and ``out_steps`` say how far apart neighbours along each
+    of these axes are in the packed image and in the channels-last output.
+
+    The schedule: a task is a block of lanes and a chunk of pixels, so that the block's panel stays in the second-level cache.
+    The last tile of a task is filled up with copies of its last pixel.
+    """
+    N, D, H, W = sizes
+    pixels = N * D * H * W
+    blocks, chunks = (lane_count + width - 1) // width, (pixels + chunk - 1) // chunk
+    many = vector_table.size
+    panel = panels.size // (groups * blocks)
+    for task in prange(groups * blocks * chunks):
+        group_block, part = divmod(np.int64(task), chunks)
+        g, block = divmod(group_block, blocks)
+        valid = min(width, lane_count - block * width)
+        first = part * chunk
+        last = min(first + chunk, pixels)
+        rest, x = divmod(first, W)
+        rest, y = divmod(rest, H)
+        n, z = divmod(rest, D)
+        source = (
+            image_at
+            + g * group_step
+            + n * image_steps[0]
+            + z * image_steps[1]
+            + y * image_steps[2]
+            + x * image_steps[3]
+        )
+        target = out_at + g * lane_count + block * width
+        target += n * out_steps[0] + z * out_steps[1] + y * out_steps[2] + x * out_steps[3]
+        places = np.empty(2 * ROWS, np.int64)
+        for pixel in range(first, last, ROWS):
+            for m in range(ROWS):
+                places[m], places[ROWS + m] = source, target
+                if pixel + m + 1 < last:  # step to the next pixel, as an odometer does
+                    source, target, x = source + image_steps[3], target + out_steps[3], x + 1
+                    if x == W:
+                        source, target = (
+                            source + image_steps[2] - W * image_steps[3],
+                            target + out_steps[2] - W * out_steps[3],
+                        )
+                        x, y = 0, y + 1
+                        if y == H:
+                            source += image_steps[1] - H * image_steps[2]
+                            target += out_steps[1] - H * out_steps[2]
+                            y, z = 0, z + 1
+                            if z == D:
+                                source += image_steps[0] - D * image_steps[1]
+                                target += out_steps[0] - D * out_steps[1]
+                                z = 0
+            outer_tile(
+                panels, group_block * panel, vector_table, 0, width, image, scalar_table, 1, many, count, places, out,
+                start, group_block * width, 0, valid,
+            )  # fmt: skip
+
+
+@parallel_kernel
+def correlate(
+    gradient: Array, vector_table: Array, vector_step: int, image: Array, scalar_table: Array, scalar_step: int, count: int,
+    sums: int, groups: int, filters: int, width: int, taps: Array, channels: int, out: Array, zeros: Array, chunk: int,
+    rows_per_task: int,
+) -> None:  # fmt: skip
+    """out[s, g, block, tap, ch, lane] = sum over rows a of sum s, b of gradient[a, b, g, lane] * image[a, b, taps[tap] + g, ch].
+
+    The tables hold the rows of all sums one after another.
+
+    The schedule: a task is one sum, a block of filters and a range of (tap, channel) pairs; it walks over the images in chunks
+    of rows that stay in the cache while all of its pairs are served, and adds each chunk's sums to the result.
+    """
+    blocks = (filters + width - 1) // width
+    pairs = taps.size * channels
+    parts = (pairs + rows_per_task - 1) // rows_per_task
+    lines = vector_table.size // sums
+    for task in prange(sums * groups * blocks * parts):
+        unit, part = divmod(np.int64(task), parts)
+        rest, block = divmod(unit, blocks)
+        s, g = divmod(rest, groups)
+        valid = min(width, filters - block * width)
+        first, last = part * rows_per_task, min((part + 1) * rows_per_task, pairs)
+        places = np.empty(2 * ROWS, np.int64)
+        for line in range(0, lines, chunk):
+            many = min(chunk, lines - line)
+            for pair in range(first, last, ROWS):
+                for m in range(ROWS):
+                    here = min(pair + m, last - 1)
+                    tap, ch = divmod(here, channels)
+                    places[m] = taps[tap] + g * channels + ch
+                    places[ROWS + m] = (unit * pairs + here) * width
+                outer_tile(
+                    gradient, g * filters + block * width, vector_table, s * lines + line, vector_step, image, scalar_table,
+                    scalar_step, many, count, places, out, zeros, 0, line, valid,
+                )  # fmt: skip

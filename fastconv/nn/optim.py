@@ -1,0 +1,277 @@
+"""Optimisers with PyTorch's update rules.
+
+Each reads ``grad`` and updates ``data`` of its parameters in place.  A parameter whose gradient is stale or was never
+computed is skipped.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from .checks import Array, as_array, check_shape, number
+from .parameter import Parameter
+
+__all__ = ["SGD", "Adam", "AdamW"]
+
+
+class Optimiser(abc.ABC):
+    """Base of the optimisers.
+
+    Attributes
+    ----------
+    parameters : list of Parameter
+    lr : float
+        Learning rate; schedules assign to it.
+    """
+
+    settings: ClassVar[tuple[str, ...]]
+    """Attributes that are numbers and belong to the state."""
+    slots: ClassVar[tuple[str, ...]]
+    """Names of the arrays of each parameter that belong to the state."""
+
+    def __init__(self, parameters: Iterable[Parameter], lr: float) -> None:
+        self.parameters = list(parameters)
+        if not self.parameters:
+            raise ValueError("parameters is empty: expected at least one nn.Parameter")
+        for parameter in self.parameters:
+            if not isinstance(parameter, Parameter):
+                raise TypeError(f"parameters holds a {type(parameter).__name__}: expected nn.Parameter objects")
+        if len({id(parameter) for parameter in self.parameters}) < len(self.parameters):
+            raise ValueError("parameters holds the same parameter twice")
+        self.lr = number("lr", lr, 0.0)
+        self._arrays: list[dict[str, Array]] = [{} for _ in self.parameters]
+        self._steps = [0] * len(self.parameters)
+
+    def zero_grad(self) -> None:
+        """Mark all gradients stale."""
+        for parameter in self.parameters:
+            parameter.zero_grad()
+
+    def step(self) -> None:
+        """Update every parameter that has a gradient."""
+        for index, parameter in enumerate(self.parameters):
+            if parameter.grad is not None:
+                self._steps[index] += 1
+                self._update(parameter.data, parameter.grad, self._arrays[index], self._steps[index])
+
+    @abc.abstractmethod
+    def _update(self, data: Array, grad: Array, arrays: dict[str, Array], step: int) -> None:
+        """Update ``data`` in place; ``arrays`` holds what lasts from step to step, ``grad`` is only read."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next steps depend on but the parameters: a flat dict of numbers and copied arrays.
+
+        Keys are settings such as ``"lr"``, and for each parameter, by its position, ``"step.0"`` and arrays such as
+        ``"momentum.0"``.
+        """
+        state: dict[str, Any] = {name: getattr(self, name) for name in self.settings}
+        for index, arrays in enumerate(self._arrays):
+            state[f"step.{index}"] = self._steps[index]
+            state.update({f"{name}.{index}": array.copy() for name, array in arrays.items()})
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a state of `state_dict`, the settings included; on an error, nothing has changed.
+
+        Parameters
+        ----------
+        state : mapping of str to number or ndarray
+            Numbers may have become arrays of shape (), as they do in a file.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the state is of another kind of optimiser or does not fit the parameters.
+        """
+        needed = {*self.settings, *(f"step.{index}" for index in range(len(self.parameters)))}
+        allowed = needed | {f"{name}.{index}" for name in self.slots for index in range(len(self.parameters))}
+        wrong = sorted((needed - state.keys()) | (state.keys() - allowed))
+        if wrong:
+            raise ValueError(
+                f"the state does not fit this {type(self).__name__} with {len(self.parameters)} parameters: "
+                f"{', '.join(repr(key) for key in wrong)} {'is' if len(wrong) == 1 else 'are'} missing or unexpected"
+            )
+        settings = {name: type(getattr(self, name))(number(name, state[name], 0.0)) for name in self.settings}
+        steps = [int(number(f"step.{index}", state[f"step.{index}"], 0.0)) for index in range(len(self.parameters))]
+        loaded: list[dict[str, Array]] = []
+        for index, parameter in enumerate(self.parameters):
+            arrays = {}
+            for name in self.slots:
+                key = f"{name}.{index}"
+                if key in state:
+                    array = as_array(key, state[key])
+                    check_shape(key, array, parameter.shape)
+                    arrays[name] = np.array(array, dtype=parameter.data.dtype, order="C")
+            loaded.append(arrays)
+        for name, value in settings.items():
+            setattr(self, name, value)
+        self._steps, self._arrays = steps, loaded
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={getattr(self, name)}" for name in self.settings)
+        return f"{type(self).__name__}({len(self.parameters)} parameters, {settings})"
+
+
+class SGD(Optimiser):
+    """Stochastic gradient descent.
+
+    With g = grad + weight_decay*data, and m = g in the first step: ``m = momentum*m + (1 - dampening)*g``, then
+    ``data -= lr*m``, or with Nesterov's rule ``data -= lr*(g + momentum*m)``.
+
+    Parameters
+    ----------
+    parameters : iterable of Parameter
+    lr, momentum, dampening, weight_decay : float
+        At least 0.
+    nesterov : bool
+        Needs a momentum and no dampening.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong type or value.
+
+    Examples
+    --------
+    >>> from fastconv import nn
+    >>> layer = nn.Linear(1, 1, bias=False, dtype=np.float64)
+    >>> optimiser = nn.SGD(layer.parameters(), lr=0.5)
+    >>> layer.weight, layer.grad_weight = np.array([[1.0]]), np.array([[0.5]])
+    >>> optimiser.step()
+    >>> layer.weight
+    array([[0.75]])
+    """
+
+    settings = ("lr", "momentum", "dampening", "weight_decay", "nesterov")
+    slots = ("momentum",)
+
+    def __init__(
+        self,
+        parameters: Iterable[Parameter],
+        lr: float = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+    ) -> None:
+        super().__init__(parameters, lr)
+        self.momentum = number("momentum", momentum, 0.0)
+        self.dampening = number("dampening", dampening, 0.0)
+        self.weight_decay = number("weight_decay", weight_decay, 0.0)
+        self.nesterov = bool(nesterov)
+        if self.nesterov and (self.momentum == 0 or self.dampening != 0):
+            raise ValueError(
+                f"nesterov needs a momentum above 0 and dampening 0: they are {self.momentum} and {self.dampening}"
+            )
+
+    def _update(self, data: Array, grad: Array, arrays: dict[str, Array], step: int) -> None:
+        if self.weight_decay:
+            grad = grad + self.weight_decay * data
+        if self.momentum:
+            if "momentum" not in arrays:
+                arrays["momentum"] = grad.copy()
+            else:
+                arrays["momentum"] *= self.momentum
+                arrays["momentum"] += (1 - self.dampening) * grad
+            grad = grad + self.momentum * arrays["momentum"] if self.nesterov else arrays["momentum"]
+        data -= self.lr * grad
+
+
+class Adam(Optimiser):
+    """Adam (Kingma and Ba, 2015): steps scaled by running means of the gradient and of its square.
+
+    With g = grad + weight_decay*data, in step t: ``m = beta1*m + (1 - beta1)*g``, ``v = beta2*v + (1 - beta2)*g*g``,
+    ``data -= lr * (m/(1 - beta1**t)) / (sqrt(v/(1 - beta2**t)) + eps)``.
+
+    Parameters
+    ----------
+    parameters : iterable of Parameter
+    lr : float
+    betas : (float, float)
+        At least 0, below 1.
+    eps, weight_decay : float
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong type or value.
+
+    Examples
+    --------
+    >>> from fastconv import nn
+    >>> layer = nn.Linear(1, 1, bias=False, dtype=np.float64)
+    >>> optimiser = nn.Adam(layer.parameters(), lr=0.5)
+    >>> layer.weight, layer.grad_weight = np.array([[1.0]]), np.array([[0.25]])
+    >>> optimiser.step()
+    >>> layer.weight.round(6)
+    array([[0.5]])
+    """
+
+    settings = ("lr", "beta1", "beta2", "eps", "weight_decay")
+    slots = ("mean", "square")
+    decoupled: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        parameters: Iterable[Parameter],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(parameters, lr)
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            raise ValueError(f"betas is {betas!r}: expected two numbers")
+        self.beta1, self.beta2 = (number("betas", beta, 0.0, 1.0, open_end=True) for beta in betas)
+        self.eps = number("eps", eps, 0.0)
+        self.weight_decay = number("weight_decay", weight_decay, 0.0)
+
+    def _update(self, data: Array, grad: Array, arrays: dict[str, Array], step: int) -> None:
+        if self.weight_decay and self.decoupled:
+            data *= 1 - self.lr * self.weight_decay
+        elif self.weight_decay:
+            grad = grad + self.weight_decay * data
+        if not arrays:
+            arrays.update({name: np.zeros_like(data) for name in self.slots})
+        mean, square = arrays["mean"], arrays["square"]
+        mean += (1 - self.beta1) * (grad - mean)
+        square *= self.beta2
+        square += (1 - self.beta2) * np.square(grad)
+        scale = np.sqrt(square)
+        scale /= math.sqrt(1 - self.beta2**step)
+        scale += self.eps
+        data -= self.lr / (1 - self.beta1**step) * (mean / scale)
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019): ``data -= lr*weight_decay*data`` on its own.
+
+    Parameters
+    ----------
+    parameters : iterable of Parameter
+    lr, betas, eps, weight_decay
+        As for `Adam`; the weight decay is 0.01 if not given.
+
+    Examples
+    --------
+    >>> from fastconv import nn
+    >>> nn.AdamW(nn.Linear(2, 1).parameters(), lr=0.01)
+    AdamW(2 parameters, lr=0.01, beta1=0.9, beta2=0.999, eps=1e-08, weight_decay=0.01)
+    """
+
+    decoupled = True
+
+    def __init__(
+        self,
+        parameters: Iterable[Parameter],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ) -> None:
+        super().__init__(parameters, lr, betas, eps, weight_decay)

@@ -1,0 +1,45 @@
+"""Scratch memory that belongs to the calling thread and is used again from call to call.
+
+A buffer has a name; asking for it again returns the same memory, so whoever asks must be done with it before the next call
+that uses the name.  Nothing in it is ever handed to a user.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+
+from .arrays import Array, empty
+
+__all__ = ["LARGEST_KEPT", "buffer", "release"]
+
+LARGEST_KEPT = 2**28
+"""Bytes of a buffer that is kept for the next call; a larger one lives only as long as its call."""
+
+_local = threading.local()
+
+
+def buffer(name: str, size: int, dtype: np.dtype[Any]) -> Array:
+    """Return a flat array of ``size`` numbers, whose values are arbitrary.
+
+    Raises
+    ------
+    MemoryError
+        If it is larger than the machine's memory.
+    """
+    size = max(size, 1)
+    if size * dtype.itemsize > LARGEST_KEPT:
+        return empty("scratch memory", (size,), dtype)
+    kept: dict[tuple[str, Any], Array] = _local.__dict__.setdefault("buffers", {})
+    array = kept.get((name, dtype))
+    if array is None or array.size < size:
+        kept.pop((name, dtype), None)
+        kept[name, dtype] = array = empty("scratch memory", (size,), dtype)
+    return array[:size]
+
+
+def release() -> None:
+    """Give back the calling thread's scratch memory."""
+    _local.__dict__.pop("buffers", None)

@@ -1,0 +1,368 @@
+"""Vector words and register tiles: the only file that knows LLVM.
+
+A tile is a matrix of accumulators that stay in vector registers over a whole sum.  It knows nothing of convolution: every
+index map (stride, padding, dilation, groups, phases, dimension) lies in the offset tables that a driver gives it::
+
+    for each a, b:   acc[m][v] += vectors[vector_at + vector_table[a] + b*vector_step + v*lanes ...] * scalars[scalar_table[a] + b*scalar_step + places[m]]
+    at the end:      out[places[ROWS + m] + v*lanes ...] = acc[m][v]
+
+m counts the tile's ROWS, v its vectors, and ``...`` stands for the lanes of a vector.  One load of a vector serves ROWS
+multiplications, one load of a scalar as many as there are vectors.
+
+Each tile has a twin in plain Python with the same signature, which takes its place under ``NUMBA_DISABLE_JIT=1``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import config, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from .jit import ROWS, VECTOR_BYTES, VECTORS, shared
+
+__all__ = ["ROWS", "VECTORS", "lanes", "outer_tile", "transpose_tile"]
+
+Array = np.ndarray[Any, Any]
+
+I32, I64 = ir.IntType(32), ir.IntType(64)
+
+
+@shared
+def lanes(itemsize: int) -> int:
+    """Count the numbers of this size in one vector."""
+    return VECTOR_BYTES // itemsize
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The vocabulary
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Words:
+    """Loads, stores and arithmetic on vectors of one dtype.  Addresses are int64 and count bytes."""
+
+    def __init__(self, builder: Any, dtype: Any) -> None:
+        self.b = builder
+        self.scalar = ir.FloatType() if dtype == types.float32 else ir.DoubleType()
+        self.size = dtype.bitwidth // 8
+        self.lanes = lanes(self.size)
+        self.vector = ir.VectorType(self.scalar, self.lanes)
+        self.suffix = f"v{self.lanes}f{dtype.bitwidth}"
+
+    def load(self, address: Any, kind: Any) -> Any:
+        value = self.b.load(self.b.inttoptr(address, kind.as_pointer()))
+        value.align = 8 if kind is I64 else self.size
+        return value
+
+    def store(self, value: Any, address: Any) -> None:
+        self.b.store(value, self.b.inttoptr(address, value.type.as_pointer())).align = self.size
+
+    def store_first(self, values: list[Any], address: Any, count: Any) -> None:
+        """Store the first ``count`` numbers of some vectors, at least one, one by one: for edges."""
+        room = cgutils.alloca_once(self.b, ir.ArrayType(self.scalar, self.lanes * len(values)))
+        begin = self.b.ptrtoint(room, I64)
+        for v, value in enumerate(values):
+            self.store(value, self.b.add(begin, I64(self.size * self.lanes * v)))
+        with cgutils.for_range(self.b, count) as loop:
+            self.store(self.load(self.at(begin, loop.index), self.scalar), self.at(address, loop.index))
+
+    def splat(self, value: Any) -> Any:
+        undefined = ir.Constant(self.vector, ir.Undefined)
+        first = self.b.insert_element(undefined, value, I32(0))
+        return self.b.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, self.lanes), [0] * self.lanes))
+
+    def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
+        """a*b + c, in one instruction where there is one."""
+        function = cgutils.get_or_insert_function(
+            self.b.module, ir.FunctionType(self.vector, [self.vector] * 3), f"llvm.fmuladd.{self.suffix}"
+        )
+        return self.b.call(function, [a, b, c])
+
+    def at(self, address: Any, index: Any) -> Any:
+        """Address of an element, from that of the first."""
+        return self.b.add(address, self.b.mul(index, I64(self.size)))
+
+
+def _address(context: Any, builder: Any, kind: Any, array: Any) -> Any:
+    return builder.ptrtoint(context.make_array(kind)(context, builder, array).data, I64)
+
+
+def _private_function(module: Any, name: str, n_args: int) -> tuple[Any, bool]:
+    """Return the LLVM function of this name, and whether it is new and has to be written.
+
+    It is never inlined: inside a large driver the same tile lost a third of its speed to spilled registers.
+    """
+    if name in module.globals:
+        return module.globals[name], False
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * n_args), name)
+    function.linkage = "internal"
+    function.attributes.add("noinline")
+    return function, True
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The outer tile: vectors times scalars
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _write_outer_tile(function: Any, dtype: Any, vectors: int) -> None:
+    """Emit the tile with this many vectors.
+
+    Registers on AVX2 (16): 6x2 accumulators, 2 vectors, 1 scalar; 8 loads for 12 multiplications.
+    On AVX-512 (32): 6x4 accumulators, 4 vectors, 1 scalar; 10 loads for 24.  Six rows, because each row holds an address in a
+    general register and there are 15 of those.
+    """
+    b = ir.IRBuilder(function.append_basic_block("entry"))
+    w = Words(b, dtype)
+    (
+        vector,
+        vector_table,
+        vector_step,
+        scalar,
+        scalar_table,
+        scalar_step,
+        many,
+        count,
+        places,
+        out,
+        start,
+        add,
+        valid,
+    ) = function.args
+    vector_bytes, scalar_bytes = (b.mul(step, I64(w.size)) for step in (vector_step, scalar_step))
+    rows = [w.at(scalar, w.load(b.add(places, I64(8 * m)), I64)) for m in range(ROWS)]
+    targets = [w.at(out, w.load(b.add(places, I64(8 * (ROWS + m))), I64)) for m in range(ROWS)]
+    each = [(m, v) for m in range(ROWS) for v in range(vectors)]
+
+    # Accumulators begin with what `out` holds, or with the vectors at `start` (the bias).
+    fresh, old, outer, inner, next_outer, done = (
+        b.append_basic_block(name) for name in ("fresh", "old", "outer", "inner", "next", "done")
+    )
+    b.cbranch(b.icmp_signed("!=", add, I64(0)), old, fresh)
+    b.position_at_end(fresh)
+    first = [w.load(b.add(start, I64(w.size * w.lanes * v)), w.vector) for v in range(vectors)]
+    b.branch(outer)
+    b.position_at_end(old)
+    before = [w.load(b.add(targets[m], I64(w.size * w.lanes * v)), w.vector) for m, v in each]
+    b.branch(outer)
+
+    b.position_at_end(outer)
+    a = b.phi(I64)
+    a.add_incoming(I64(0), fresh)
+    a.add_incoming(I64(0), old)
+    sums = [b.phi(w.vector) for _ in each]
+    for total, (_, v), value in zip(sums, each, before, strict=True):
+        total.add_incoming(first[v], fresh)
+        total.add_incoming(value, old)
+    here = w.at(vector, w.load(b.add(vector_table, b.mul(a, I64(8))), I64))
+    shift = b.mul(w.load(b.add(scalar_table, b.mul(a, I64(8))), I64), I64(w.size))
+    bases = [b.add(row, shift) for row in rows]
+    b.branch(inner)
+
+    b.position_at_end(inner)
+    k, offset, panel = b.phi(I64), b.phi(I64), b.phi(I64)
+    acc = [b.phi(w.vector) for _ in each]
+    for value, begin in zip((k, offset, panel, *acc), (I64(0), I64(0), here, *sums), strict=True):
+        value.add_incoming(begin, outer)
+    columns = [w.load(b.add(panel, I64(w.size * w.lanes * v)), w.vector) for v in range(vectors)]
+    new = []
+    for m in range(ROWS):
+        factor = w.splat(w.load(b.add(bases[m], offset), w.scalar))
+        new += [w.multiply_add(columns[v], factor, acc[m * vectors + v]) for v in range(vectors)]
+    following = (b.add(k, I64(1)), b.add(offset, scalar_bytes), b.add(panel, vector_bytes), *new)
+    for value, after in zip((k, offset, panel, *acc), following, strict=True):
+        value.add_incoming(after, inner)
+    b.cbranch(b.icmp_signed("<", following[0], count), inner, next_outer)
+
+    b.position_at_end(next_outer)
+    a_next = b.add(a, I64(1))
+    a.add_incoming(a_next, next_outer)
+    for total, value in zip(sums, new, strict=True):
+        total.add_incoming(value, next_outer)
+    b.cbranch(b.icmp_signed("<", a_next, many), outer, done)
+
+    b.position_at_end(done)
+    whole, part, end = (b.append_basic_block(name) for name in ("whole", "part", "end"))
+    b.cbranch(b.icmp_signed(">=", valid, I64(vectors * w.lanes)), whole, part)
+    b.position_at_end(whole)
+    for (m, v), value in zip(each, new, strict=True):
+        w.store(value, b.add(targets[m], I64(w.size * w.lanes * v)))
+    b.branch(end)
+    b.position_at_end(part)
+    for m in range(ROWS):
+        w.store_first(new[m * vectors : (m + 1) * vectors], targets[m], valid)
+    b.branch(end)
+    b.position_at_end(end)
+    b.ret_void()
+
+
+def _outer_tile_twin(
+    vectors: Array,
+    vector_at: int,
+    vector_table: Array,
+    table_at: int,
+    vector_step: int,
+    scalars: Array,
+    scalar_table: Array,
+    scalar_step: int,
+    many: int,
+    count: int,
+    places: Array,
+    out: Array,
+    start: Array,
+    start_at: int,
+    add: int,
+    valid: int,
+) -> None:
+    """The outer tile in plain Python."""
+    width = -(-valid // lanes(out.itemsize)) * lanes(out.itemsize)
+    for m in range(ROWS):
+        target = places[ROWS + m]
+        if add:
+            acc = out[target : target + width].copy()
+        else:
+            acc = start[start_at : start_at + width].copy()
+        for a in range(many):
+            for k in range(count):
+                vector = vector_at + vector_table[table_at + a] + k * vector_step
+                scalar = scalars[places[m] + scalar_table[table_at + a] + k * scalar_step]
+                acc += vectors[vector : vector + width] * scalar
+        out[target : target + valid] = acc[:valid]
+
+
+@intrinsic
+def _outer_tile_intrinsic(  # type: ignore[no-untyped-def]
+    typingctx, vectors, vector_at, vector_table, table_at, vector_step, scalars, scalar_table, scalar_step,
+    many, count, places, out, start, start_at, add, valid,
+):  # fmt: skip
+    kinds = (vectors, vector_at, vector_table, table_at, vector_step, scalars, scalar_table, scalar_step,
+             many, count, places, out, start, start_at, add, valid)  # fmt: skip
+    signature = types.void(*(kind if isinstance(kind, types.Array) else types.intp for kind in kinds))
+    dtype = vectors.dtype
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        named = dict(zip(("vectors", "vector_at", "vector_table", "table_at", "vector_step", "scalars", "scalar_table",
+                          "scalar_step", "many", "count", "places", "out", "start", "start_at", "add", "valid"),
+                         zip(signature.args, args, strict=True), strict=True))  # fmt: skip
+        w = Words(builder, dtype)
+
+        def address(name: str) -> Any:
+            return _address(context, builder, *named[name])
+
+        def number(name: str) -> Any:
+            return named[name][1]
+
+        table_bytes = builder.mul(number("table_at"), I64(8))
+        passed = [
+            w.at(address("vectors"), number("vector_at")), builder.add(address("vector_table"), table_bytes),
+            number("vector_step"), address("scalars"), builder.add(address("scalar_table"), table_bytes),
+            number("scalar_step"), number("many"), number("count"), address("places"), address("out"),
+            w.at(address("start"), number("start_at")), number("add"), number("valid"),
+        ]  # fmt: skip
+        # One function for each number of vectors; `valid` lanes say which is needed.
+        after = builder.append_basic_block("after_tile")
+        for n in range(1, VECTORS + 1):
+            function, new = _private_function(builder.module, f"outer_tile_{w.suffix}_{ROWS}x{n}", len(passed))
+            if new:
+                _write_outer_tile(function, dtype, n)
+            if n == VECTORS:
+                builder.call(function, passed)
+                builder.branch(after)
+                break
+            this, other = builder.append_basic_block(f"tile_{n}"), builder.append_basic_block(f"more_than_{n}")
+            builder.cbranch(builder.icmp_signed("<=", number("valid"), I64(n * w.lanes)), this, other)
+            builder.position_at_end(this)
+            builder.call(function, passed)
+            builder.branch(after)
+            builder.position_at_end(other)
+        builder.position_at_end(after)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The transposing tile: as many rows as lanes, turned into as many columns
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _write_transpose_tile(function: Any, dtype: Any) -> None:
+    """Emit a transpose of lanes x lanes numbers, in log2(lanes) rounds of interleaving halves."""
+    b = ir.IRBuilder(function.append_basic_block("entry"))
+    w = Words(b, dtype)
+    source, source_step, target, target_step = function.args
+    n = w.lanes
+    rows = [w.load(w.at(source, b.mul(source_step, I64(m))), w.vector) for m in range(n)]
+    low = ir.Constant(ir.VectorType(I32, n), [i // 2 + (i % 2) * n for i in range(n)])
+    high = ir.Constant(ir.VectorType(I32, n), [n // 2 + i // 2 + (i % 2) * n for i in range(n)])
+    # Interleaving row m with row m + n/2 is one step of a perfect shuffle of the n*n numbers; log2(n) steps transpose them.
+    size = 1
+    while size < n:
+        rows = [b.shuffle_vector(rows[m], rows[m + n // 2], half) for m in range(n // 2) for half in (low, high)]
+        size *= 2
+    for m, row in enumerate(rows):
+        w.store(row, w.at(target, b.mul(target_step, I64(m))))
+    b.ret_void()
+
+
+def _transpose_tile_twin(
+    source: Array, source_at: int, source_step: int, target: Array, target_at: int, target_step: int
+) -> None:
+    """The transposing tile in plain Python."""
+    n = lanes(source.itemsize)
+    for m in range(n):
+        for k in range(n):
+            target[target_at + k * target_step + m] = source[source_at + m * source_step + k]
+
+
+@intrinsic
+def _transpose_tile_intrinsic(typingctx, source, source_at, source_step, target, target_at, target_step):  # type: ignore[no-untyped-def]
+    signature = types.void(source, types.intp, types.intp, target, types.intp, types.intp)
+    dtype = source.dtype
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        w = Words(builder, dtype)
+        function, new = _private_function(builder.module, f"transpose_tile_{w.suffix}", 4)
+        if new:
+            _write_transpose_tile(function, dtype)
+        first = w.at(_address(context, builder, signature.args[0], args[0]), args[1])
+        second = w.at(_address(context, builder, signature.args[3], args[3]), args[4])
+        builder.call(function, [first, args[2], second, args[5]])
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+outer_tile = _outer_tile_twin if config.DISABLE_JIT else _outer_tile_intrinsic
+"""The tile of vectors times scalars, with 1 to VECTORS vectors as ``valid`` lanes need.
+
+Parameters
+----------
+vectors, vector_at : flat array and offset
+    Where the vectors begin.
+vector_table, scalar_table, table_at : int64 arrays and offset
+    For each a the offset of its vectors and scalars; both tables are read from ``table_at`` on.
+vector_step, scalar_step : int
+    Distance of consecutive b.
+scalars : flat array
+    Where the scalars lie.
+many, count : int
+    Numbers of a and b, both at least 1.
+places : int64 array of 2*ROWS
+    Offsets of the rows in ``scalars``, then in ``out``.  Rows may repeat: they then store the same twice.
+out : flat array
+    The result.
+start, start_at : flat array and offset
+    What every row of accumulators begins with, VECTORS vectors.
+add : int
+    If not 0, accumulators begin with what ``out`` holds instead; then all lanes must be inside it.
+valid : int
+    Lanes of a row to store, 1 to VECTORS*lanes.  All lanes of ``vectors`` and ``start`` up to a whole vector are read.
+"""
+
+transpose_tile = _transpose_tile_twin if config.DISABLE_JIT else _transpose_tile_intrinsic
+"""target[target_at + k*target_step + m] = source[source_at + m*source_step + k] for m, k below the number of lanes."""

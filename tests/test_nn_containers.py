@@ -1,0 +1,376 @@
+"""Sequential and Residual: fused padding, skipped gradients, nesting, names and reprs."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from fastconv import nn, ops
+
+
+def random(shape, seed=0, dtype=np.float32):
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def integers(shape, seed=0, dtype=np.float32):
+    return np.random.default_rng(seed).integers(-3, 4, shape).astype(dtype)
+
+
+def with_integer_weights(module):
+    for seed, parameter in enumerate(module.parameters()):
+        parameter.data = integers(parameter.shape, seed, parameter.data.dtype)
+    return module
+
+
+def spy(monkeypatch, module, name):
+    """Record the keyword arguments of each call of ``module.name``."""
+    calls, original = [], getattr(module, name)
+
+    def recorded(*args, **kwargs):
+        calls.append(kwargs)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, recorded)
+    return calls
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Fused padding
+
+
+def test_fused_padding_is_the_convolutions_padding_bit_for_bit():
+    x = random((2, 3, 7, 6))
+    model = nn.Sequential(nn.ZeroPad2d((1, 2, 0, 3)), nn.Conv2d(3, 4, 3, stride=2, rng=0))
+    conv = model[1]
+    output = model(x)
+    padding = ((0, 3), (1, 2))
+    np.testing.assert_array_equal(output, ops.conv2d(x, conv.weight, conv.bias, 2, padding))
+    grad = random(output.shape, 1)
+    dx = model.backward(grad, input_grad=True)
+    expected = ops.conv2d_backward(grad, x, conv.weight, 2, padding)
+    np.testing.assert_array_equal(dx, expected.input)
+    np.testing.assert_array_equal(conv.grad_weight, expected.weight)
+    np.testing.assert_array_equal(conv.grad_bias, expected.bias)
+
+
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_fused_equals_unfused(ndim, dtype):
+    conv_class, pad_class = getattr(nn, f"Conv{ndim}d"), getattr(nn, f"ZeroPad{ndim}d")
+    pad = pad_class(tuple(range(1, 2 * ndim + 1)))
+    conv = with_integer_weights(conv_class(2, 3, 3, stride=2, dtype=dtype))
+    x = integers((2, 2, *(5, 4, 3)[:ndim]), 5, dtype)
+    expected = conv(pad(x))
+    grad = integers(expected.shape, 6, dtype)
+    expected_dx = pad.backward(conv.backward(grad))
+    gradients = [parameter.grad.copy() for parameter in conv.parameters()]
+    conv.zero_grad()
+    model = nn.Sequential(pad, conv)
+    np.testing.assert_array_equal(model(x), expected)
+    np.testing.assert_array_equal(model.backward(grad, input_grad=True), expected_dx)
+    for parameter, reference in zip(model.parameters(), gradients, strict=True):
+        np.testing.assert_array_equal(parameter.grad, reference)
+
+
+def padded_calls(monkeypatch, model, x):
+    """How many times the model pads an array, forward and backward."""
+    from fastconv.nn import padding
+
+    forward, backward = spy(monkeypatch, padding, "pad"), spy(monkeypatch, padding, "pad_backward")
+    output = model(x)
+    model.backward(np.ones_like(output), input_grad=True)
+    assert len(forward) == len(backward)
+    return len(forward)
+
+
+@pytest.mark.parametrize(
+    ("layers", "count"),
+    [
+        (lambda: [nn.ZeroPad2d(1), nn.Conv2d(1, 1, 3)], 0),
+        (lambda: [nn.ReLU(), nn.ZeroPad2d(1), nn.Conv2d(1, 1, 3), nn.ReLU()], 0),
+        (lambda: [nn.ZeroPad2d(1), nn.ZeroPad2d((1, 0, 2, 0)), nn.Conv2d(1, 1, 3)], 0),
+        (lambda: [nn.Sequential(nn.ReLU(), nn.ZeroPad2d(1)), nn.Conv2d(1, 1, 3)], 0),
+        (lambda: [nn.ZeroPad2d(1), nn.Sequential(nn.Sequential(nn.Conv2d(1, 1, 3)))], 0),
+        (lambda: [nn.Residual(nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(1, 1, 3)))], 0),
+        (lambda: [nn.ZeroPad2d(1), nn.ReLU(), nn.Conv2d(1, 1, 3)], 1),
+        (lambda: [nn.ZeroPad2d(1), nn.ConvTranspose2d(1, 1, 3)], 1),
+        (lambda: [nn.ReflectionPad2d(1), nn.Conv2d(1, 1, 3)], 1),
+        (lambda: [nn.Conv2d(1, 1, 3), nn.ZeroPad2d(1)], 1),
+        (lambda: [nn.ZeroPad2d(1), nn.ReflectionPad2d(1), nn.ZeroPad2d(1), nn.Conv2d(1, 1, 3)], 2),
+    ],
+)
+def test_what_is_fused(monkeypatch, layers, count):
+    x = integers((2, 1, 4, 4))
+    plain = [layer for layer in with_integer_weights(nn.Sequential(*layers()))]
+    model = with_integer_weights(nn.Sequential(*layers()))
+    expected = x
+    for layer in plain:
+        expected = layer(expected)
+    np.testing.assert_array_equal(model(x), expected)
+    expected_dx = integers(expected.shape, 3)
+    dx = model.backward(expected_dx, input_grad=True)
+    for layer in reversed(plain):
+        expected_dx = layer.backward(expected_dx, input_grad=True)
+    np.testing.assert_array_equal(dx, expected_dx)
+    assert padded_calls(monkeypatch, model, x) == count
+
+
+def test_no_padded_array_outlives_the_call():
+    def kept(model):
+        x = np.ones((1, 1, 4, 4))
+        model(x)  # compiles
+        model.eval().train()  # drops what that call has kept
+        tracemalloc.start()
+        try:
+            before = tracemalloc.get_traced_memory()[0]
+            output = model(x)
+            assert output.shape == (1, 1, 3, 3)
+            return tracemalloc.get_traced_memory()[0] - before
+        finally:
+            tracemalloc.stop()
+
+    def conv():
+        return nn.Conv2d(1, 1, 3, stride=100, dtype=np.float64)
+
+    padded = 204 * 204 * 8
+    assert kept(nn.Sequential(nn.ZeroPad2d(100), conv())) < padded / 4
+    assert kept(nn.Sequential(nn.ZeroPad2d(100), nn.ReLU(), conv())) > padded / 4
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Gradients of the input
+
+
+def test_first_layer_skips_its_input_gradient(monkeypatch):
+    model = nn.Sequential(nn.ReLU(), nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 3))
+    x = random((2, 1, 6, 6))
+    calls = spy(monkeypatch, ops, "conv2d_backward")
+    grad = np.ones_like(model(x))
+    assert model.backward(grad) is None
+    wants_dx, others = (True, False, False), (False, True, True)
+    assert [call["output_mask"] for call in calls] == [wants_dx, others, others]
+    gradients = [parameter.grad.copy() for parameter in model.parameters()]
+    model.zero_grad()
+    model(x)
+    dx = model.backward(grad, input_grad=True)
+    assert dx.shape == x.shape
+    assert not dx[x < 0].any()
+    assert [call["output_mask"] for call in calls[3:]] == [wants_dx, others] * 2
+    for parameter, reference in zip(model.parameters(), gradients, strict=True):
+        np.testing.assert_array_equal(parameter.grad, reference)
+
+
+def test_layers_in_front_of_the_first_parameters_do_nothing(monkeypatch):
+    first, second = nn.ReLU(), nn.MaxPool2d(2)
+    model = nn.Sequential(nn.Sequential(first), second, nn.Conv2d(1, 1, 3))
+    output = model(random((1, 1, 8, 8)))
+    for layer in (first, second):
+        monkeypatch.setattr(layer, "_backward", None)
+    model.backward(np.ones_like(output))
+    for layer in (first, second):  # and keep no memory either
+        assert layer._kept is None
+
+
+@pytest.mark.parametrize("input_grad", [False, True])
+def test_nesting_changes_nothing(input_grad):
+    def leaves():
+        return [nn.Conv2d(1, 2, 3, rng=0), nn.ReLU(), nn.Conv2d(2, 2, 3, rng=1), nn.Flatten(), nn.Linear(32, 3, rng=2)]
+
+    class Own(nn.Sequential):
+        """Not flattened into an outer one."""
+
+    a, b, c, d, e = leaves()
+    nested = [
+        nn.Sequential(nn.Sequential(nn.Sequential(a), b), nn.Sequential(c, d), nn.Sequential(), e),
+        nn.Sequential(*(Own(layer) for layer in leaves())),
+        Own(Own(*leaves()[:3]), Own(*leaves()[3:])),
+    ]
+    x, grad = random((2, 1, 8, 8)), random((2, 3), 1)
+    flat = nn.Sequential(*leaves())
+    expected = flat(x)
+    expected_dx = flat.backward(grad, input_grad=input_grad)
+    for model in nested:
+        np.testing.assert_array_equal(model(x), expected)
+        dx = model.backward(grad, input_grad=input_grad)
+        assert (dx is None) == (not input_grad)
+        if input_grad:
+            np.testing.assert_array_equal(dx, expected_dx)
+        for one, other in zip(model.parameters(), flat.parameters(), strict=True):
+            np.testing.assert_array_equal(one.grad, other.grad)
+
+
+def test_inner_sequential_on_its_own_needs_its_own_forward():
+    inner = nn.Sequential(nn.Linear(2, 2))
+    outer = nn.Sequential(inner, nn.ReLU())
+    x = random((3, 2))
+    inner(x)
+    outer(x)
+    with pytest.raises(RuntimeError, match="part of an outer Sequential"):
+        inner.backward(x)
+    assert outer.backward(x, input_grad=True).shape == x.shape
+
+
+def test_residual_in_front_passes_on_that_no_input_gradient_is_wanted(monkeypatch):
+    block = nn.Residual(nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU()), nn.Conv2d(1, 1, 1))
+    model = nn.Sequential(block, nn.ReLU())
+    x = random((2, 1, 3, 3))
+    calls = spy(monkeypatch, ops, "conv2d_backward")
+    output = model(x)
+    assert model.backward(np.ones_like(output)) is None
+    assert [call["output_mask"] for call in calls] == [(False, True, True)] * 2
+    output = block(x)
+    assert block.backward(np.ones_like(output)).shape == x.shape
+
+
+@pytest.mark.parametrize("shortcut", [None, lambda: nn.Linear(3, 3, rng=2)])
+@pytest.mark.parametrize("body", [lambda: nn.ReLU(), lambda: nn.Sequential(nn.Linear(3, 3, rng=1), nn.ReLU())])
+def test_residual(body, shortcut):
+    x, grad = random((2, 3)), random((2, 3), 1)
+    block = nn.Residual(body(), shortcut and shortcut())
+    one, other = body(), shortcut() if shortcut else None
+    np.testing.assert_array_equal(block(x), one(x) + (other(x) if other else x))
+    expected = one.backward(grad, input_grad=True) + (other.backward(grad) if other else grad)
+    np.testing.assert_array_equal(block.backward(grad), expected)
+    block(x)
+    assert block.backward(grad, input_grad=False) is None
+    nested = nn.Sequential(block)
+    np.testing.assert_array_equal(nested(x), block(x))
+    np.testing.assert_array_equal(nested.backward(grad, input_grad=True), expected)
+
+
+def test_residual_shapes_must_agree():
+    with pytest.raises(ValueError, match=r"body\(x\) has shape \(2, 4\).*x \(2, 3\).*expected the same"):
+        nn.Residual(nn.Linear(3, 4))(random((2, 3)))
+
+
+def test_empty_sequential():
+    model, x = nn.Sequential(), random((2, 3))
+    np.testing.assert_array_equal(model(x), x)
+    np.testing.assert_array_equal(model.backward(x, input_grad=True), x)
+    model(x)
+    assert model.backward(x) is None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One sample without a batch axis
+
+
+@pytest.mark.parametrize("wrap", [lambda m: m, lambda m: nn.Sequential(nn.ReLU(), nn.Sequential(m))])
+def test_one_sample_goes_through_flatten_and_linear(wrap):
+    model = wrap(
+        nn.Sequential(
+            nn.ZeroPad2d(1),
+            nn.Residual(nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(2, 2, 3, rng=0), nn.BatchNorm2d(2))),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(2 * 3 * 3, 5, rng=0),
+        )
+    )
+    x, grad = random((2, 4, 4)), random((5,), 1)
+    output = model(x)
+    assert output.shape == (5,)
+    dx = model.backward(grad, input_grad=True)
+    assert dx.shape == x.shape
+    gradients = [parameter.grad.copy() for parameter in model.parameters()]
+    model.zero_grad()
+    np.testing.assert_array_equal(model(x[np.newaxis]), output[np.newaxis])
+    np.testing.assert_array_equal(model.backward(grad[np.newaxis], input_grad=True), dx[np.newaxis])
+    for parameter, reference in zip(model.parameters(), gradients, strict=True):
+        np.testing.assert_array_equal(parameter.grad, reference)
+    loss = nn.CrossEntropyLoss()
+    assert loss(model(x), 3) > 0
+    assert model.backward(loss.backward()) is None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Names, reprs and mistakes
+
+
+def test_names_are_pytorchs():
+    block = nn.Residual(nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)), nn.Conv2d(1, 1, 1, bias=False))
+    model = nn.Sequential(nn.ReLU(), nn.Sequential(nn.Linear(1, 1)), block)
+    names = ["1.0.weight", "1.0.bias", "2.body.0.weight", "2.body.0.bias", "2.body.1.weight", "2.body.1.bias"]
+    assert [parameter.name for parameter in model.parameters()] == [*names, "2.shortcut.weight"]
+    assert [name for name, _ in model.named_parameters()] == [*names, "2.shortcut.weight"]
+    statistics = [f"2.body.1.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")]
+    assert list(model.state_dict()) == [*names, *statistics, "2.shortcut.weight"]
+    assert [name for name, _ in model.named_buffers()] == statistics
+    assert model.state_dict()["2.body.1.num_batches_tracked"].dtype == np.int64
+    assert model.state_dict()["2.body.1.num_batches_tracked"].shape == ()
+
+
+def test_access():
+    layers = [nn.ReLU(), nn.Flatten()]
+    model = nn.Sequential(*layers)
+    assert len(model) == 2
+    assert list(model) == layers
+    assert model[-1] is layers[1]
+    with pytest.raises(TypeError):
+        model["0"]
+    assert model.train() is model.eval() is model
+    assert not any(module.training for module in model.modules())
+    assert all(module.training for module in model.train().modules())
+
+
+def test_repr_of_nested_modules():
+    block = nn.Residual(nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(4, 4, 3, bias=False), nn.BatchNorm2d(4)))
+    assert repr(nn.Sequential(nn.Conv2d(1, 4, 3), block, nn.MaxPool2d(2))) == (
+        """Sequential(
+  (0): Conv2d(1, 4, kernel_size=(3, 3), stride=(1, 1))  # weight (4, 1, 3, 3), bias (4,)
+  (1): Residual(
+    (body): Sequential(
+      (0): ZeroPad2d((1, 1, 1, 1))
+      (1): Conv2d(4, 4, kernel_size=(3, 3), stride=(1, 1), bias=False)  # weight (4, 4, 3, 3)
+      (2): BatchNorm2d(4, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)  # weight (4,), bias (4,)
+    )  # 152 parameters
+  )  # 152 parameters
+  (2): MaxPool2d(kernel_size=(2, 2), stride=(2, 2), padding=(0, 0))
+)  # 192 parameters"""
+    )
+
+
+class Own(nn.Module):
+    """A module of one's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(2, 3)
+        self.second = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.second(self.first(x))
+
+    def backward(self, grad_output, *, input_grad=True):
+        return self.first.backward(self.second.backward(grad_output), input_grad=input_grad)
+
+
+def test_module_of_ones_own():
+    model, x = nn.Sequential(Own(), nn.ReLU()), random((4, 2))
+    assert list(model.state_dict()) == [
+        f"0.{layer}.{name}" for layer in ("first", "second") for name in ("weight", "bias")
+    ]
+    output = model(x)
+    assert model.backward(output) is None
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    model(x)
+    assert model.backward(output, input_grad=True).shape == x.shape
+    model.eval()(x)
+    with pytest.raises(RuntimeError, match="evaluation mode"):
+        model[0].backward(x)
+
+
+def test_mistakes():
+    layer = nn.ReLU()
+    with pytest.raises(TypeError, match=r"module 1 is of type int: expected an nn\.Module"):
+        nn.Sequential(layer, 3)
+    with pytest.raises(ValueError, match=r"the same ReLU\(\) is there twice"):
+        nn.Sequential(layer, nn.Sequential(layer))
+    with pytest.raises(ValueError, match="is there twice"):
+        nn.Residual(layer, layer)
+    with pytest.raises(TypeError, match="body is of type NoneType"):
+        nn.Residual(None)
+    with pytest.raises(TypeError, match="shortcut is of type str"):
+        nn.Residual(layer, "x")
+    model = nn.Sequential(nn.Linear(2, 1))
+    with pytest.raises(TypeError, match=r"x is \[1\.0, 2\.0\] \(list\)"):
+        model([1.0, 2.0])
