@@ -73,7 +73,7 @@ def common_dtype(**arrays: Array | None) -> np.dtype[Any]:
         If they differ.
     """
     (first, reference), *others = [(name, array) for name, array in arrays.items() if array is not None]
-    dtype = reference.dtype.newbyteorder("=")
+    dtype: np.dtype[Any] = reference.dtype.newbyteorder("=")
     for name, array in others:
         if array.dtype != dtype and array.dtype.newbyteorder("=") != dtype:
             raise TypeError(f"{name} has dtype {array.dtype}, {first} has {dtype}: expected one dtype for both")
@@ -190,7 +190,7 @@ def _repeats(array: Array) -> bool:
 def overlap(a: Array, b: Array) -> bool:
     """Say whether two arrays share an element; when that is too hard to tell, say yes."""
     try:
-        return np.shares_memory(a, b, max_work=10_000)
+        return np.shares_memory(a, b, max_work=10_000)  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return True
 

@@ -187,12 +187,12 @@ class _GradInput:
 @functools.lru_cache(maxsize=512)
 def _plan_grad_input(g: ConvGeometry) -> _GradInput:
     # Along each axis, for each phase: its first pixel, its number of pixels, and its taps with i - t (i = t + shift).
-    axes = []
+    axes: list[list[tuple[int, int, list[tuple[int, int]]]]] = []
     for n, f, s, d, (left, _) in zip(g.input, g.kernel, g.stride, g.dilation, g.padding, strict=True):
         phases = []
         for p in range(min(s, n)):
             k0, step = phase_taps(p, s, d, left)
-            taps = [(k, (p + left - d * k) // s) for k in range(k0, f, step)] if k0 >= 0 else []
+            taps = [(k, (p + left - d * k) // s) for k in range(max(0, k0), f, step) if k0 >= 0]
             phases.append((p, ceil_div(n - p, s), taps[::-1]))  # shifts ascend
         axes.append(phases)
     # dO is padded as far as any tap of any phase reaches beyond it.

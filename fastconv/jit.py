@@ -14,6 +14,7 @@ And a cache is only ever a help: where it cannot be read or written, the kernel 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -41,7 +42,10 @@ __all__ = [
     "unsigned",
 ]
 
-unsigned = np.uintp
+signed: Any = np.int64
+"""Type to cast a prange index to before arithmetic: it is unsigned, and with signed numbers would become a float."""
+
+unsigned: Any = np.uintp
 """Type of an index that is known not to be negative: Numba leaves out the wrap-around for it."""
 
 
@@ -89,7 +93,7 @@ def source_hash() -> str:
     return digest.hexdigest()
 
 
-class KernelCache(FunctionCache):
+class KernelCache(FunctionCache):  # type: ignore[misc]
     """Numba's cache of one function, keyed on the whole package's sources, in which every failure is only a miss."""
 
     def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
@@ -102,19 +106,15 @@ class KernelCache(FunctionCache):
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        try:
+        with contextlib.suppress(OSError):  # a full disk, or a folder turned read-only: the code in memory is good
             super().save_overload(sig, data)
-        except OSError:  # a full disk, or a folder that has become read-only: the code in memory is good
-            pass
 
 
 def _compiled(func: F, **options: Any) -> F:
-    dispatcher = numba.njit(**OPTIONS, **options)(func)
+    dispatcher: F = numba.njit(**OPTIONS, **options)(func)
     if not config.DISABLE_JIT:
-        try:
-            dispatcher._cache = KernelCache(func)
-        except (RuntimeError, OSError):  # no folder that the cache may be written to
-            pass
+        with contextlib.suppress(RuntimeError, OSError):  # no folder that the cache may be written to
+            dispatcher._cache = KernelCache(func)  # type: ignore[attr-defined]
     return dispatcher
 
 
@@ -130,4 +130,5 @@ def parallel_kernel(func: F) -> F:
 
 def shared(func: F) -> F:
     """Let kernels call a plain Python function."""
-    return register_jitable(func)
+    wrapped: F = register_jitable(func)
+    return wrapped

@@ -34,8 +34,6 @@ __all__ = ["STEPS", "compiled", "im2col", "loops", "slices"]
 
 Array = np.ndarray[Any, Any]
 
-# ruff: noqa: N803, N806  -- the source's own letters
-
 
 def loops(X: Array, W: Array, b: Array, s: int = 1) -> Array:
     """Step 1: equation (1) as it stands, with indices from 0.
@@ -96,7 +94,8 @@ def im2col(X: Array, W: Array, b: Array, s: int = 1) -> Array:
     windows = sliding_window_view(X, (f_r, f_c), (1, 2))[:, ::s, ::s]  # (n_ch, h_new, w_new, f_r, f_c), still a view
     _, h_new, w_new, _, _ = windows.shape
     columns = windows.transpose(0, 3, 4, 1, 2).reshape(n_ch * f_r * f_c, h_new * w_new)  # the copy
-    return (W.reshape(n_f, -1) @ columns).reshape(n_f, h_new, w_new) + b[:, None, None]
+    O: Array = (W.reshape(n_f, -1) @ columns).reshape(n_f, h_new, w_new)
+    return O + b[:, None, None]
 
 
 def compiled(X: Array, W: Array, b: Array, s: int = 1) -> Array:
@@ -115,7 +114,10 @@ def main() -> None:
     """Time each step on a layer small enough for the first."""
     rng = np.random.default_rng(0)
     n_ch, size, n_f = 16, 30, 32
-    X, W = rng.standard_normal((n_ch, size, size)).astype(np.float32), rng.standard_normal((n_f, n_ch, 3, 3)).astype(np.float32)
+    X, W = (
+        rng.standard_normal((n_ch, size, size)).astype(np.float32),
+        rng.standard_normal((n_f, n_ch, 3, 3)).astype(np.float32),
+    )
     b = np.zeros(n_f, np.float32)
     flops = 2 * n_f * (size - 2) ** 2 * n_ch * 9
     print(f"{n_ch} -> {n_f} channels, {size}x{size}, 3x3, float32, {flops / 1e6:.1f} MFLOP")

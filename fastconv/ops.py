@@ -653,7 +653,8 @@ def conv1d(
 ) -> Array:
     """Convolve sequences with filters: `conv2d` with one spatial axis.
 
-    x has shape (N, n_ch, length) or (n_ch, length), weight (n_f, n_ch / groups, ...) with as many kernel axes.
+    x has shape (N, n_ch, length) or (n_ch, length),
+    weight (n_f, n_ch / groups, ...) with as many kernel axes.
 
     Examples
     --------
@@ -710,7 +711,8 @@ def conv_transpose1d(
 ) -> Array:
     """Apply the transpose of `conv1d`: `conv_transpose2d` with one spatial axis.
 
-    x has shape (N, n_in, length) or (n_in, length), weight (n_in, n_out / groups, ...) with as many kernel axes.
+    x has shape (N, n_in, length) or (n_in, length),
+    weight (n_in, n_out / groups, ...) with as many kernel axes.
 
     Examples
     --------
@@ -795,7 +797,8 @@ def conv3d(
 ) -> Array:
     """Convolve volumes with filters: `conv2d` with three spatial axes.
 
-    x has shape (N, n_ch, depth, height, width) or (n_ch, depth, height, width), weight (n_f, n_ch / groups, ...) with as many kernel axes.
+    x has shape (N, n_ch, depth, height, width) or (n_ch, depth, height, width),
+    weight (n_f, n_ch / groups, ...) with as many kernel axes.
 
     Examples
     --------
@@ -853,7 +856,8 @@ def conv_transpose3d(
 ) -> Array:
     """Apply the transpose of `conv3d`: `conv_transpose2d` with three spatial axes.
 
-    x has shape (N, n_in, depth, height, width) or (n_in, depth, height, width), weight (n_in, n_out / groups, ...) with as many kernel axes.
+    x has shape (N, n_in, depth, height, width) or (n_in, depth, height, width),
+    weight (n_in, n_out / groups, ...) with as many kernel axes.
 
     Examples
     --------

@@ -55,7 +55,6 @@ __all__ = ["grad_bias", "grad_input", "grad_weight", "i_lower", "i_upper", "outp
 
 Array = np.ndarray[Any, Any]
 
-# ruff: noqa: N803, N806  -- the source's own letters
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The source's case: one image, two axes, stride s.  Indices start at 1, as in the equations; only the subscripts say -1.

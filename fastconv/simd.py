@@ -3,8 +3,9 @@
 A tile is a matrix of accumulators that stay in vector registers over a whole sum.  It knows nothing of convolution: every
 index map (stride, padding, dilation, groups, phases, dimension) lies in the offset tables that a driver gives it::
 
-    for each a, b:   acc[m][v] += vectors[vector_at + vector_table[a] + b*vector_step + v*lanes ...] * scalars[scalar_table[a] + b*scalar_step + places[m]]
-    at the end:      out[places[ROWS + m] + v*lanes ...] = acc[m][v]
+    for each a, b:  acc[m][v] += vectors[vector_at + vector_table[a] + b*vector_step + v*lanes ...]
+                                 * scalars[places[m] + scalar_table[a] + b*scalar_step]
+    at the end:     out[places[ROWS + m] + v*lanes ...] = acc[m][v]
 
 m counts the tile's ROWS, v its vectors, and ``...`` stands for the lanes of a vector.  One load of a vector serves ROWS
 multiplications, one load of a scalar as many as there are vectors.

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..jit import parallel_kernel, prange
+from ..jit import parallel_kernel, prange, signed
 from ..simd import ROWS, outer_tile
 
 __all__ = ["correlate", "gather"]
@@ -41,7 +41,7 @@ def gather(
     many = vector_table.size
     panel = panels.size // (groups * blocks)
     for task in prange(groups * blocks * chunks):
-        group_block, part = divmod(np.int64(task), chunks)
+        group_block, part = divmod(signed(task), chunks)
         g, block = divmod(group_block, blocks)
         valid = min(width, lane_count - block * width)
         first = part * chunk
@@ -103,7 +103,7 @@ def correlate(
     parts = (pairs + rows_per_task - 1) // rows_per_task
     lines = vector_table.size // sums
     for task in prange(sums * groups * blocks * parts):
-        unit, part = divmod(np.int64(task), parts)
+        unit, part = divmod(signed(task), parts)
         rest, block = divmod(unit, blocks)
         s, g = divmod(rest, groups)
         valid = min(width, filters - block * width)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..geometry import ceil_div, gather_range, phase_taps, tap_range
-from ..jit import kernel, parallel_kernel, prange, unsigned
+from ..jit import kernel, parallel_kernel, prange, signed, unsigned
 
 __all__ = ["grad_bias", "grad_input", "grad_weight", "output"]
 
@@ -44,7 +44,7 @@ def output(
     _, GC, KD, KH, KW = weight.shape
     image, filters = x.reshape(x.size), weight.reshape(weight.size)
     for task in prange(N * F * OD * OH):
-        rest, i = divmod(np.int64(task), OH)
+        rest, i = divmod(signed(task), OH)
         rest, z = divmod(rest, OD)
         n, f = divmod(rest, F)
         first = n * C + f // (F // groups) * GC
@@ -94,7 +94,7 @@ def grad_input(
     s, d, P = stride[2], dilation[2], left[2]
     gradient, filters = grad_output.reshape(grad_output.size), weight.reshape(weight.size)
     for task in prange(N * C * D * H):
-        rest, p = divmod(np.int64(task), H)
+        rest, p = divmod(signed(task), H)
         rest, pz = divmod(rest, D)
         n, channel = divmod(rest, C)
         first, ch = channel // GC * GF, channel % GC
@@ -148,7 +148,7 @@ def grad_weight(
     S, _, GC, KD, KH, KW = out.shape
     gradient, image = grad_output.reshape(grad_output.size), x.reshape(x.size)
     for task in prange(S * F * GC * KD * KH * KW):
-        rest, c = divmod(np.int64(task), KW)
+        rest, c = divmod(signed(task), KW)
         rest, r = divmod(rest, KH)
         rest, k = divmod(rest, KD)
         rest, ch = divmod(rest, GC)
@@ -186,7 +186,7 @@ def grad_bias(grad_output: Array, out: Array) -> None:
     N, F, OD, OH, OW = grad_output.shape
     gradient = grad_output.reshape(grad_output.size)
     for task in prange(F):
-        f = np.int64(task)
+        f = signed(task)
         columns = np.empty(OW, out.dtype)
         total = out.dtype.type(0)
         for n in range(N):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..jit import kernel, parallel_kernel, prange
+from ..jit import kernel, parallel_kernel, prange, signed
 from ..simd import lanes, transpose_tile
 
 __all__ = ["pack_images", "pack_panels", "unpack_images", "unpack_panels"]
@@ -58,10 +58,10 @@ def pack_images(x: Array, channels_last: bool, shape: Ints, out: Array, padded: 
     N, C, D, H, W = shape
     PD, PH, PW = padded
     for task in prange(N * PD * PH):
-        rest, py = divmod(np.int64(task), PH)
+        rest, py = divmod(signed(task), PH)
         n, pz = divmod(rest, PD)
         z, y = pz - left[0], py - left[1]
-        row = np.int64(task) * PW * C
+        row = signed(task) * PW * C
         if z < 0 or z >= D or y < 0 or y >= H:
             out[row : row + PW * C] = 0
         else:
@@ -80,7 +80,7 @@ def unpack_images(packed: Array, images: int, pixels: int, channels: int, out: A
     """Copy (N, pixels, C) into (N, C, pixels).  A task is a chunk of an image's pixels."""
     chunks = (pixels + chunk - 1) // chunk
     for task in prange(images * chunks):
-        n, part = divmod(np.int64(task), chunks)
+        n, part = divmod(signed(task), chunks)
         first = part * chunk
         count = min(chunk, pixels - first)
         transpose(
@@ -109,7 +109,7 @@ def pack_panels(
     blocks = (lane_count + width - 1) // width
     T = taps.size
     for task in prange(groups * blocks * width):
-        rest, lane = divmod(np.int64(task), width)
+        rest, lane = divmod(signed(task), width)
         g, block = divmod(rest, blocks)
         to = rest * T * depth * width + lane
         if block * width + lane < lane_count:
@@ -132,9 +132,9 @@ def unpack_panels(
     """
     blocks = (filters + width - 1) // width
     for task in prange(sums * groups * filters):
-        rest, f = divmod(np.int64(task), filters)
+        rest, f = divmod(signed(task), filters)
         at = (rest * blocks + f // width) * T * channels * width + f % width
-        to = np.int64(task) * channels * T
+        to = signed(task) * channels * T
         for ch in range(channels):
             for t in range(T):
                 out[to + ch * T + t] = panels[at + (t * channels + ch) * width]
