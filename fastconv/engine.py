@@ -215,14 +215,11 @@ def _plan_grad_input(g: ConvGeometry) -> _GradInput:
         places = list(itertools.product(*(taps for _, _, taps in along)))
         if not places:
             continue
-        offsets = [
-            packed.at(tuple(shift + left for (_, shift), left in zip(p, packed.left, strict=True))) for p in places
-        ]
+        offsets = [packed.at(tuple(i + left for (_, i), left in zip(at, packed.left, strict=True))) for at in places]
         runs, run = _runs(offsets, depth, len(along[2][2]), g.groups == 1)
-        taps = [(kz * height + ky) * width + kx for (kz, _), (ky, _), (kx, _) in places]
-        result.append(
-            _Phase(tuple(p for p, _, _ in along), tuple(c for _, c, _ in along), _table(runs), run, _table(taps))
-        )
+        numbers = _table([(kz * height + ky) * width + kx for (kz, _), (ky, _), (kx, _) in places])
+        first, sizes = tuple(p for p, _, _ in along), tuple(count for _, count, _ in along)
+        result.append(_Phase(first, sizes, _table(runs), run, numbers))
     return _GradInput(packed, tuple(result), len(result) == math.prod(len(phases) for phases in axes))
 
 
