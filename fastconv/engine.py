@@ -1,7 +1,11 @@
 """Direct convolution, between the plan and the kernels: what a geometry means in offsets.
 
-For each pass this file packs the operands (`fastconv.kernels.pack`), makes the offset tables that tell the register tile
-what to multiply with what, and calls a driver (`fastconv.kernels.direct`).  Kernels see arrays and integers only.
+For each pass this file makes the offset tables that tell the register tiles what to multiply with what (once for each
+geometry), packs the operands (`fastconv.kernels.pack`) and calls a driver (`fastconv.kernels.direct`).  Kernels see arrays
+and integers only.
+
+A depthwise convolution, where every channel is a group with one filter, is the same with other lanes: a vector of channels
+is multiplied with a vector of weights, and nothing is summed over channels.  To the drivers it is one group without depth.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from .kernels.pack import pack_images, pack_panels, unpack_images, unpack_panels
 from .scratch import buffer
 from .simd import ROWS, VECTORS, lanes
 
-__all__ = ["grad_input", "grad_weight", "lane_flops", "output", "scratch_bytes"]
+__all__ = ["grad_input", "grad_weight", "is_depthwise", "lane_flops", "output", "scratch_bytes"]
 
 Ints = tuple[int, ...]
 
@@ -31,29 +35,23 @@ CHUNK = 64 * ROWS
 CHUNK_PIXELS = 512
 """Pixels that `correlate` adds in registers before it touches memory; also the longest plain run of additions in dW."""
 
-
-def _width(itemsize: int) -> int:
-    """Lanes in the widest tile."""
-    return VECTORS * lanes(itemsize)
+TASKS = 16
+"""Tasks that `correlate` is split into if there are fewer blocks of filters: the split must not ask for the number of cores."""
 
 
-def _table(values: Any) -> Array:
-    return np.array(values, np.int64).reshape(-1)
+def is_depthwise(g: ConvGeometry) -> bool:
+    """Say whether every channel is a group of its own, with one filter."""
+    return g.groups == g.channels == g.filters > 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Memory
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A packed image: channels-last, with padding.
-
-    Attributes
-    ----------
-    left : tuple of int
-        Padding in front of each axis.
-    sizes : tuple of int
-        Padded depth, height and width.
-    channels : int
-        Channels of a pixel.
-    """
+    """An image channels-last with padding: ``left`` in front of each axis, ``sizes`` with padding, ``channels`` a pixel."""
 
     left: Ints
     sizes: Ints
@@ -65,19 +63,26 @@ class Packed:
         _, h, w = self.sizes
         return (math.prod(self.sizes) * self.channels, h * w * self.channels, w * self.channels, self.channels)
 
-    def elements(self, batch: int) -> int:
-        """Numbers in the packed batch."""
-        return batch * math.prod(self.sizes) * self.channels
+    def strided(self, stride: Ints) -> Ints:
+        """Distance along batch, depth, height and width of pixels a stride apart."""
+        batch, *steps = self.steps
+        return (batch, *(s * step for s, step in zip(stride, steps, strict=True)))
 
     def at(self, place: Ints) -> int:
         """Offset of a pixel of the first image, counted from the padding's corner."""
         return sum(p * step for p, step in zip(place, self.steps[1:], strict=True))
 
-    def pack(self, name: str, x: Array, shape: Ints, channels_last: bool, slack: int = 0) -> Array:
-        """Return the packed batch, x itself if it is one already and has no padding."""
+    def elements(self, batch: int) -> int:
+        """Count the numbers in a packed batch."""
+        return batch * math.prod(self.sizes) * self.channels
+
+    def pack(self, name: str, x: Array, shape: Ints, channels_last: bool, slack: int) -> Array:
+        """Return the packed batch with ``slack`` numbers behind it, or x itself if it is one and needs none."""
         if channels_last and shape[2:] == self.sizes and not slack:
             return x
-        out = buffer(name, self.elements(shape[0]) + slack, x.dtype)
+        size = self.elements(shape[0])
+        out = buffer(name, size + slack, x.dtype)
+        out[size:] = 0
         pack_images(x, channels_last, shape, out, self.sizes, self.left)
         return out
 
@@ -89,117 +94,100 @@ def _memory(array: Array) -> tuple[Array, bool]:
     return array.transpose(0, 2, 3, 4, 1).reshape(-1), True
 
 
-def _runs(offsets: list[int], depth: int, innermost: int, joined: bool) -> tuple[list[int], int]:
-    """Join taps whose channels follow each other in memory: return the remaining offsets and the length of each run."""
-    rows = [offsets[i : i + innermost] for i in range(0, len(offsets), innermost)]
-    if joined and all(b - a == depth for row in rows for a, b in itertools.pairwise(row)):
-        return [row[0] for row in rows], depth * innermost
-    return offsets, depth
+def _table(values: Any) -> Array:
+    return np.array(values, np.int64).reshape(-1)
+
+
+def _width(itemsize: int) -> int:
+    """Lanes in the widest tile."""
+    return VECTORS * lanes(itemsize)
+
+
+def _slack(lane_count: int, itemsize: int) -> int:
+    """Numbers that a tile may read behind the last pixel, whose lanes it loads as whole vectors."""
+    return 0 if lane_count % lanes(itemsize) == 0 else _width(itemsize)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Equation (1)
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Output:
-    packed: Packed
-    offsets: Array
-    run: int
-    taps: Array
-
-
-@functools.lru_cache(maxsize=512)
-def _plan_output(g: ConvGeometry) -> _Output:
-    packed = Packed(
-        tuple(left for left, _ in g.padding),
-        tuple(n + left + right for n, (left, right) in zip(g.input, g.padding, strict=True)),
-        g.channels,
-    )
-    depth = g.channels // g.groups
-    offsets = [
-        packed.at(tuple(d * k for d, k in zip(g.dilation, tap, strict=True)))
-        for tap in itertools.product(*map(range, g.kernel))
-    ]
-    runs, run = _runs(offsets, depth, g.kernel[2], g.groups == 1)
-    return _Output(packed, _table(runs), run, np.arange(math.prod(g.kernel)))
-
-
-def output(g: ConvGeometry, x: Array, weight: Array, bias: Array, out: Array) -> None:
-    """Equation (1): lanes are filters, scalars are the pixels under the taps."""
-    plan = _plan_output(g)
-    (x, x_last), (out, out_last), weight = _memory(x), _memory(out), weight.reshape(-1)
-    depth, filters = g.channels // g.groups, g.filters // g.groups
-    taps = plan.taps.size
-    width = _width(x.itemsize)
-    blocks = ceil_div(filters, width)
-    image = plan.packed.pack("image", x, g.input_shape, x_last)
-    panels = buffer("panels", g.groups * blocks * taps * depth * width, x.dtype)
-    pack_panels(weight, panels, g.groups, filters * depth * taps, width, filters, depth * taps, depth, taps, plan.taps)
-    start = buffer("start", g.groups * blocks * width, x.dtype)
-    start.reshape(g.groups, -1)[:, :filters] = bias.reshape(g.groups, filters)
-    start.reshape(g.groups, -1)[:, filters:] = 0
-    target = out if out_last else buffer("pixels", out.size, x.dtype)
-    image_steps = plan.packed.steps
-    steps = (image_steps[0], *(s * step for s, step in zip(g.stride, image_steps[1:], strict=True)))
-    gather(
-        panels, _table(range(0, taps * depth * width, plan.run * width)), plan.offsets, plan.run, image, 0, steps, depth,
-        target, 0, _pixel_steps(g.output, g.filters), (g.batch, *g.output), g.groups, filters, width, start, CHUNK,
-    )  # fmt: skip
-    if not out_last:
-        _unpack(target, g.output_shape, out)
-
-
-def _pixel_steps(sizes: Ints, channels: int) -> Ints:
-    return Packed((0, 0, 0), sizes, channels).steps
-
-
-def _unpack(packed: Array, shape: Ints, out: Array) -> None:
-    """Copy channels-last pixels into an array of this (N, C, ...) shape."""
-    pixels = math.prod(shape[2:])
-    unpack_images(packed, shape[0], pixels, shape[1], out, 256)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Equation (2)
+# Equations (1) and (2): pixels
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Phase:
-    """One residue class of input pixels: a stride-1 convolution of dO with some of the taps."""
+    """Output pixels that meet the same taps: all of them in equation (1), one residue class in equation (2).
 
+    ``taps`` are the numbers of the taps in the weight; ``offsets`` lead to the runs of ``run`` factors, ``step`` apart, that
+    a sum takes from the packed image, ``rows`` to the runs in the panel.  ``first`` and ``sizes`` say where the pixels lie.
+    """
+
+    taps: Array
+    offsets: Array
+    rows: Array
+    run: int
+    step: int
     first: Ints
     sizes: Ints
-    offsets: Array
-    run: int
-    taps: Array
+
+
+def _phase(
+    packed: Packed, places: list[Ints], taps: list[int], innermost: int, depth: int, groups: int, depthwise: bool,
+    width: int, first: Ints, sizes: Ints,
+) -> _Phase:  # fmt: skip
+    """Turn the places of taps in the packed image into runs; the last ``innermost`` of them differ in the column only."""
+    offsets = [packed.at(place) for place in places]
+    rows = [offsets[i : i + innermost] for i in range(0, len(offsets), innermost)]
+    distances = {b - a for row in rows for a, b in itertools.pairwise(row)}
+    run, step = depth, 1
+    if depthwise:  # the taps of a row, one column after another
+        offsets, run, step = [row[0] for row in rows], innermost, min(distances, default=1)
+    elif groups == 1 and distances <= {depth}:  # the channels of neighbouring columns follow each other in memory
+        offsets, run = [row[0] for row in rows], depth * innermost
+    starts = _table(range(0, len(offsets) * run * width, run * width))
+    return _Phase(_table(taps), _table(offsets), starts, run, step, first, sizes)
 
 
 @dataclass(frozen=True)
-class _GradInput:
+class _Gather:
+    """Tables of equation (1) or (2): the padded image to pack, and the phases; ``whole`` if these cover every pixel."""
+
     packed: Packed
     phases: tuple[_Phase, ...]
     whole: bool
 
 
 @functools.lru_cache(maxsize=512)
-def _plan_grad_input(g: ConvGeometry) -> _GradInput:
-    # Along each axis, for each phase: its first pixel, its number of pixels, and its taps with i - t (i = t + shift).
+def _plan_output(g: ConvGeometry, width: int) -> _Gather:
+    packed = Packed(
+        tuple(left for left, _ in g.padding),
+        tuple(n + left + right for n, (left, right) in zip(g.input, g.padding, strict=True)),
+        g.channels,
+    )
+    places = [tuple(d * k for d, k in zip(g.dilation, tap, strict=True)) for tap in itertools.product(*map(range, g.kernel))]
+    phase = _phase(
+        packed, places, list(range(len(places))), g.kernel[2], g.channels // g.groups, g.groups, is_depthwise(g), width,
+        (0, 0, 0), g.output,
+    )  # fmt: skip
+    return _Gather(packed, (phase,), True)
+
+
+@functools.lru_cache(maxsize=512)
+def _plan_grad_input(g: ConvGeometry, width: int) -> _Gather:
+    # Along each axis, for each phase: its first pixel, its number of pixels t, and for each of its taps k the output
+    # i = t + shift that it leads to.
     axes: list[list[tuple[int, int, list[tuple[int, int]]]]] = []
     for n, f, s, d, (left, _) in zip(g.input, g.kernel, g.stride, g.dilation, g.padding, strict=True):
         phases = []
         for p in range(min(s, n)):
             k0, step = phase_taps(p, s, d, left)
             taps = [(k, (p + left - d * k) // s) for k in range(max(0, k0), f, step) if k0 >= 0]
-            phases.append((p, ceil_div(n - p, s), taps[::-1]))  # shifts ascend
+            phases.append((p, ceil_div(n - p, s), taps[::-1]))  # so that shifts ascend
         axes.append(phases)
     # dO is padded as far as any tap of any phase reaches beyond it.
     reach = [
         (
-            max(0, *(-shift for _, _, taps in phases for _, shift in taps), 0),
-            max(0, *(count - 1 + shift - (n_out - 1) for _, count, taps in phases for _, shift in taps), 0),
+            max((-shift for _, _, taps in phases for _, shift in taps if shift < 0), default=0),
+            max(0, max((count + shift - n_out for _, count, taps in phases for _, shift in taps), default=0)),
         )
         for n_out, phases in zip(g.output, axes, strict=True)
     ]
@@ -208,134 +196,189 @@ def _plan_grad_input(g: ConvGeometry) -> _GradInput:
         tuple(n + left + right for n, (left, right) in zip(g.output, reach, strict=True)),
         g.filters,
     )
-    depth = g.filters // g.groups
-    _, height, width = g.kernel
+    _, height, columns = g.kernel
     result = []
     for along in itertools.product(*axes):
-        places = list(itertools.product(*(taps for _, _, taps in along)))
-        if not places:
+        meet = list(itertools.product(*(taps for _, _, taps in along)))
+        if not meet:
             continue
-        offsets = [packed.at(tuple(i + left for (_, i), left in zip(at, packed.left, strict=True))) for at in places]
-        runs, run = _runs(offsets, depth, len(along[2][2]), g.groups == 1)
-        numbers = _table([(kz * height + ky) * width + kx for (kz, _), (ky, _), (kx, _) in places])
-        first, sizes = tuple(p for p, _, _ in along), tuple(count for _, count, _ in along)
-        result.append(_Phase(first, sizes, _table(runs), run, numbers))
-    return _GradInput(packed, tuple(result), len(result) == math.prod(len(phases) for phases in axes))
+        places = [tuple(i + left for (_, i), left in zip(at, packed.left, strict=True)) for at in meet]
+        taps_met = [(kz * height + ky) * columns + kx for (kz, _), (ky, _), (kx, _) in meet]
+        phase = _phase(
+            packed, places, taps_met, len(along[2][2]), g.filters // g.groups, g.groups, is_depthwise(g), width,
+            tuple(p for p, _, _ in along), tuple(count for _, count, _ in along),
+        )  # fmt: skip
+        result.append(phase)
+    return _Gather(packed, tuple(result), len(result) == math.prod(len(phases) for phases in axes))
+
+
+def output(g: ConvGeometry, x: Array, weight: Array, bias: Array, out: Array) -> None:
+    """Equation (1): lanes are filters, factors are the pixels under the taps."""
+    depthwise = is_depthwise(g)
+    groups = 1 if depthwise else g.groups
+    depth, filters, kernel = g.channels // g.groups, g.filters // groups, math.prod(g.kernel)
+    width = _width(x.itemsize)
+    start = buffer("start", groups * ceil_div(filters, width) * width, x.dtype).reshape(groups, -1)
+    start[:, :filters] = bias.reshape(groups, filters)
+    start[:, filters:] = 0
+    _gather(
+        g.batch, _plan_output(g, width), g.output_shape, (1, 1, 1), x, g.input_shape, g.stride, start.reshape(-1),
+        weight.reshape(-1), out, groups, filters, depth, depthwise,
+        (filters * depth * kernel, depth * kernel, kernel),
+    )  # fmt: skip
 
 
 def grad_input(g: ConvGeometry, grad_output: Array, weight: Array, out: Array) -> None:
-    """Equation (2), phase by phase: lanes are input channels, scalars are pixels of dO."""
-    plan = _plan_grad_input(g)
-    (grad_output, grad_last), (out, out_last), weight = _memory(grad_output), _memory(out), weight.reshape(-1)
-    depth, channels = g.filters // g.groups, g.channels // g.groups
-    kernel = math.prod(g.kernel)
+    """Equation (2), phase by phase: lanes are input channels, factors are pixels of dO."""
+    depthwise = is_depthwise(g)
+    groups = 1 if depthwise else g.groups
+    depth, channels, kernel = g.filters // g.groups, g.channels // groups, math.prod(g.kernel)
     width = _width(out.itemsize)
-    blocks = ceil_div(channels, width)
-    image = plan.packed.pack("image", grad_output, g.output_shape, grad_last)
+    start = buffer("start", groups * ceil_div(channels, width) * width, out.dtype)
+    start[:] = 0
+    _gather(
+        g.batch, _plan_grad_input(g, width), g.input_shape, g.stride, grad_output, g.output_shape, (1, 1, 1), start,
+        weight.reshape(-1), out, groups, channels, depth, depthwise,
+        (depth * channels * kernel, kernel, channels * kernel),
+    )  # fmt: skip
+
+
+def _gather(
+    batch: int, plan: _Gather, shape: Ints, out_stride: Ints, x: Array, x_shape: Ints, x_stride: Ints, start: Array,
+    weight: Array, out: Array, groups: int, lane_count: int, depth: int, depthwise: bool, weight_steps: Ints,
+) -> None:  # fmt: skip
+    """Pack the image and, for each phase, the weight; compute the phase's pixels, ``out_stride`` apart.
+
+    ``weight_steps`` are the distances of groups, lanes and depth in the weight.
+    """
+    (x, x_last), (out, out_last) = _memory(x), _memory(out)
+    width = _width(out.itemsize)
+    blocks = ceil_div(lane_count, width)
+    group_step, lane_step, depth_step = weight_steps
+    image = plan.packed.pack("image", x, x_shape, x_last, _slack(lane_count, out.itemsize) if depthwise else 0)
+    pixels = Packed((0, 0, 0), shape[2:], shape[1])
     target = out if out_last else buffer("pixels", out.size, out.dtype)
     if not plan.whole:
         target[:] = 0
-    start = buffer("start", g.groups * blocks * width, out.dtype)
-    start[:] = 0
-    all_steps = _pixel_steps(g.input, g.channels)
-    steps = (all_steps[0], *(s * step for s, step in zip(g.stride, all_steps[1:], strict=True)))
     for phase in plan.phases:
         taps = phase.taps.size
-        panels = buffer("panels", g.groups * blocks * taps * depth * width, out.dtype)
+        panels = buffer("panels", groups * blocks * taps * depth * width, out.dtype)
         pack_panels(
-            weight,
-            panels,
-            g.groups,
-            depth * channels * kernel,
-            width,
-            channels,
-            kernel,
-            depth,
-            channels * kernel,
-            phase.taps,
-        )
-        at = sum(p * step for p, step in zip(phase.first, all_steps[1:], strict=True))
+            weight, panels, groups, group_step, width, lane_count, lane_step, depth, depth_step, phase.taps
+        )  # fmt: skip
         gather(
-            panels, _table(range(0, taps * depth * width, phase.run * width)), phase.offsets, phase.run, image, 0,
-            plan.packed.steps, depth, target, at, steps, (g.batch, *phase.sizes), g.groups, channels, width, start, CHUNK,
+            panels, phase.rows, phase.offsets, phase.step, phase.run, image, plan.packed.strided(x_stride), depth,
+            width if depthwise else 0, target, pixels.at(phase.first), pixels.strided(out_stride), (batch, *phase.sizes),
+            groups, lane_count, width, start, CHUNK,
         )  # fmt: skip
     if not out_last:
-        _unpack(target, g.input_shape, out)
+        unpack_images(target, batch, math.prod(shape[2:]), shape[1], out, 256)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Equation (3)
+# Equation (3): weights
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Correlate:
+    """Tables of equation (3): the images to pack, and the runs of ``count`` pixels that a sum takes from them."""
+
+    packed: Packed
+    gradient: Packed
+    taps: Array
+    gradient_runs: Array
+    gradient_step: int
+    image_runs: Array
+    image_step: int
+    count: int
+
+
+@functools.lru_cache(maxsize=512)
+def _plan_grad_weight(g: ConvGeometry) -> _Correlate:
+    packed, gradient = _plan_output(g, 1).packed, Packed((0, 0, 0), g.output, g.filters)
+    taps = [
+        packed.at(tuple(d * k for d, k in zip(g.dilation, tap, strict=True)))
+        for tap in itertools.product(*map(range, g.kernel))
+    ]
+    image_steps, gradient_steps = packed.strided(g.stride), gradient.steps
+    sizes = [g.batch, *g.output]
+    # Short rows that follow each other evenly in both images are joined.
+    count, axes = sizes[3], 3
+    while axes and sizes[axes - 1] * count <= CHUNK_PIXELS and count * image_steps[3] == image_steps[axes - 1]:
+        axes -= 1
+        count *= sizes[axes]
+    runs = np.zeros((2, 1), np.int64)
+    for n, image_step, gradient_step in zip(sizes[:axes], image_steps, gradient_steps, strict=False):
+        steps = np.array([[gradient_step], [image_step]])
+        runs = (runs[:, :, None] + (steps * np.arange(n))[:, None, :]).reshape(2, -1)
+    return _Correlate(packed, gradient, _table(taps), _table(runs[0]), gradient_steps[3], _table(runs[1]), image_steps[3], count)
 
 
 def grad_weight(g: ConvGeometry, grad_output: Array, x: Array, out: Array) -> None:
-    """Equation (3): lanes are filters, scalars are the channels of the pixels under the taps."""
-    plan = _plan_output(g)
+    """Equation (3): lanes are filters, factors are the channels of the pixels under the taps."""
+    if g.batch == 0:
+        out[...] = 0
+        return
     sums = out.shape[0]
+    plan = _plan_grad_weight(g)
+    if sums > 1 and plan.gradient_runs.size % sums:  # images have been joined that belong to different sums
+        for n in range(sums):
+            one = _one_image(g)
+            grad_weight(one, grad_output[n : n + 1], x[n : n + 1], out[n : n + 1])
+        return
     (grad_output, grad_last), (x, x_last) = _memory(grad_output), _memory(x)
-    depth, filters = g.channels // g.groups, g.filters // g.groups
+    depthwise = is_depthwise(g)
+    groups = 1 if depthwise else g.groups
+    depth, filters = g.channels // g.groups, g.filters // groups
     taps = plan.taps.size
     width = _width(out.itemsize)
     blocks = ceil_div(filters, width)
-    image = plan.packed.pack("image", x, g.input_shape, x_last)
-    # A tile reads whole vectors: after the last pixel there must be room for the lanes that it does not use.
-    whole = Packed((0, 0, 0), g.output, g.filters)
-    slack = 0 if filters % lanes(out.itemsize) == 0 else width
-    gradient = whole.pack("gradient", grad_output, g.output_shape, grad_last, slack)
-    image_steps, steps = plan.packed.steps, whole.steps
-    N, D, H, W = g.batch, *g.output
-    n, z, y = np.ogrid[:N, :D, :H]
-    vector_table = _table(n * steps[0] + z * steps[1] + y * steps[2])
-    strided = (image_steps[0], *(s * step for s, step in zip(g.stride, image_steps[1:], strict=True)))
-    scalar_table = _table(n * strided[0] + z * strided[1] + y * strided[2])
+    slack = _slack(filters, out.itemsize)
+    image = plan.packed.pack("image", x, g.input_shape, x_last, slack if depthwise else 0)
+    gradient = plan.gradient.pack("gradient", grad_output, g.output_shape, grad_last, slack)
     pairs = taps * depth
-    panels = buffer("panels", sums * g.groups * blocks * pairs * width, out.dtype)
+    panels = buffer("panels", sums * groups * blocks * pairs * width, out.dtype)
     zeros = buffer("start", width, out.dtype)
     zeros[:] = 0
-    if N == 0:
-        out[:] = 0
-        return
-    units = sums * g.groups * blocks
-    parts = max(1, min(ceil_div(16, units), ceil_div(pairs, ROWS)))
-    rows_per_task = ceil_div(ceil_div(pairs, parts), ROWS) * ROWS
-    tap_offsets = _table(
-        [
-            plan.packed.at(tuple(d * k for d, k in zip(g.dilation, tap, strict=True)))
-            for tap in itertools.product(*map(range, g.kernel))
-        ]
-    )
+    parts = max(1, min(ceil_div(TASKS, sums * groups * blocks), ceil_div(pairs, ROWS)))
     correlate(
-        gradient, vector_table, steps[3], image, scalar_table, strided[3], W, sums, g.groups, filters, width, tap_offsets,
-        depth, panels, zeros, max(1, CHUNK_PIXELS // W), rows_per_task,
+        gradient, plan.gradient_runs, plan.gradient_step, image, plan.image_runs, plan.image_step, plan.count, sums, groups,
+        filters, width, plan.taps, depth, panels, zeros, max(1, CHUNK_PIXELS // plan.count),
+        ceil_div(ceil_div(pairs, parts), ROWS) * ROWS, width if depthwise else 0,
     )  # fmt: skip
-    unpack_panels(panels, out.reshape(-1), sums, g.groups, width, filters, depth, taps)
+    unpack_panels(panels, out.reshape(-1), sums, groups, width, filters, depth, taps)
+
+
+@functools.lru_cache(maxsize=512)
+def _one_image(g: ConvGeometry) -> ConvGeometry:
+    return ConvGeometry(
+        1, g.channels, g.filters, g.groups, g.input, g.kernel, g.output, g.stride, g.dilation, g.padding
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the plan's table asks
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _lane_count(computes: str, g: ConvGeometry) -> int:
+    """Channels that stand side by side in the tile's lanes."""
+    return (g.channels if computes == "grad_input" else g.filters) // (1 if is_depthwise(g) else g.groups)
 
 
 def lane_flops(computes: str, g: ConvGeometry, itemsize: int) -> float:
-    """Operations that the tiles perform, lanes without a channel included."""
-    of = (g.channels if computes == "grad_input" else g.filters) // g.groups
-    return (
-        g.flops
-        / of
-        * ceil_div(of, lanes(itemsize))
-        * lanes(itemsize)
-        / math.prod(g.stride if computes == "grad_input" else (1,))
-    )
+    """Count the operations that the tiles perform, lanes without a channel included."""
+    used, n = _lane_count(computes, g), lanes(itemsize)
+    return g.flops / used * ceil_div(used, n) * n
 
 
-def scratch_bytes(computes: str, g: ConvGeometry, itemsize: int) -> int:
+def scratch_bytes(computes: str, geometry: ConvGeometry, itemsize: int) -> int:
     """Bytes of scratch memory that a pass needs when all arrays are NCHW."""
-    g = g if g.ndim == 3 else g.as_3d()
+    g = geometry.as_3d()
     width = _width(itemsize)
-    weight = math.prod(g.weight_shape)
-    if computes == "output":
-        lanes_of, pixels = g.filters // g.groups, math.prod(g.output_shape)
-        packed = _plan_output(g).packed.elements(g.batch)
-    elif computes == "grad_input":
-        lanes_of, pixels = g.channels // g.groups, math.prod(g.input_shape)
-        packed = _plan_grad_input(g).packed.elements(g.batch)
-    else:
-        lanes_of, pixels = g.filters // g.groups, math.prod(g.output_shape)
-        packed = _plan_output(g).packed.elements(g.batch)
-    panels = weight // lanes_of * ceil_div(lanes_of, width) * width
-    return itemsize * (packed + pixels + panels)
+    used = _lane_count(computes, g)
+    plan = (_plan_grad_input if computes == "grad_input" else _plan_output)(g, width)
+    pixels = math.prod(g.input_shape if computes == "grad_input" else g.output_shape)
+    panels = math.prod(g.weight_shape) // used * ceil_div(used, width) * width
+    return itemsize * (plan.packed.elements(g.batch) + pixels + panels)

@@ -8,7 +8,8 @@ index map (stride, padding, dilation, groups, phases, dimension) lies in the off
     at the end:     out[places[ROWS + m] + v*lanes ...] = acc[m][v]
 
 m counts the tile's ROWS, v its vectors, and ``...`` stands for the lanes of a vector.  One load of a vector serves ROWS
-multiplications, one load of a scalar as many as there are vectors.
+multiplications, one load of a scalar as many as there are vectors.  Where channels do not mix, each lane has a factor of
+its own, and the scalars become vectors.
 
 Each tile has a twin in plain Python with the same signature, which takes its place under ``NUMBA_DISABLE_JIT=1``.
 """
@@ -25,7 +26,7 @@ from numba.extending import intrinsic
 
 from .jit import ROWS, VECTOR_BYTES, VECTORS, shared
 
-__all__ = ["ROWS", "VECTORS", "lanes", "outer_tile", "transpose_tile"]
+__all__ = ["ACCUMULATORS", "ROWS", "VECTORS", "lanes", "outer_tile", "peak_tile", "pointwise_tile", "transpose_tile"]
 
 Array = np.ndarray[Any, Any]
 
@@ -106,12 +107,12 @@ def _private_function(module: Any, name: str, n_args: int) -> tuple[Any, bool]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The outer tile: vectors times scalars
+# The tiles that add products: vectors times scalars (outer), and vectors times vectors (pointwise)
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _write_outer_tile(function: Any, dtype: Any, vectors: int) -> None:
-    """Emit the tile with this many vectors.
+def _write_tile(function: Any, dtype: Any, vectors: int, splat: bool) -> None:
+    """Emit the tile with this many vectors; what they are multiplied with are scalars (splat) or vectors.
 
     Registers on AVX2 (16): 6x2 accumulators, 2 vectors, 1 scalar; 8 loads for 12 multiplications.
     On AVX-512 (32): 6x4 accumulators, 4 vectors, 1 scalar; 10 loads for 24.  Six rows, because each row holds an address in a
@@ -172,8 +173,12 @@ def _write_outer_tile(function: Any, dtype: Any, vectors: int) -> None:
     columns = [w.load(b.add(panel, I64(w.size * w.lanes * v)), w.vector) for v in range(vectors)]
     new = []
     for m in range(ROWS):
-        factor = w.splat(w.load(b.add(bases[m], offset), w.scalar))
-        new += [w.multiply_add(columns[v], factor, acc[m * vectors + v]) for v in range(vectors)]
+        place = b.add(bases[m], offset)
+        if splat:
+            factors = [w.splat(w.load(place, w.scalar))] * vectors
+        else:
+            factors = [w.load(b.add(place, I64(w.size * w.lanes * v)), w.vector) for v in range(vectors)]
+        new += [w.multiply_add(columns[v], factors[v], acc[m * vectors + v]) for v in range(vectors)]
     following = (b.add(k, I64(1)), b.add(offset, scalar_bytes), b.add(panel, vector_bytes), *new)
     for value, after in zip((k, offset, panel, *acc), following, strict=True):
         value.add_incoming(after, inner)
@@ -201,89 +206,103 @@ def _write_outer_tile(function: Any, dtype: Any, vectors: int) -> None:
     b.ret_void()
 
 
-def _outer_tile_twin(
-    vectors: Array,
-    vector_at: int,
-    vector_table: Array,
-    table_at: int,
-    vector_step: int,
-    scalars: Array,
-    scalar_table: Array,
-    scalar_step: int,
-    many: int,
-    count: int,
-    places: Array,
-    out: Array,
-    start: Array,
-    start_at: int,
-    add: int,
-    valid: int,
-) -> None:
-    """The outer tile in plain Python."""
-    width = -(-valid // lanes(out.itemsize)) * lanes(out.itemsize)
-    for m in range(ROWS):
-        target = places[ROWS + m]
-        if add:
-            acc = out[target : target + width].copy()
-        else:
-            acc = start[start_at : start_at + width].copy()
-        for a in range(many):
-            for k in range(count):
-                vector = vector_at + vector_table[table_at + a] + k * vector_step
-                scalar = scalars[places[m] + scalar_table[table_at + a] + k * scalar_step]
-                acc += vectors[vector : vector + width] * scalar
-        out[target : target + valid] = acc[:valid]
+ARGUMENTS = (
+    "vectors", "vector_at", "vector_table", "table_at", "vector_step", "scalars", "scalar_table", "scalar_step",
+    "many", "count", "places", "out", "start", "start_at", "add", "valid",
+)  # fmt: skip
 
 
-@intrinsic
-def _outer_tile_intrinsic(  # type: ignore[no-untyped-def]
-    typingctx, vectors, vector_at, vector_table, table_at, vector_step, scalars, scalar_table, scalar_step,
-    many, count, places, out, start, start_at, add, valid,
-):  # fmt: skip
-    kinds = (vectors, vector_at, vector_table, table_at, vector_step, scalars, scalar_table, scalar_step,
-             many, count, places, out, start, start_at, add, valid)  # fmt: skip
-    signature = types.void(*(kind if isinstance(kind, types.Array) else types.intp for kind in kinds))
-    dtype = vectors.dtype
+def _twin(splat: bool) -> Any:
+    """Return the tile in plain Python."""
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        named = dict(zip(("vectors", "vector_at", "vector_table", "table_at", "vector_step", "scalars", "scalar_table",
-                          "scalar_step", "many", "count", "places", "out", "start", "start_at", "add", "valid"),
-                         zip(signature.args, args, strict=True), strict=True))  # fmt: skip
-        w = Words(builder, dtype)
+    def tile(
+        vectors: Array,
+        vector_at: int,
+        vector_table: Array,
+        table_at: int,
+        vector_step: int,
+        scalars: Array,
+        scalar_table: Array,
+        scalar_step: int,
+        many: int,
+        count: int,
+        places: Array,
+        out: Array,
+        start: Array,
+        start_at: int,
+        add: int,
+        valid: int,
+    ) -> None:
+        width = -(-valid // lanes(out.itemsize)) * lanes(out.itemsize)
+        old = [out[places[ROWS + m] : places[ROWS + m] + width].copy() for m in range(ROWS)]
+        for m in range(ROWS):
+            acc = old[m] if add else start[start_at : start_at + width].copy()
+            for a in range(many):
+                for k in range(count):
+                    vector = vector_at + vector_table[table_at + a] + k * vector_step
+                    factor = places[m] + scalar_table[table_at + a] + k * scalar_step
+                    acc += vectors[vector : vector + width] * scalars[factor : factor + (1 if splat else width)]
+            out[places[ROWS + m] : places[ROWS + m] + valid] = acc[:valid]
 
-        def address(name: str) -> Any:
-            return _address(context, builder, *named[name])
+    return tile
 
-        def number(name: str) -> Any:
-            return named[name][1]
 
-        table_bytes = builder.mul(number("table_at"), I64(8))
-        passed = [
-            w.at(address("vectors"), number("vector_at")), builder.add(address("vector_table"), table_bytes),
-            number("vector_step"), address("scalars"), builder.add(address("scalar_table"), table_bytes),
-            number("scalar_step"), number("many"), number("count"), address("places"), address("out"),
-            w.at(address("start"), number("start_at")), number("add"), number("valid"),
-        ]  # fmt: skip
-        # One function for each number of vectors; `valid` lanes say which is needed.
-        after = builder.append_basic_block("after_tile")
-        for n in range(1, VECTORS + 1):
-            function, new = _private_function(builder.module, f"outer_tile_{w.suffix}_{ROWS}x{n}", len(passed))
-            if new:
-                _write_outer_tile(function, dtype, n)
-            if n == VECTORS:
-                builder.call(function, passed)
-                builder.branch(after)
-                break
-            this, other = builder.append_basic_block(f"tile_{n}"), builder.append_basic_block(f"more_than_{n}")
-            builder.cbranch(builder.icmp_signed("<=", number("valid"), I64(n * w.lanes)), this, other)
-            builder.position_at_end(this)
+def _tile(splat: bool) -> Any:
+    """Return the tile as an intrinsic."""
+    name = "outer" if splat else "pointwise"
+
+    @intrinsic
+    def tile(  # type: ignore[no-untyped-def]
+        typingctx, vectors, vector_at, vector_table, table_at, vector_step, scalars, scalar_table, scalar_step,
+        many, count, places, out, start, start_at, add, valid,
+    ):  # fmt: skip
+        kinds = (vectors, vector_at, vector_table, table_at, vector_step, scalars, scalar_table, scalar_step,
+                 many, count, places, out, start, start_at, add, valid)  # fmt: skip
+        signature = types.void(*(kind if isinstance(kind, types.Array) else types.intp for kind in kinds))
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            _call_tile(context, builder, dict(zip(ARGUMENTS, zip(signature.args, args, strict=True), strict=True)), name, splat)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return tile
+
+
+def _call_tile(context: Any, builder: Any, named: dict[str, tuple[Any, Any]], name: str, splat: bool) -> None:
+    """Emit the call of the tile that has as many vectors as ``valid`` lanes need."""
+    dtype = named["vectors"][0].dtype
+    w = Words(builder, dtype)
+
+    def address(name: str) -> Any:
+        return _address(context, builder, *named[name])
+
+    def number(name: str) -> Any:
+        return named[name][1]
+
+    table_bytes = builder.mul(number("table_at"), I64(8))
+    passed = [
+        w.at(address("vectors"), number("vector_at")), builder.add(address("vector_table"), table_bytes),
+        number("vector_step"), address("scalars"), builder.add(address("scalar_table"), table_bytes),
+        number("scalar_step"), number("many"), number("count"), address("places"), address("out"),
+        w.at(address("start"), number("start_at")), number("add"), number("valid"),
+    ]  # fmt: skip
+    after = builder.append_basic_block("after_tile")
+    for n in range(1, VECTORS + 1):
+        function, new = _private_function(builder.module, f"{name}_tile_{w.suffix}_{ROWS}x{n}", len(passed))
+        if new:
+            _write_tile(function, dtype, n, splat)
+        if n == VECTORS:
             builder.call(function, passed)
             builder.branch(after)
-            builder.position_at_end(other)
-        builder.position_at_end(after)
-        return context.get_dummy_value()
-
-    return signature, codegen
+            break
+        this, other = builder.append_basic_block(f"tile_{n}"), builder.append_basic_block(f"more_than_{n}")
+        builder.cbranch(builder.icmp_signed("<=", number("valid"), I64(n * w.lanes)), this, other)
+        builder.position_at_end(this)
+        builder.call(function, passed)
+        builder.branch(after)
+        builder.position_at_end(other)
+    builder.position_at_end(after)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -338,7 +357,64 @@ def _transpose_tile_intrinsic(typingctx, source, source_at, source_step, target,
     return signature, codegen
 
 
-outer_tile = _outer_tile_twin if config.DISABLE_JIT else _outer_tile_intrinsic
+# ---------------------------------------------------------------------------------------------------------------------
+# The peak tile: nothing but multiplications and additions in registers
+# ---------------------------------------------------------------------------------------------------------------------
+
+ACCUMULATORS = 24 if VECTORS >= 4 else 12
+"""Sums of the peak tile, of 32 or 16 registers: two multiply-adds a cycle that take 4 or 5 cycles each need 8 to 10 of them."""
+
+
+def _write_peak_tile(function: Any, dtype: Any) -> None:
+    b = ir.IRBuilder(function.append_basic_block("entry"))
+    w = Words(b, dtype)
+    numbers, count, out = function.args
+    entry, loop, done = b.block, b.append_basic_block("loop"), b.append_basic_block("done")
+    # Each sum begins with another vector, or LLVM would see that all are the same and keep one.
+    factor, *first = (w.load(b.add(numbers, I64(w.size * w.lanes * m)), w.vector) for m in range(ACCUMULATORS + 1))
+    b.branch(loop)
+    b.position_at_end(loop)
+    k = b.phi(I64)
+    sums = [b.phi(w.vector) for _ in first]
+    following = [b.add(k, I64(1)), *(w.multiply_add(value, factor, factor) for value in sums)]
+    for phi, begin, after in zip((k, *sums), (I64(0), *first), following, strict=True):
+        phi.add_incoming(begin, entry)
+        phi.add_incoming(after, loop)
+    b.cbranch(b.icmp_signed("<", following[0], count), loop, done)
+    b.position_at_end(done)
+    for m, value in enumerate(following[1:]):
+        w.store(value, b.add(out, I64(w.size * w.lanes * m)))
+    b.ret_void()
+
+
+def _peak_tile_twin(numbers: Array, count: int, out: Array, out_at: int) -> None:
+    """The peak tile in plain Python."""
+    n = lanes(out.itemsize)
+    factor, sums = numbers[:n], numbers[n:].copy().reshape(ACCUMULATORS, n)
+    for _ in range(count):
+        sums = sums * factor + factor
+    out[out_at : out_at + sums.size] = sums.reshape(-1)
+
+
+@intrinsic
+def _peak_tile_intrinsic(typingctx, numbers, count, out, out_at):  # type: ignore[no-untyped-def]
+    signature = types.void(numbers, types.intp, out, types.intp)
+    dtype = numbers.dtype
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        w = Words(builder, dtype)
+        function, new = _private_function(builder.module, f"peak_tile_{w.suffix}", 3)
+        if new:
+            _write_peak_tile(function, dtype)
+        source = _address(context, builder, signature.args[0], args[0])
+        target = w.at(_address(context, builder, signature.args[2], args[2]), args[3])
+        builder.call(function, [source, args[1], target])
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+outer_tile = _twin(splat=True) if config.DISABLE_JIT else _tile(splat=True)
 """The tile of vectors times scalars, with 1 to VECTORS vectors as ``valid`` lanes need.
 
 Parameters
@@ -365,5 +441,24 @@ valid : int
     Lanes of a row to store, 1 to VECTORS*lanes.  All lanes of ``vectors`` and ``start`` up to a whole vector are read.
 """
 
+pointwise_tile = _twin(splat=False) if config.DISABLE_JIT else _tile(splat=False)
+"""The tile of vectors times vectors: as `outer_tile`, but each lane is multiplied with a number of its own.
+
+The array called ``scalars`` is read at ``places[m] + scalar_table[a] + b*scalar_step + v*lanes ...``, whole vectors too.
+"""
+
 transpose_tile = _transpose_tile_twin if config.DISABLE_JIT else _transpose_tile_intrinsic
 """target[target_at + k*target_step + m] = source[source_at + m*source_step + k] for m, k below the number of lanes."""
+
+peak_tile = _peak_tile_twin if config.DISABLE_JIT else _peak_tile_intrinsic
+"""As many multiply-adds as a core can do: ``count`` times sum = sum*factor + factor, for ACCUMULATORS vectors at once.
+
+Parameters
+----------
+numbers : flat array of (1 + ACCUMULATORS)*lanes
+    The factor, then what the sums begin with: all different, so that none can be left out.
+count : int
+    At least 1.
+out, out_at : flat array and offset
+    Where the ACCUMULATORS*lanes sums go.
+"""

@@ -4,6 +4,9 @@ Two drivers serve all three passes.  `gather` computes pixels: a tile is ROWS pi
 runs over taps and input channels; with the weight packed one way this is equation (1), with the other, phase by phase, it is
 equation (2).  `correlate` computes weights: a tile is ROWS (tap, channel) pairs times a block of filters, the sum runs over
 pixels: equation (3).  What is what is said by the offset tables that `fastconv.engine` makes.
+
+In a depthwise convolution each lane has a channel of its own: ``block_step``, elsewhere 0, then leads from one block's
+channels to the next, and the pointwise tile multiplies.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..jit import parallel_kernel, prange, signed
-from ..simd import ROWS, outer_tile
+from ..simd import ROWS, outer_tile, pointwise_tile
 
 __all__ = ["correlate", "gather"]
 
@@ -23,11 +26,11 @@ Ints = tuple[int, ...]
 
 @parallel_kernel
 def gather(
-    panels: Array, vector_table: Array, scalar_table: Array, count: int, image: Array, image_at: int, image_steps: Ints,
-    group_step: int, out: Array, out_at: int, out_steps: Ints, sizes: Ints, groups: int, lane_count: int, width: int,
-    start: Array, chunk: int,
+    panels: Array, vector_table: Array, scalar_table: Array, scalar_step: int, count: int, image: Array, image_steps: Ints,
+    group_step: int, block_step: int, out: Array, out_at: int, out_steps: Ints, sizes: Ints, groups: int, lane_count: int,
+    width: int, start: Array, chunk: int,
 ) -> None:  # fmt: skip
-    """out[pixel, g, lane] = start[g, lane] + sum over a, b of panels[g, block, a, b, lane] * image[pixel, scalar_table[a] + b].
+    """out[pixel, g, lane] = start[g, lane] + sum over a, b of panels[g, block, a, b, lane] * image[pixel, table[a] + b*step].
 
     ``sizes`` (N, D, H, W) are the pixels to compute; ``image_steps`` and ``out_steps`` say how far apart neighbours along each
     of these axes are in the packed image and in the channels-last output.
@@ -49,14 +52,8 @@ def gather(
         rest, x = divmod(first, W)
         rest, y = divmod(rest, H)
         n, z = divmod(rest, D)
-        source = (
-            image_at
-            + g * group_step
-            + n * image_steps[0]
-            + z * image_steps[1]
-            + y * image_steps[2]
-            + x * image_steps[3]
-        )
+        source = g * group_step + block * block_step
+        source += n * image_steps[0] + z * image_steps[1] + y * image_steps[2] + x * image_steps[3]
         target = out_at + g * lane_count + block * width
         target += n * out_steps[0] + z * out_steps[1] + y * out_steps[2] + x * out_steps[3]
         places = np.empty(2 * ROWS, np.int64)
@@ -79,17 +76,23 @@ def gather(
                                 source += image_steps[0] - D * image_steps[1]
                                 target += out_steps[0] - D * out_steps[1]
                                 z = 0
-            outer_tile(
-                panels, group_block * panel, vector_table, 0, width, image, scalar_table, 1, many, count, places, out,
-                start, group_block * width, 0, valid,
-            )  # fmt: skip
+            if block_step == 0:
+                outer_tile(
+                    panels, group_block * panel, vector_table, 0, width, image, scalar_table, scalar_step, many, count,
+                    places, out, start, group_block * width, 0, valid,
+                )  # fmt: skip
+            else:
+                pointwise_tile(
+                    panels, group_block * panel, vector_table, 0, width, image, scalar_table, scalar_step, many, count,
+                    places, out, start, group_block * width, 0, valid,
+                )  # fmt: skip
 
 
 @parallel_kernel
 def correlate(
     gradient: Array, vector_table: Array, vector_step: int, image: Array, scalar_table: Array, scalar_step: int, count: int,
     sums: int, groups: int, filters: int, width: int, taps: Array, channels: int, out: Array, zeros: Array, chunk: int,
-    rows_per_task: int,
+    rows_per_task: int, block_step: int,
 ) -> None:  # fmt: skip
     """out[s, g, block, tap, ch, lane] = sum over rows a of sum s, b of gradient[a, b, g, lane] * image[a, b, taps[tap] + g, ch].
 
@@ -115,9 +118,16 @@ def correlate(
                 for m in range(ROWS):
                     here = min(pair + m, last - 1)
                     tap, ch = divmod(here, channels)
-                    places[m] = taps[tap] + g * channels + ch
+                    places[m] = taps[tap] + g * channels + ch + block * block_step
                     places[ROWS + m] = (unit * pairs + here) * width
-                outer_tile(
-                    gradient, g * filters + block * width, vector_table, s * lines + line, vector_step, image, scalar_table,
-                    scalar_step, many, count, places, out, zeros, 0, line, valid,
-                )  # fmt: skip
+                at = g * filters + block * width
+                if block_step == 0:
+                    outer_tile(
+                        gradient, at, vector_table, s * lines + line, vector_step, image, scalar_table, scalar_step,
+                        many, count, places, out, zeros, 0, line, valid,
+                    )  # fmt: skip
+                else:
+                    pointwise_tile(
+                        gradient, at, vector_table, s * lines + line, vector_step, image, scalar_table, scalar_step,
+                        many, count, places, out, zeros, 0, line, valid,
+                    )  # fmt: skip

@@ -1,0 +1,229 @@
+"""The command line: ``fastconv train``, ``fastconv warmup`` and ``fastconv info``.
+
+Exit status: 0 when all went well, 2 for wrong usage or data that cannot be used, 130 when interrupted.  What goes wrong
+is told in one line on standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+# Commands import what they need when they run, so that --help is quick.
+import fastconv
+
+__all__ = ["main"]
+
+OK, BAD, INTERRUPTED = 0, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Parameters
+    ----------
+    argv : sequence of str or None
+        Arguments; None takes them from the command line.
+
+    Returns
+    -------
+    int
+        The exit status.
+
+    Raises
+    ------
+    SystemExit
+        With status 2 when the arguments are wrong, 0 after ``--help`` or ``--version``.
+
+    Examples
+    --------
+    >>> try:
+    ...     main(["--version"])
+    ... except SystemExit as end:
+    ...     end.code  # doctest: +ELLIPSIS
+    fastconv ...
+    0
+    """
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    try:
+        status: int = arguments.run(arguments)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt as interrupt:
+        return _fail(str(interrupt) or "interrupted", INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output has gone: nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except ValueError as error:
+        from fastconv.data import DataError
+        from fastconv.training import RunError
+
+        if not isinstance(error, DataError | RunError):
+            raise
+        return _fail(str(error), BAD)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{place}{error.strerror or error}", BAD)
+    except MemoryError:
+        return _fail("not enough memory for these images", BAD)
+
+
+def _fail(text: str, status: int) -> int:
+    print(f"fastconv: {' '.join(text.split())}", file=sys.stderr)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fastconv",
+        description="Convolutions and their gradients for CPUs: trains small networks, and tells how it runs here.",
+        epilog="Exit status: 0 if all went well, 2 for wrong usage or unusable data, 130 when interrupted.",
+    )
+    parser.add_argument("--version", action="version", version=f"fastconv {fastconv.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    train = commands.add_parser(
+        "train",
+        help="train a small CNN on real images",
+        description="Train a small convolutional network: by default on scikit-learn's digits, which takes less than a "
+        "minute. A run folder keeps weights.npz, history.json, curves.png and the checkpoint that --resume needs.",
+    )
+    train.add_argument(
+        "--data",
+        metavar="PATH",
+        help="an .npz archive with x_train, y_train, x_test, y_test (or x and y, or images and labels, of which a "
+        "fifth is set aside for testing); a folder of IDX files, as MNIST and Fashion-MNIST have them; or a folder of "
+        "CIFAR-10's binary files (default: scikit-learn's digits)",
+    )
+    train.add_argument("--model", choices=["lenet", "resnet8"], help="the network (default: lenet)")
+    train.add_argument(
+        "--epochs", type=_count, metavar="N", help="passes over the images (default: 60, or 10 if there are many)"
+    )
+    train.add_argument(
+        "--batch-size", type=_count, metavar="N", help="images per step (default: 64, or 128 if there are many)"
+    )
+    train.add_argument("--lr", type=_positive, metavar="RATE", help="first learning rate (default: 0.05)")
+    train.add_argument(
+        "--augment",
+        choices=["none", "shift", "warp"],
+        help="how training images change from epoch to epoch: not at all, moved by a few pixels, or also rotated and "
+        "stretched (default: warp, or shift if there are many)",
+    )
+    train.add_argument("--seed", type=_natural, metavar="N", help="same seed, same bits (default: 0)")
+    train.add_argument("--run", metavar="DIR", dest="folder", help="run folder (default: runs/<date>-<model>)")
+    train.add_argument("--resume", action="store_true", help="go on from the checkpoint in the run folder")
+    _add_threads(train)
+    train.set_defaults(run=_train)
+
+    warmup = commands.add_parser(
+        "warmup",
+        help="compile all kernels now, into the cache",
+        description="Compile every kernel for float32 and float64, so that no later call has to wait for the compiler.",
+    )
+    _add_threads(warmup)
+    warmup.set_defaults(run=_warmup)
+
+    info = commands.add_parser(
+        "info",
+        help="tell versions, CPU, threads and cache",
+        description="Print versions, the CPU and its vector features, the threading layer and the folder of the cache.",
+    )
+    _add_threads(info)
+    info.set_defaults(run=_info)
+    return parser
+
+
+def _add_threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", type=_count, metavar="N", help="threads for the kernels (default: all)")
+
+
+def _whole(text: str, least: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+    return value
+
+
+def _count(text: str) -> int:
+    return _whole(text, 1)
+
+
+def _natural(text: str) -> int:
+    return _whole(text, 0)
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def _set_threads(arguments: argparse.Namespace) -> None:
+    if arguments.threads is None:
+        return
+    import numba
+
+    from fastconv.training import RunError
+
+    available = numba.config.NUMBA_NUM_THREADS
+    if arguments.threads > available:
+        raise RunError(f"--threads is {arguments.threads}: this process may use {available}")
+    numba.set_num_threads(arguments.threads)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from fastconv import training
+
+    _set_threads(arguments)
+    folder = arguments.folder
+    if folder is None:
+        if arguments.resume:
+            raise training.RunError("--resume needs --run DIR, the folder of the run to go on with")
+        folder = _new_folder(arguments.model or "lenet")
+    given = {name: getattr(arguments, name) for name in ("model", "epochs", "batch_size", "lr", "augment", "seed")}
+    if arguments.data is not None:
+        given["data"] = str(Path(arguments.data).absolute())
+    trainer = training.run(given, folder, resume=arguments.resume)
+    last = trainer.history[-1]
+    print(f"test accuracy {last['test_accuracy']:.2%} ({last['test_right']} of {len(trainer.dataset.y_test)} images)")
+    print(f"run folder {folder}: {', '.join(sorted(path.name for path in Path(folder).iterdir()))}")
+    return OK
+
+
+def _new_folder(model: str) -> Path:
+    base = Path("runs", f"{time.strftime('%Y%m%d-%H%M%S')}-{model}")
+    folder, count = base, 1
+    while folder.exists():
+        count += 1
+        folder = base.with_name(f"{base.name}-{count}")
+    return folder
+
+
+def _warmup(arguments: argparse.Namespace) -> int:
+    from fastconv import warmup
+
+    _set_threads(arguments)
+    warmup.run()
+    return OK
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from fastconv import info
+
+    _set_threads(arguments)
+    for line in info.report():
+        print(line)
+    return OK

@@ -1,0 +1,154 @@
+"""The layers that fastconv is timed on: one list for all benchmarks.
+
+Sizes are those of well-known networks; `small` holds what is trained on small images.  Shapes outside these lists are
+worth timing too: a library tuned to a list shows only there.
+
+>>> for layer in SUITES["resnet50"][:3]:
+...     print(layer, f"{layer.geometry.flops / 1e9:.2f} GFLOP")
+4x 3->64@224 7x7/2 0.94 GFLOP
+32x 64->64@56 1x1 0.82 GFLOP
+4x 64->64@56 3x3 0.92 GFLOP
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .geometry import ConvGeometry, conv_geometry
+
+__all__ = ["SUITES", "Layer"]
+
+LARGEST_BATCH = 32
+LARGEST_PASS = 10**9
+"""FLOP of one pass: enough to time, little enough to repeat."""
+SMALL_BATCHES = (1, 16, 128)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A convolution of square images with square filters; its string is its name.
+
+    Attributes
+    ----------
+    batch, channels, size : int
+        N, n_ch, and h = w.
+    filters, kernel : int
+        n_f, and f_r = f_c.
+    stride, padding, groups : int
+        As in `fastconv.conv2d`.
+    """
+
+    batch: int
+    channels: int
+    size: int
+    filters: int
+    kernel: int
+    stride: int = 1
+    padding: int = 0
+    groups: int = 1
+
+    @property
+    def name(self) -> str:
+        """What tells it from other layers, for people: ``4x 3->64@224 7x7/2``; ``dw`` stands for depthwise.
+
+        Padding is told only where it is not half of the kernel.
+        """
+        if self.groups == 1:
+            channels = f"{self.channels}->{self.filters}"
+        elif self.groups == self.channels == self.filters:
+            channels = f"dw {self.channels}"
+        else:
+            channels = f"{self.channels}->{self.filters} g{self.groups}"
+        stride = f"/{self.stride}" if self.stride > 1 else ""
+        padding = f" p{self.padding}" if self.padding != self.kernel // 2 else ""
+        return f"{self.batch}x {channels}@{self.size} {self.kernel}x{self.kernel}{stride}{padding}"
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def geometry(self) -> ConvGeometry:
+        """Sizes of all arrays, FLOPs and bytes."""
+        x_shape = (self.batch, self.channels, self.size, self.size)
+        weight_shape = (self.filters, self.channels // self.groups, self.kernel, self.kernel)
+        return conv_geometry(x_shape, weight_shape, self.stride, self.padding, 1, self.groups)
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """Keyword arguments of `fastconv.conv2d` and its gradients."""
+        return {"stride": self.stride, "padding": self.padding, "groups": self.groups}
+
+
+def with_largest_batch(layer: Layer) -> Layer:
+    """Take the largest power of two, at most 32, that keeps a pass at 1 GFLOP or less; at least 1.
+
+    >>> with_largest_batch(Layer(1, 512, 14, 512, 3, padding=1)).batch  # 0.92 GFLOP an image
+    1
+    """
+    flops = dataclasses.replace(layer, batch=1).geometry.flops
+    batch = LARGEST_BATCH
+    while batch > 1 and batch * flops > LARGEST_PASS:
+        batch //= 2
+    return dataclasses.replace(layer, batch=batch)
+
+
+def _dense(size: int, *rows: tuple[int, ...]) -> list[Layer]:
+    """Layers at one image size; a row is (channels, filters, kernel) or (channels, filters, kernel, stride)."""
+    rows = tuple((*row, 1)[:4] for row in rows)
+    return [Layer(1, channels, size, filters, k, stride, k // 2) for channels, filters, k, stride in rows]
+
+
+def _depthwise(kernel: int, *rows: tuple[int, ...]) -> list[Layer]:
+    """Depthwise layers; a row is (channels, size) or (channels, size, stride)."""
+    rows = tuple((*row, 1)[:3] for row in rows)
+    return [Layer(1, n, size, n, kernel, stride, kernel // 2, n) for n, size, stride in rows]
+
+
+def _suite(*parts: Sequence[Layer]) -> tuple[Layer, ...]:
+    return tuple(with_largest_batch(layer) for part in parts for layer in part)
+
+
+SUITES: dict[str, tuple[Layer, ...]] = {
+    "resnet50": _suite(
+        _dense(224, (3, 64, 7, 2)),
+        _dense(
+            56,
+            (64, 64, 1), (64, 64, 3), (64, 256, 1), (256, 64, 1), (256, 128, 1, 2), (256, 512, 1, 2), (128, 128, 3, 2),
+        ),
+        _dense(28, (128, 128, 3), (128, 512, 1), (512, 128, 1), (512, 1024, 1, 2)),
+        _dense(14, (256, 256, 3), (256, 1024, 1), (1024, 256, 1)),
+        _dense(7, (512, 512, 3), (512, 2048, 1), (2048, 512, 1)),
+    ),
+    "vgg16": _suite(
+        _dense(224, (3, 64, 3), (64, 64, 3)),
+        _dense(112, (64, 128, 3), (128, 128, 3)),
+        _dense(56, (256, 256, 3)),
+        _dense(28, (512, 512, 3)),
+        _dense(14, (512, 512, 3)),
+    ),
+    "mobile": _suite(
+        _depthwise(3, (32, 112), (64, 112, 2), (128, 56), (256, 28), (512, 14), (1024, 7)),
+        _depthwise(5, (72, 28, 2), (240, 14)),
+        _depthwise(7, (96, 56), (192, 28), (384, 14), (768, 7)),
+        _dense(112, (32, 64, 1)),
+        _dense(56, (128, 128, 1), (96, 384, 1), (384, 96, 1)),
+        _dense(28, (256, 256, 1)),
+        _dense(14, (512, 512, 1)),
+        _dense(7, (1024, 1024, 1)),
+    ),
+    "small": tuple(
+        dataclasses.replace(layer, batch=batch)
+        for layer in (
+            Layer(1, 1, 28, 32, 3),
+            Layer(1, 1, 28, 32, 5),
+            Layer(1, 32, 13, 64, 3),
+            *_dense(32, (3, 32, 3), (32, 32, 3)),
+            *_dense(16, (64, 64, 3), (64, 128, 3, 2)),
+            *_dense(8, (128, 128, 3)),
+        )
+        for batch in SMALL_BATCHES
+    ),
+}  # fmt: skip
+"""The layers of ResNet-50, of VGG-16, of mobile networks, and small ones at batch sizes 1, 16 and 128."""

@@ -1,0 +1,110 @@
+"""What ``fastconv warmup`` runs: every kernel once, on tiny arrays, so that the cache holds all of them."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+import fastconv
+from fastconv import nn, plan
+from fastconv.progress import say
+
+__all__ = ["run", "tasks"]
+
+Task = tuple[str, Callable[[], object]]
+
+DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def tasks() -> Iterator[Task]:
+    """Everything that is to be compiled, each as a name and a call.
+
+    Every row of the plan's table runs every pass that it can, with and without strides, dilation and groups (rows may
+    have kernels of their own for them); then the operations and the layers that have kernels beside the table.
+    """
+    algorithms = tuple(dict.fromkeys(row.algorithm for row in plan.TABLE))
+    for dtype in DTYPES:
+        for algorithm in algorithms:
+            for ndim in (1, 2, 3):
+                yield f"{algorithm}, {ndim}-D, {dtype}", partial(_row, algorithm, ndim, dtype)
+        yield f"operations, {dtype}", partial(_operations, dtype)
+        yield f"layers, {dtype}", partial(_layers, dtype)
+
+
+def run() -> None:
+    """Run all tasks, with a line for each, or on a terminal one that changes."""
+    start, live = time.perf_counter(), sys.stderr.isatty()
+    everything = list(tasks())
+    for index, (name, call) in enumerate(everything):
+        text = f"compiling kernels: {index + 1}/{len(everything)} {name}"
+        before = time.perf_counter()
+        if live:
+            print(f"\r\x1b[K{text} ...", end="", file=sys.stderr, flush=True)
+        call()
+        if not live:
+            say(f"{text}, {time.perf_counter() - before:.1f} s")
+    if live:
+        print("\r\x1b[K", end="", file=sys.stderr)
+    say(f"all kernels are compiled and cached, in {time.perf_counter() - start:.1f} s")
+
+
+def _function(name: str) -> Callable[..., Any]:
+    function: Callable[..., Any] = getattr(fastconv, name)
+    return function
+
+
+def _row(algorithm: str, ndim: int, dtype: np.dtype[Any]) -> None:
+    """Run one algorithm forward and backward, wherever it can."""
+    forward, backward = _function(f"conv{ndim}d"), _function(f"conv{ndim}d_backward")
+    for stride, dilation, groups in ((1, 1, 1), (2, 1, 1), (3, 1, 1), (1, 2, 1), (1, 1, 2), (1, 1, 4)):
+        x = np.ones((2, 4, *(9,) * ndim), dtype)
+        weight = np.ones((4, 4 // groups, *(3,) * ndim), dtype)
+        options = {"stride": stride, "padding": 1, "dilation": dilation, "groups": groups, "algorithm": algorithm}
+        try:
+            grad_output = forward(x, weight, np.ones(4, dtype), **options)
+            for per_sample in (False, True):
+                backward(grad_output, x, weight, per_sample=per_sample, **options)
+        except ValueError as error:  # a row need not support every call
+            if "cannot do this call" not in str(error):
+                raise
+
+
+def _operations(dtype: np.dtype[Any]) -> None:
+    """Run the transposed forms, the tangents and padding."""
+    for ndim in (1, 2, 3):
+        x, weight = np.ones((2, 4, *(6,) * ndim), dtype), np.ones((4, 4, *(3,) * ndim), dtype)
+        output = _function(f"conv_transpose{ndim}d")(x, weight)
+        _function(f"conv_transpose{ndim}d_backward")(output, x, weight)
+        _function(f"conv{ndim}d_jvp")(x, weight, x, weight)
+    for mode in ("zeros", "reflect", "replicate", "circular"):
+        padded = fastconv.pad(x, 1, mode=mode)
+        fastconv.pad_backward(padded, x.shape, 1, mode=mode)
+
+
+def _layers(dtype: np.dtype[Any]) -> None:
+    """Run a training step and an evaluation of a network with every kind of layer."""
+    model = nn.Sequential(
+        nn.ZeroPad2d(1),
+        nn.Conv2d(3, 8, 3, dtype=dtype, rng=0),
+        nn.BatchNorm2d(8, dtype=dtype),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Residual(nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(8, 8, 3, dtype=dtype, rng=0))),
+        nn.AvgPool2d(2),
+        nn.ConvTranspose2d(8, 4, 2, stride=2, dtype=dtype, rng=0),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Dropout(0.5, rng=0),
+        nn.Flatten(),
+        nn.Linear(16, 10, dtype=dtype, rng=0),
+    )
+    loss, optimiser = nn.CrossEntropyLoss(), nn.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    x, y = np.ones((4, 3, 16, 16), dtype), np.zeros(4, np.int64)
+    loss(model(x), y)
+    model.backward(loss.backward(), input_grad=True)
+    optimiser.step()
+    model.eval()(x)
