@@ -13,14 +13,11 @@ Array = np.ndarray[Any, Any]
 ANGLE = np.deg2rad(10)  # largest rotation of a warped image
 STRETCH = 0.1  # largest logarithm of its scale, each axis for itself
 
-
-def reach(x: Array) -> int:
-    """Largest shift, in pixels: a twelfth of the shorter side, but at least one."""
-    return max(1, min(int(side) for side in x.shape[2:]) // 12)
+REACH = 1 / 16  # largest shift, of an image's shorter side
 
 
 def shift(x: Array, background: Array, generator: np.random.Generator) -> Array:
-    """Move each image by whole pixels, up or down and left or right, as far as `reach`.
+    """Move each image by whole pixels, up to a sixteenth of its size but at least by one, each way.
 
     Parameters
     ----------
@@ -42,7 +39,7 @@ def shift(x: Array, background: Array, generator: np.random.Generator) -> Array:
              [0., 0.]]]])
     """
     n, _, h, w = x.shape
-    far = reach(x)
+    far = max(1, round(REACH * min(h, w)))
     windows = np.lib.stride_tricks.sliding_window_view(_framed(x, background, far), (h, w), axis=(2, 3))
     down, right = generator.integers(0, 2 * far + 1, (2, n))
     return np.ascontiguousarray(windows[np.arange(n), :, down, right])
@@ -51,7 +48,7 @@ def shift(x: Array, background: Array, generator: np.random.Generator) -> Array:
 def warp(x: Array, background: Array, generator: np.random.Generator) -> Array:
     """Rotate, stretch and move each image a little, with bilinear interpolation.
 
-    By up to 10 degrees, 10 % along each axis, and as far as `reach` each way.
+    By up to 10 degrees, 10 % along each axis, and a sixteenth of its size each way.
 
     Parameters
     ----------
@@ -66,7 +63,7 @@ def warp(x: Array, background: Array, generator: np.random.Generator) -> Array:
         Of the dtype of x.
     """
     n, c, h, w = x.shape
-    far = reach(x)
+    far = REACH * min(h, w)
     angle = generator.uniform(-ANGLE, ANGLE, n)
     scale = np.exp(generator.uniform(-STRETCH, STRETCH, (2, n)))
     offset = generator.uniform(-far, far, (2, n))

@@ -375,7 +375,7 @@ def lane_flops(computes: str, g: ConvGeometry, itemsize: int) -> float:
 
 def scratch_bytes(computes: str, geometry: ConvGeometry, itemsize: int) -> int:
     """Bytes of scratch memory that a pass needs when all arrays are NCHW."""
-    g = geometry.as_3d()
+    g = geometry.volume
     width = _width(itemsize)
     used = _lane_count(computes, g)
     plan = (_plan_grad_input if computes == "grad_input" else _plan_output)(g, width)

@@ -102,7 +102,7 @@ def phase_taps(p: int, s: int, d: int, left: int) -> tuple[int, int]:
     return ((p + left) // g % step) * (inverse % step) % step, step
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ConvGeometry:
     """A convolution's sizes, all of them valid.  Make one with `conv_geometry` or `transposed_geometry`.
 
@@ -134,17 +134,17 @@ class ConvGeometry:
         """Number of spatial axes, 1 to 3."""
         return len(self.input)
 
-    @property
+    @functools.cached_property
     def input_shape(self) -> Ints:
         """Shape (N, n_ch, *spatial) of X and dX."""
         return (self.batch, self.channels, *self.input)
 
-    @property
+    @functools.cached_property
     def weight_shape(self) -> Ints:
         """Shape (n_f, n_ch / groups, *kernel) of W and dW."""
         return (self.filters, self.channels // self.groups, *self.kernel)
 
-    @property
+    @functools.cached_property
     def output_shape(self) -> Ints:
         """Shape (N, n_f, *spatial) of O and dO."""
         return (self.batch, self.filters, *self.output)
@@ -168,16 +168,25 @@ class ConvGeometry:
         >>> conv_geometry((1, 8, 8), (1, 1, 3, 3), stride=2).unseen
         (1, 1)
         """
-        last = (
-            s * (o - 1) + d * (f - 1) - left
-            for o, f, s, d, (left, _) in zip(
-                self.output, self.kernel, self.stride, self.dilation, self.padding, strict=True
-            )
-        )
-        return tuple(max(0, n - 1 - p) for n, p in zip(self.input, last, strict=True))
+        unseen = []
+        for n, f, o, s, d, (left, _) in zip(
+            self.input, self.kernel, self.output, self.stride, self.dilation, self.padding, strict=True
+        ):
+            last_seen = -1
+            # The last tap through which the last output reads inside the input, and those after it, until they repeat.
+            start = min(max(0, (n - 1 + left - s * (o - 1)) // d), f - 1)
+            for k in range(start, min(f, start + s + 1)):
+                first, last = tap_range(k, n, o, s, d, left)
+                if first <= last:
+                    last_seen = max(last_seen, s * last + d * k - left)
+            unseen.append(n - 1 - last_seen)
+        return tuple(unseen)
 
-    def as_3d(self) -> ConvGeometry:
+    @functools.cached_property
+    def volume(self) -> ConvGeometry:
         """The same convolution with axes of size 1 put in front, so that kernels are written for three axes only."""
+        if self.ndim == 3:
+            return self
         ones = (1,) * (3 - self.ndim)
         return ConvGeometry(
             self.batch,
@@ -447,7 +456,7 @@ def _named_padding(name: str, kernel: Sequence[int], stride: Ints, dilation: Int
 
 def checked_shape(name: str, shape: Sequence[int]) -> Ints:
     """Turn a sequence of sizes into a tuple of ints, none negative."""
-    if type(shape) is tuple and all(type(n) is int for n in shape):
+    if type(shape) is tuple and all(type(n) is int and n >= 0 for n in shape):
         return shape
     if isinstance(shape, str) or not isinstance(shape, Sequence):
         raise TypeError(f"{name} is {shape!r}: expected a shape, a tuple of ints")

@@ -104,13 +104,13 @@ def run_pass(
     kept = ndim if row.channels_last and computes != "grad_weight" else 0
     result = target(computes, out, shape, summed, accumulate, kept)
     arrays = [plain(array, known, summed, axes if row.channels_last else 0) for array, known, axes in inputs]
-    row.run(geometry.as_3d(), *arrays, result)
+    row.run(geometry.volume, *arrays, result)
     return finish(result, out, final_shape, result_dtype(dtype), accumulate, ndim)
 
 
 def shapes_3d(geometry: ConvGeometry) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """Shapes of x, weight and output with three spatial axes."""
-    g = geometry.as_3d()
+    g = geometry.volume
     return g.input_shape, g.weight_shape, g.output_shape
 
 
