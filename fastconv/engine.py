@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +21,22 @@ import numpy as np
 
 from .arrays import Array
 from .geometry import ConvGeometry, ceil_div, phase_taps
-from .kernels.direct import correlate, gather
-from .kernels.pack import pack_images, pack_panels, unpack_images, unpack_panels
+from .kernels.direct import correlate, correlate_tasks, gather, gather_tasks
+from .kernels.pack import (
+    pack_images,
+    pack_images_tasks,
+    pack_panels,
+    pack_panels_tasks,
+    unpack_images,
+    unpack_images_tasks,
+    unpack_panels,
+    unpack_panels_tasks,
+)
+from .kernels.sums import sums, sums_tasks
 from .scratch import buffer
 from .simd import ROWS, VECTORS, lanes
 
-__all__ = ["grad_input", "grad_weight", "is_depthwise", "lane_flops", "output", "scratch_bytes"]
+__all__ = ["grad_bias", "grad_input", "grad_weight", "is_depthwise", "lane_flops", "output", "scratch_bytes"]
 
 Ints = tuple[int, ...]
 
@@ -34,6 +45,9 @@ CHUNK = 64 * ROWS
 
 CHUNK_PIXELS = 512
 """Pixels that `correlate` adds in registers before it touches memory; also the longest plain run of additions in dW."""
+
+SERIAL_FLOPS, SERIAL_BYTES = 1_000_000, 100_000
+"""Up to this much arithmetic, or copying, a kernel runs on the calling thread alone: waking others takes longer."""
 
 TASKS = 16
 """Tasks that `correlate` is split into if there are fewer blocks of filters: the split must not ask for the number of cores."""
@@ -83,8 +97,23 @@ class Packed:
         size = self.elements(shape[0])
         out = buffer(name, size + slack, x.dtype)
         out[size:] = 0
-        pack_images(x, channels_last, shape, out, self.sizes, self.left)
+        tasks = shape[0] * self.sizes[0] * self.sizes[1]
+        _share(_small(out), pack_images, pack_images_tasks, tasks, x, channels_last, shape, out, self.sizes, self.left)
         return out
+
+
+def _share(
+    alone: bool, parallel: Callable[..., None], serial: Callable[..., None], tasks: int, *arguments: Any
+) -> None:
+    """Run all tasks of a kernel: on the calling thread alone, or on all threads."""
+    if alone:
+        serial(0, tasks, *arguments)
+    else:
+        parallel(tasks, *arguments)
+
+
+def _small(array: Array) -> bool:
+    return array.nbytes <= SERIAL_BYTES
 
 
 def _memory(array: Array) -> tuple[Array, bool]:
@@ -163,7 +192,9 @@ def _plan_output(g: ConvGeometry, width: int) -> _Gather:
         tuple(n + left + right for n, (left, right) in zip(g.input, g.padding, strict=True)),
         g.channels,
     )
-    places = [tuple(d * k for d, k in zip(g.dilation, tap, strict=True)) for tap in itertools.product(*map(range, g.kernel))]
+    places = [
+        tuple(d * k for d, k in zip(g.dilation, tap, strict=True)) for tap in itertools.product(*map(range, g.kernel))
+    ]
     phase = _phase(
         packed, places, list(range(len(places))), g.kernel[2], g.channels // g.groups, g.groups, is_depthwise(g), width,
         (0, 0, 0), g.output,
@@ -263,16 +294,23 @@ def _gather(
     for phase in plan.phases:
         taps = phase.taps.size
         panels = buffer("panels", groups * blocks * taps * depth * width, out.dtype)
-        pack_panels(
-            weight, panels, groups, group_step, width, lane_count, lane_step, depth, depth_step, phase.taps
+        _share(
+            _small(panels), pack_panels, pack_panels_tasks, groups * blocks * VECTORS,
+            weight, panels, group_step, width, lane_count, lane_step, depth, depth_step, phase.taps,
         )  # fmt: skip
-        gather(
+        count = batch * math.prod(phase.sizes)
+        _share(
+            count * panels.size * 2 <= SERIAL_FLOPS, gather, gather_tasks, groups * blocks * ceil_div(count, CHUNK),
             panels, phase.rows, phase.offsets, phase.step, phase.run, image, plan.packed.strided(x_stride), depth,
             width if depthwise else 0, target, pixels.at(phase.first), pixels.strided(out_stride), (batch, *phase.sizes),
             groups, lane_count, width, start, CHUNK,
         )  # fmt: skip
     if not out_last:
-        unpack_images(target, batch, math.prod(shape[2:]), shape[1], out, 256)
+        count = math.prod(shape[2:])
+        _share(
+            _small(out), unpack_images, unpack_images_tasks, batch * ceil_div(count, CHUNK),
+            target, count, shape[1], out, CHUNK,
+        )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -312,7 +350,9 @@ def _plan_grad_weight(g: ConvGeometry) -> _Correlate:
     for n, image_step, gradient_step in zip(sizes[:axes], image_steps, gradient_steps, strict=False):
         steps = np.array([[gradient_step], [image_step]])
         runs = (runs[:, :, None] + (steps * np.arange(n))[:, None, :]).reshape(2, -1)
-    return _Correlate(packed, gradient, _table(taps), _table(runs[0]), gradient_steps[3], _table(runs[1]), image_steps[3], count)
+    return _Correlate(
+        packed, gradient, _table(taps), _table(runs[0]), gradient_steps[3], _table(runs[1]), image_steps[3], count
+    )
 
 
 def grad_weight(g: ConvGeometry, grad_output: Array, x: Array, out: Array) -> None:
@@ -342,12 +382,27 @@ def grad_weight(g: ConvGeometry, grad_output: Array, x: Array, out: Array) -> No
     zeros = buffer("start", width, out.dtype)
     zeros[:] = 0
     parts = max(1, min(ceil_div(TASKS, sums * groups * blocks), ceil_div(pairs, ROWS)))
-    correlate(
+    rows = ceil_div(ceil_div(pairs, parts), ROWS) * ROWS
+    _share(
+        g.flops <= SERIAL_FLOPS, correlate, correlate_tasks, sums * groups * blocks * ceil_div(pairs, rows),
         gradient, plan.gradient_runs, plan.gradient_step, image, plan.image_runs, plan.image_step, plan.count, sums, groups,
         filters, width, plan.taps, depth, panels, zeros, max(1, CHUNK_PIXELS // plan.count),
-        ceil_div(ceil_div(pairs, parts), ROWS) * ROWS, width if depthwise else 0,
+        rows, width if depthwise else 0,
     )  # fmt: skip
-    unpack_panels(panels, out.reshape(-1), sums, groups, width, filters, depth, taps)
+    _share(
+        _small(panels), unpack_panels, unpack_panels_tasks, sums * groups * filters,
+        panels, out.reshape(-1), width, filters, depth, taps,
+    )  # fmt: skip
+
+
+def grad_bias(g: ConvGeometry, grad_output: Array, out: Array) -> None:
+    """Equation (4)."""
+    grad_output, last = _memory(grad_output)
+    per_task = min(64, ceil_div(g.filters, TASKS))
+    _share(
+        _small(grad_output), sums, sums_tasks, ceil_div(g.filters, per_task),
+        grad_output, last, g.batch, g.filters, math.prod(g.output), per_task, out,
+    )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=512)
@@ -375,6 +430,8 @@ def lane_flops(computes: str, g: ConvGeometry, itemsize: int) -> float:
 
 def scratch_bytes(computes: str, geometry: ConvGeometry, itemsize: int) -> int:
     """Bytes of scratch memory that a pass needs when all arrays are NCHW."""
+    if computes == "grad_bias":
+        return 0
     g = geometry.volume
     width = _width(itemsize)
     used = _lane_count(computes, g)

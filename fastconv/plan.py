@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from . import engine, reference
-from .arrays import Array
+from .arrays import Array, machine_memory
 from .geometry import ConvGeometry, conv_geometry
 from .kernels import loops
 
@@ -75,6 +75,8 @@ class Row:
         """Say why the row cannot do a call; None if it can."""
         if self.dtypes and dtype.name not in self.dtypes:
             return f"it computes {' and '.join(self.dtypes)} only, not {dtype}"
+        if (needed := self.scratch(geometry, dtype.itemsize)) > machine_memory():
+            return f"it needs {needed} bytes of scratch memory, this machine has {machine_memory()}"
         return None
 
 
@@ -101,13 +103,13 @@ FAST = ("float32", "float64")
 
 
 def _direct(computes: str, run: Callable[..., None], about: str) -> Row:
-    """A row on the register tile; it runs at about 100 GFLOP/s in float32 on two cores, lanes without a channel included."""
+    """Return a row on the register tile, which runs at some 100 GFLOP/s in float32, lanes without a channel included."""
     return Row(
         computes,
         "direct",
         run,
         FAST,
-        lambda geometry, itemsize: 30_000 + engine.lane_flops(computes, geometry, itemsize) * itemsize / 400.0,
+        lambda geometry, itemsize: 5_000 + engine.lane_flops(computes, geometry, itemsize) * itemsize / 400.0,
         about,
         scratch=functools.partial(engine.scratch_bytes, computes),
         channels_last=True,
@@ -129,6 +131,7 @@ TABLE = (
     _direct("output", engine.output, "register tiles of pixels times filters"),
     _direct("grad_input", engine.grad_input, "register tiles of pixels times channels, phase by phase"),
     _direct("grad_weight", engine.grad_weight, "register tiles of weights times filters, summed over pixels"),
+    _direct("grad_bias", engine.grad_bias, "sums side by side in vectors"),
     Row("output", "loops", _with_parameters(loops.output), FAST, _loops_cost, PARALLEL),
     Row("grad_input", "loops", _with_parameters(loops.grad_input), FAST, _loops_cost, PARALLEL),
     Row("grad_weight", "loops", _with_parameters(loops.grad_weight), FAST, _loops_cost, PARALLEL),

@@ -7,6 +7,9 @@ pixels: equation (3).  What is what is said by the offset tables that `fastconv.
 
 In a depthwise convolution each lane has a channel of its own: ``block_step``, elsewhere 0, then leads from one block's
 channels to the next, and the pointwise tile multiplies.
+
+Each driver stands twice: as a range of tasks, and as a parallel loop over all of them.  Problems too small to be worth waking
+other threads for run the first, with the same result.
 """
 
 from __future__ import annotations
@@ -15,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from ..jit import parallel_kernel, prange, signed
+from ..jit import kernel, parallel_kernel, prange, signed
 from ..simd import ROWS, outer_tile, pointwise_tile
 
-__all__ = ["correlate", "gather"]
+__all__ = ["correlate", "correlate_tasks", "gather", "gather_tasks"]
 
 Array = np.ndarray[Any, Any]
 Ints = tuple[int, ...]
@@ -26,9 +29,23 @@ Ints = tuple[int, ...]
 
 @parallel_kernel
 def gather(
-    panels: Array, vector_table: Array, scalar_table: Array, scalar_step: int, count: int, image: Array, image_steps: Ints,
-    group_step: int, block_step: int, out: Array, out_at: int, out_steps: Ints, sizes: Ints, groups: int, lane_count: int,
-    width: int, start: Array, chunk: int,
+    tasks: int, panels: Array, vector_table: Array, scalar_table: Array, scalar_step: int, count: int, image: Array,
+    image_steps: Ints, group_step: int, block_step: int, out: Array, out_at: int, out_steps: Ints, sizes: Ints, groups: int,
+    lane_count: int, width: int, start: Array, chunk: int,
+) -> None:  # fmt: skip
+    """All tasks of `gather_tasks`, shared among the threads."""
+    for task in prange(tasks):
+        gather_tasks(
+            signed(task), signed(task) + 1, panels, vector_table, scalar_table, scalar_step, count, image, image_steps,
+            group_step, block_step, out, out_at, out_steps, sizes, groups, lane_count, width, start, chunk,
+        )  # fmt: skip
+
+
+@kernel
+def gather_tasks(
+    begin: int, end: int, panels: Array, vector_table: Array, scalar_table: Array, scalar_step: int, count: int,
+    image: Array, image_steps: Ints, group_step: int, block_step: int, out: Array, out_at: int, out_steps: Ints, sizes: Ints,
+    groups: int, lane_count: int, width: int, start: Array, chunk: int,
 ) -> None:  # fmt: skip
     """out[pixel, g, lane] = start[g, lane] + sum over a, b of panels[g, block, a, b, lane] * image[pixel, table[a] + b*step].
 
@@ -43,8 +60,8 @@ def gather(
     blocks, chunks = (lane_count + width - 1) // width, (pixels + chunk - 1) // chunk
     many = vector_table.size
     panel = panels.size // (groups * blocks)
-    for task in prange(groups * blocks * chunks):
-        group_block, part = divmod(signed(task), chunks)
+    for task in range(begin, end):
+        group_block, part = divmod(task, chunks)
         g, block = divmod(group_block, blocks)
         valid = min(width, lane_count - block * width)
         first = part * chunk
@@ -90,9 +107,23 @@ def gather(
 
 @parallel_kernel
 def correlate(
-    gradient: Array, vector_table: Array, vector_step: int, image: Array, scalar_table: Array, scalar_step: int, count: int,
-    sums: int, groups: int, filters: int, width: int, taps: Array, channels: int, out: Array, zeros: Array, chunk: int,
-    rows_per_task: int, block_step: int,
+    tasks: int, gradient: Array, vector_table: Array, vector_step: int, image: Array, scalar_table: Array, scalar_step: int,
+    count: int, sums: int, groups: int, filters: int, width: int, taps: Array, channels: int, out: Array, zeros: Array,
+    chunk: int, rows_per_task: int, block_step: int,
+) -> None:  # fmt: skip
+    """All tasks of `correlate_tasks`, shared among the threads."""
+    for task in prange(tasks):
+        correlate_tasks(
+            signed(task), signed(task) + 1, gradient, vector_table, vector_step, image, scalar_table, scalar_step, count,
+            sums, groups, filters, width, taps, channels, out, zeros, chunk, rows_per_task, block_step,
+        )  # fmt: skip
+
+
+@kernel
+def correlate_tasks(
+    begin: int, end: int, gradient: Array, vector_table: Array, vector_step: int, image: Array, scalar_table: Array,
+    scalar_step: int, count: int, sums: int, groups: int, filters: int, width: int, taps: Array, channels: int, out: Array,
+    zeros: Array, chunk: int, rows_per_task: int, block_step: int,
 ) -> None:  # fmt: skip
     """out[s, g, block, tap, ch, lane] = sum over rows a of sum s, b of gradient[a, b, g, lane] * image[a, b, taps[tap] + g, ch].
 
@@ -105,8 +136,8 @@ def correlate(
     pairs = taps.size * channels
     parts = (pairs + rows_per_task - 1) // rows_per_task
     lines = vector_table.size // sums
-    for task in prange(sums * groups * blocks * parts):
-        unit, part = divmod(signed(task), parts)
+    for task in range(begin, end):
+        unit, part = divmod(task, parts)
         rest, block = divmod(unit, blocks)
         s, g = divmod(rest, groups)
         valid = min(width, filters - block * width)

@@ -10,10 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from ..jit import kernel, parallel_kernel, prange, signed
+from ..jit import kernel, parallel_kernel, prange, signed, unsigned
 from ..simd import lanes, transpose_tile
 
-__all__ = ["pack_images", "pack_panels", "unpack_images", "unpack_panels"]
+__all__ = [
+    "pack_images",
+    "pack_images_tasks",
+    "pack_panels",
+    "pack_panels_tasks",
+    "unpack_images",
+    "unpack_images_tasks",
+    "unpack_panels",
+    "unpack_panels_tasks",
+]
 
 Array = np.ndarray[Any, Any]
 Ints = tuple[int, ...]
@@ -50,18 +59,29 @@ def transpose(
 
 
 @parallel_kernel
-def pack_images(x: Array, channels_last: bool, shape: Ints, out: Array, padded: Ints, left: Ints) -> None:
+def pack_images(
+    tasks: int, x: Array, channels_last: bool, shape: Ints, out: Array, padded: Ints, left: Ints
+) -> None:  # fmt: skip
+    """All tasks of `pack_images_tasks`, shared among the threads."""
+    for task in prange(tasks):
+        pack_images_tasks(signed(task), signed(task) + 1, x, channels_last, shape, out, padded, left)
+
+
+@kernel
+def pack_images_tasks(
+    begin: int, end: int, x: Array, channels_last: bool, shape: Ints, out: Array, padded: Ints, left: Ints
+) -> None:
     """Copy images (N, C, D, H, W), or (N, D, H, W, C) in memory, into the middle of zeros (N, PD, PH, PW, C).
 
     ``shape`` is (N, C, D, H, W), ``padded`` (PD, PH, PW) and ``left`` the padding in front.  A task is one padded row.
     """
     N, C, D, H, W = shape
     PD, PH, PW = padded
-    for task in prange(N * PD * PH):
-        rest, py = divmod(signed(task), PH)
+    for task in range(begin, end):
+        rest, py = divmod(task, PH)
         n, pz = divmod(rest, PD)
         z, y = pz - left[0], py - left[1]
-        row = signed(task) * PW * C
+        row = task * PW * C
         if z < 0 or z >= D or y < 0 or y >= H:
             out[row : row + PW * C] = 0
         else:
@@ -76,11 +96,20 @@ def pack_images(x: Array, channels_last: bool, shape: Ints, out: Array, padded: 
 
 
 @parallel_kernel
-def unpack_images(packed: Array, images: int, pixels: int, channels: int, out: Array, chunk: int) -> None:
+def unpack_images(tasks: int, packed: Array, pixels: int, channels: int, out: Array, chunk: int) -> None:
+    """All tasks of `unpack_images_tasks`, shared among the threads."""
+    for task in prange(tasks):
+        unpack_images_tasks(signed(task), signed(task) + 1, packed, pixels, channels, out, chunk)
+
+
+@kernel
+def unpack_images_tasks(
+    begin: int, end: int, packed: Array, pixels: int, channels: int, out: Array, chunk: int
+) -> None:  # fmt: skip
     """Copy (N, pixels, C) into (N, C, pixels).  A task is a chunk of an image's pixels."""
     chunks = (pixels + chunk - 1) // chunk
-    for task in prange(images * chunks):
-        n, part = divmod(signed(task), chunks)
+    for task in range(begin, end):
+        n, part = divmod(task, chunks)
         first = part * chunk
         count = min(chunk, pixels - first)
         transpose(
@@ -97,44 +126,81 @@ def unpack_images(packed: Array, images: int, pixels: int, channels: int, out: A
 
 @parallel_kernel
 def pack_panels(
-    weight: Array, out: Array, groups: int, group_step: int, width: int, lane_count: int, lane_step: int,
+    tasks: int, weight: Array, out: Array, group_step: int, width: int, lane_count: int, lane_step: int,
+    depth: int, depth_step: int, taps: Array,
+) -> None:  # fmt: skip
+    """All tasks of `pack_panels_tasks`, shared among the threads."""
+    for task in prange(tasks):
+        pack_panels_tasks(
+            signed(task), signed(task) + 1, weight, out, group_step, width, lane_count, lane_step, depth, depth_step, taps
+        )  # fmt: skip
+
+
+@kernel
+def pack_panels_tasks(
+    begin: int, end: int, weight: Array, out: Array, group_step: int, width: int, lane_count: int, lane_step: int,
     depth: int, depth_step: int, taps: Array,
 ) -> None:  # fmt: skip
     """Write panels [group, block of lanes, tap, depth, lane], zero where a block has lanes that do not exist.
 
     panel[g, block, t, b, l] = weight[g*group_step + (block*width + l)*lane_step + b*depth_step + taps[t]]
 
-    A task is one lane of one block: it reads along the weight.
+    A task is one vector of lanes of one block.  Where the taps of all depths lie one after another in the weight, tiles of it
+    are transposed.
     """
     blocks = (lane_count + width - 1) // width
+    n = lanes(weight.itemsize)
+    parts = width // n
     T = taps.size
-    for task in prange(groups * blocks * width):
-        rest, lane = divmod(signed(task), width)
+    whole = depth_step == T and taps[T - 1] == T - 1 and taps[0] == 0
+    square = np.empty(n * n, weight.dtype)
+    for task in range(begin, end):
+        rest, part = divmod(task, parts)
         g, block = divmod(rest, blocks)
-        to = rest * T * depth * width + lane
-        if block * width + lane < lane_count:
-            at = g * group_step + (block * width + lane) * lane_step
-            for b in range(depth):
-                for t in range(T):
-                    out[to + (t * depth + b) * width] = weight[at + b * depth_step + taps[t]]
-        else:
-            for k in range(T * depth):
-                out[to + k * width] = 0
+        first = block * width + part * n
+        used = max(0, min(n, lane_count - first))
+        at = g * group_step + first * lane_step
+        to = rest * T * depth * width + part * n
+        done = 0
+        if whole and used == n:
+            done = T * depth - T * depth % n
+            for k in range(0, done, n):
+                transpose_tile(weight, at + k, lane_step, square, 0, n)
+                b, t = divmod(k, T)
+                for row in range(n):
+                    here = to + (t * depth + b) * width
+                    for lane in range(n):
+                        out[unsigned(here + lane)] = square[unsigned(row * n + lane)]
+                    t += 1
+                    if t == T:
+                        b, t = b + 1, 0
+        for k in range(done, T * depth):
+            b, t = divmod(k, T)
+            here, there = to + (t * depth + b) * width, at + b * depth_step + taps[t]
+            for lane in range(n):
+                out[here + lane] = weight[there + lane * lane_step] if lane < used else 0
 
 
 @parallel_kernel
-def unpack_panels(
-    panels: Array, out: Array, sums: int, groups: int, width: int, filters: int, channels: int, T: int
+def unpack_panels(tasks: int, panels: Array, out: Array, width: int, filters: int, channels: int, T: int) -> None:
+    """All tasks of `unpack_panels_tasks`, shared among the threads."""
+    for task in prange(tasks):
+        unpack_panels_tasks(signed(task), signed(task) + 1, panels, out, width, filters, channels, T)
+
+
+@kernel
+def unpack_panels_tasks(
+    begin: int, end: int, panels: Array, out: Array, width: int, filters: int, channels: int, T: int
 ) -> None:
     """Write dW [sum, group, filter, channel, tap] from panels [sum, group, block of filters, tap, channel, lane].
 
     A task is one filter.
     """
     blocks = (filters + width - 1) // width
-    for task in prange(sums * groups * filters):
-        rest, f = divmod(signed(task), filters)
+    for task in range(begin, end):
+        rest, f = divmod(task, filters)
         at = (rest * blocks + f // width) * T * channels * width + f % width
-        to = signed(task) * channels * T
+        to = task * channels * T
         for ch in range(channels):
             for t in range(T):
                 out[to + ch * T + t] = panels[at + (t * channels + ch) * width]

@@ -1,0 +1,65 @@
+"""Equation (4), db[f] = sum over images and pixels of dO, on flat arrays of either memory layout.
+
+The schedule: sums run side by side, COLUMNS of them, so that they fill vector registers, and are added up after every CHUNK
+rows of them: no plain run of additions is long.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..jit import kernel, parallel_kernel, prange, signed, unsigned
+
+__all__ = ["sums", "sums_tasks"]
+
+Array = np.ndarray[Any, Any]
+
+COLUMNS = 64
+CHUNK = 64
+
+
+@parallel_kernel
+def sums(
+    tasks: int, gradient: Array, channels_last: bool, batch: int, channels: int, pixels: int, per_task: int, out: Array
+) -> None:
+    """All tasks of `sums_tasks`, shared among the threads."""
+    for task in prange(tasks):
+        sums_tasks(signed(task), signed(task) + 1, gradient, channels_last, batch, channels, pixels, per_task, out)
+
+
+@kernel
+def sums_tasks(
+    begin: int, end: int, gradient: Array, channels_last: bool, batch: int, channels: int, pixels: int, per_task: int,
+    out: Array,
+) -> None:  # fmt: skip
+    """A task is a block of ``per_task`` channels, at most COLUMNS."""
+    columns = np.empty(COLUMNS, out.dtype)
+    for task in range(begin, end):
+        first = task * per_task
+        count = min(per_task, channels - first)
+        out[first : first + count] = 0
+        if channels_last:
+            for chunk in range(0, batch * pixels, CHUNK):
+                columns[:] = 0
+                for pixel in range(chunk, min(chunk + CHUNK, batch * pixels)):
+                    at = pixel * channels + first
+                    for c in range(count):
+                        columns[unsigned(c)] += gradient[unsigned(at + c)]
+                for c in range(count):
+                    out[first + c] += columns[c]
+        else:
+            for c in range(first, first + count):
+                for n in range(batch):
+                    at = (n * channels + c) * pixels
+                    for chunk in range(0, pixels, CHUNK * COLUMNS):
+                        columns[:] = 0
+                        last = min(chunk + CHUNK * COLUMNS, pixels)
+                        for p in range(chunk, last, COLUMNS):
+                            for t in range(unsigned(min(COLUMNS, last - p))):
+                                columns[t] += gradient[unsigned(at + p) + t]
+                        total = out.dtype.type(0)
+                        for t in range(min(COLUMNS, last - chunk)):
+                            total += columns[t]
+                        out[c] += total
