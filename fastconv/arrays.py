@@ -140,12 +140,13 @@ def empty(name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
         If it is larger than the machine's memory: asking the system could succeed, and using it could not.
     """
     size = math.prod(shape) * dtype.itemsize
-    if size > _memory():
-        raise MemoryError(f"{name} of shape {tuple(shape)} takes {size} bytes, this machine has {_memory()}")
+    if size > machine_memory():
+        raise MemoryError(f"{name} of shape {tuple(shape)} takes {size} bytes, this machine has {machine_memory()}")
     return np.empty(shape, dtype)
 
 
-def _memory() -> int:
+def machine_memory() -> int:
+    """Return the machine's memory in bytes."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # not every system can say

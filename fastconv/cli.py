@@ -1,4 +1,4 @@
-"""The command line: ``fastconv train``, ``fastconv warmup`` and ``fastconv info``.
+"""The command line: ``fastconv train``, ``fastconv bench``, ``fastconv warmup`` and ``fastconv info``.
 
 Exit status: 0 when all went well, 2 for wrong usage or data that cannot be used, 130 when interrupted.  What goes wrong
 is told in one line on standard error.
@@ -11,8 +11,9 @@ import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 # Commands import what they need when they run, so that --help is quick.
 import fastconv
@@ -103,10 +104,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--model", choices=["lenet", "resnet8"], help="the network (default: lenet)")
     train.add_argument(
-        "--epochs", type=_count, metavar="N", help="passes over the images (default: 60, or 10 if there are many)"
+        "--epochs", type=_count, metavar="N", help="passes over the images (default: 30, or 10 if there are many)"
     )
     train.add_argument(
-        "--batch-size", type=_count, metavar="N", help="images per step (default: 64, or 128 if there are many)"
+        "--batch-size", type=_count, metavar="N", help="images per step (default: 32, or 128 if there are many)"
     )
     train.add_argument("--lr", type=_positive, metavar="RATE", help="first learning rate (default: 0.05)")
     train.add_argument(
@@ -136,7 +137,68 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_threads(info)
     info.set_defaults(run=_info)
+
+    _add_bench(commands)
     return parser
+
+
+def _add_bench(commands: Any) -> None:
+    bench = commands.add_parser(
+        "bench",
+        help="time fastconv on this machine, beside PyTorch and JAX",
+        description="Time layers pass by pass, each library in a process of its own and in turn, beside what the machine "
+        "can do at best. Prints a table; shares are of the measured peak of multiply-adds and of the copy bandwidth.",
+    )
+    bench.add_argument(
+        "--suite",
+        action="append",
+        metavar="NAME",
+        dest="suites",
+        default=[],
+        help="layers to time: resnet50, vgg16, mobile or small; can be given again (default: all four)",
+    )
+    bench.add_argument(
+        "--shapes",
+        metavar="FILE",
+        help="layers to time: a JSON list of objects with batch, channels, size, filters, kernel, and if they are not "
+        "1, 0 and 1 stride, padding and groups",
+    )
+    bench.add_argument("--limit", type=_count, metavar="N", help="time the first N layers of each suite only")
+    passes, peers, layouts = ("fwd", "dx", "dw"), ("torch", "jax"), ("nchw", "best")
+    bench.add_argument(
+        "--passes", type=_some_of(passes), default=passes, metavar="LIST", help="of fwd,dx,dw (default: all)"
+    )
+    bench.add_argument(
+        "--peers",
+        type=_some_of(peers),
+        default=(),
+        metavar="LIST",
+        help="whom to time too, of torch,jax (default: none)",
+    )
+    bench.add_argument(
+        "--layouts",
+        type=_some_of(layouts),
+        default=layouts,
+        metavar="LIST",
+        help="how to compare: nchw, all with NCHW arrays; best, each with the layout that suits it (default: both)",
+    )
+    bench.add_argument("--dtype", choices=["float32", "float64"], default="float32", help="default: float32")
+    bench.add_argument(
+        "--rounds", type=_count, default=5, metavar="N", help="turns of each, the best counts (default: 5)"
+    )
+    bench.add_argument("--output", metavar="FILE", help="write all results to a JSON file")
+    bench.add_argument("--plot", metavar="FILE", help="draw the roofline into a PNG file")
+    bench.add_argument(
+        "--markdown",
+        nargs="+",
+        metavar="FILE",
+        help="time nothing: print tables in Markdown of files that --output has written",
+    )
+    bench.add_argument(
+        "--into", metavar="FILE", help="with --markdown: put the tables between this file's markers instead"
+    )
+    _add_threads(bench)
+    bench.set_defaults(run=_bench)
 
 
 def _add_threads(parser: argparse.ArgumentParser) -> None:
@@ -155,6 +217,19 @@ def _whole(text: str, least: int) -> int:
 
 def _count(text: str) -> int:
     return _whole(text, 1)
+
+
+def _some_of(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    """Return a parser of names, separated by commas."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+        for name in names:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
+        return names
+
+    return parse
 
 
 def _natural(text: str) -> int:
@@ -187,6 +262,9 @@ def _set_threads(arguments: argparse.Namespace) -> None:
 def _train(arguments: argparse.Namespace) -> int:
     from fastconv import training
 
+    # A small network's kernels take microseconds.  Threads that wait for the next one by spinning would take the cores
+    # from whatever else runs here, and slow down the training itself when there are not enough cores for both.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _set_threads(arguments)
     folder = arguments.folder
     if folder is None:
@@ -226,4 +304,34 @@ def _info(arguments: argparse.Namespace) -> int:
     _set_threads(arguments)
     for line in info.report():
         print(line)
+    return OK
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from fastconv import bench
+
+    try:
+        if arguments.markdown is not None:
+            block = bench.publish(arguments.markdown, arguments.into)
+            if arguments.into is None:
+                print(block, end="")
+            return OK
+        if arguments.into is not None:
+            return _fail("--into needs --markdown FILE, the results to put there", BAD)
+        report = bench.run(
+            suites=arguments.suites,
+            shapes=arguments.shapes,
+            passes=arguments.passes,
+            peers=arguments.peers,
+            dtype=arguments.dtype,
+            threads=arguments.threads,
+            rounds=arguments.rounds,
+            ways=arguments.layouts,
+            limit=arguments.limit,
+            output=arguments.output,
+            plot=arguments.plot,
+        )
+    except bench.BenchError as error:
+        return _fail(str(error), BAD)
+    print(bench.text(report))
     return OK

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 import numba
 import numpy as np
 from numba import config, prange
-from numba.core.caching import FunctionCache
+from numba.core.caching import FunctionCache, NullCache
 from numba.core.codegen import get_host_cpu_features
 from numba.extending import register_jitable
 
@@ -93,28 +93,51 @@ def source_hash() -> str:
     return digest.hexdigest()
 
 
-class KernelCache(FunctionCache):  # type: ignore[misc]
-    """Numba's cache of one function, keyed on the whole package's sources, in which every failure is only a miss."""
+class _KeyedCache(FunctionCache):  # type: ignore[misc]
+    """Numba's cache of one function, keyed on the sources of all kernels and the width of a vector."""
 
     def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
         return (*super()._index_key(sig, codegen), source_hash(), VECTOR_BYTES)
 
+
+class KernelCache(NullCache):  # type: ignore[misc]
+    """A kernel's cache on disk, in which every failure is only a miss.
+
+    It is opened on the kernel's first call: to open one, Numba writes a file into the folder to see whether it can.
+    """
+
+    def __init__(self, func: Callable[..., Any]) -> None:
+        self._func = func
+
+    @functools.cached_property
+    def _on_disk(self) -> Any:
+        try:
+            return _KeyedCache(self._func)
+        except (RuntimeError, OSError):  # no folder that may be written to
+            return NullCache()
+
+    @property
+    def cache_path(self) -> Any:
+        return self._on_disk.cache_path
+
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
-            return super().load_overload(sig, target_context)
+            return self._on_disk.load_overload(sig, target_context)
         except Exception:  # a truncated or foreign file can raise anything while it is unpickled: compile instead
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
         with contextlib.suppress(OSError):  # a full disk, or a folder turned read-only: the code in memory is good
-            super().save_overload(sig, data)
+            self._on_disk.save_overload(sig, data)
+
+    def flush(self) -> None:
+        self._on_disk.flush()
 
 
 def _compiled(func: F, **options: Any) -> F:
     dispatcher: F = numba.njit(**OPTIONS, **options)(func)
     if not config.DISABLE_JIT:
-        with contextlib.suppress(RuntimeError, OSError):  # no folder that the cache may be written to
-            dispatcher._cache = KernelCache(func)  # type: ignore[attr-defined]
+        dispatcher._cache = KernelCache(func)  # type: ignore[attr-defined]
     return dispatcher
 
 

@@ -376,7 +376,7 @@ def summable(array: Array) -> Array:
     array = np.asarray(array)
     if array.dtype.kind in "biu":
         return np.ascontiguousarray(array, np.int64)
-    if array.dtype == np.float16:
+    if array.dtype.newbyteorder("=") == np.float16:
         return np.ascontiguousarray(array, np.float32)
     if array.dtype.newbyteorder("=") in (np.float32, np.float64, np.complex64, np.complex128):
         return np.ascontiguousarray(array, array.dtype.newbyteorder("="))

@@ -72,7 +72,8 @@ def output(
                             add_terms(row, terms, used, image, stride[2], filters)
                             used = 0
         add_terms(row, terms, used, image, stride[2], filters)
-        out[n, f, z, i] = row
+        for j in range(OW):
+            out[n, f, z, i, j] = row[j]
 
 
 @parallel_kernel

@@ -90,7 +90,8 @@ def pack_images_tasks(
             out[end : row + PW * C] = 0
             if channels_last:
                 at = ((n * D + z) * H + y) * W * C
-                out[first:end] = x[at : at + W * C]
+                for k in range(end - first):
+                    out[unsigned(first + k)] = x[unsigned(at + k)]
             else:
                 transpose(x, ((n * C * D + z) * H + y) * W, D * H * W, C, W, out, first, C)
 
