@@ -32,12 +32,12 @@ def as_array(name: str, value: Any) -> Array:
         array = value
     elif isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array: expected one without a mask, for example {name}.filled(0)")
-    elif isinstance(value, (np.ndarray, np.generic)) or hasattr(value, "__array_interface__"):
+    elif isinstance(value, (np.ndarray, np.generic)) or _offers(value, "__array_interface__"):
         try:
             array = np.asarray(value)
         except Exception as error:
             raise TypeError(f"{name} offers an array that NumPy cannot view ({error}): expected an ndarray") from None
-    elif hasattr(value, "__dlpack__"):
+    elif _offers(value, "__dlpack__"):
         try:
             array = np.from_dlpack(value)
         except Exception as error:
@@ -49,14 +49,25 @@ def as_array(name: str, value: Any) -> Array:
         raise TypeError(
             f"{name} is {_described(value)}: expected an ndarray, or an object with __dlpack__ or __array_interface__"
         )
-    dtype = array.dtype
-    if not (
+    if not can_be_convolved(array.dtype):
+        raise TypeError(f"{name} has dtype {array.dtype}: expected {KINDS}")
+    return array
+
+
+def _offers(value: Any, attribute: str) -> bool:
+    try:
+        return hasattr(value, attribute)
+    except Exception:  # it is there, but fails: NumPy will meet the same error, and `as_array` reports it
+        return True
+
+
+def can_be_convolved(dtype: np.dtype[Any]) -> bool:
+    """Say whether there are loops that add this dtype."""
+    return (
         dtype.kind in "biu"
         or (dtype.kind == "f" and dtype.itemsize <= 8)
         or (dtype.kind == "c" and dtype.itemsize <= 16)
-    ):
-        raise TypeError(f"{name} has dtype {dtype}: expected {KINDS}")
-    return array
+    )
 
 
 def _described(value: Any) -> str:
@@ -165,6 +176,8 @@ def check_out(name: str, out: Any, shape: Sequence[int], dtype: np.dtype[Any], i
     """
     if not isinstance(out, np.ndarray):
         raise TypeError(f"{name} is {_described(out)}: expected an ndarray of shape {tuple(shape)} and dtype {dtype}")
+    if isinstance(out, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array: expected one without a mask")
     if out.dtype != dtype:
         raise TypeError(f"{name} has dtype {out.dtype}: expected {dtype}")
     if out.shape != tuple(shape):
@@ -204,6 +217,7 @@ def target(
     With ``ndim`` spatial axes named it is a channels-last view, else C-contiguous.
     """
     if out is not None and not fresh and out.dtype == dtype and out.flags.behaved and out.dtype.isnative:
+        out = np.asarray(out)  # of a subclass the kernels see the plain array
         if not ndim and out.flags.c_contiguous:
             return out.reshape(shape)
         if ndim and _channels_to_end(out, ndim).flags.c_contiguous:

@@ -252,6 +252,10 @@ def conv_geometry(
     x_shape, weight_shape = checked_shape(x_name, x_shape), checked_shape(weight_name, weight_shape)
     if ndim is None:
         ndim = len(weight_shape) - 2
+    if ndim not in (1, 2, 3):
+        raise ValueError(
+            f"{weight_name} has shape {weight_shape}: expected 3, 4 or 5 axes (n_f, n_ch / groups, kernel)"
+        )
     stride, dilation = per_axis("stride", stride, ndim, 1), per_axis("dilation", dilation, ndim, 1)
     if type(groups) is not int:
         groups = _integer("groups", groups)
@@ -272,10 +276,6 @@ def _checked_geometry(
     x_name: str,
     weight_name: str,
 ) -> ConvGeometry:
-    if ndim not in (1, 2, 3):
-        raise ValueError(
-            f"{weight_name} has shape {weight_shape}: expected 3, 4 or 5 axes (n_f, n_ch / groups, kernel)"
-        )
     axes = ("depth", "height", "width")[3 - ndim :]
     spatial = ", ".join(axes)
     if len(weight_shape) != ndim + 2:
@@ -456,9 +456,9 @@ def _named_padding(name: str, kernel: Sequence[int], stride: Ints, dilation: Int
 
 def checked_shape(name: str, shape: Sequence[int]) -> Ints:
     """Turn a sequence of sizes into a tuple of ints, none negative."""
-    if type(shape) is tuple and all(type(n) is int and n >= 0 for n in shape):
+    if type(shape) is tuple and all(type(n) is int and 0 <= n <= LARGEST for n in shape):
         return shape
-    if isinstance(shape, str) or not isinstance(shape, Sequence):
+    if isinstance(shape, (str, bytes, bytearray, memoryview)) or not isinstance(shape, Sequence):
         raise TypeError(f"{name} is {shape!r}: expected a shape, a tuple of ints")
     sizes = tuple(_integer(name, n) for n in shape)
     for n in sizes:

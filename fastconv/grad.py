@@ -9,7 +9,7 @@ import numpy as np
 
 from .arrays import Array, as_array, common_dtype
 from .geometry import conv_geometry
-from .ops import Operand, check_grad_output, run_pass, shapes_3d
+from .ops import Operand, bias_geometry, check_grad_output, run_pass, shapes_3d
 
 __all__ = [
     "conv1d_bias",
@@ -62,8 +62,7 @@ def _grad_bias(ndim: int, grad_output: Any) -> Array:
     if min(shape[1:]) < 1:
         raise ValueError(f"grad_output has shape {grad_output.shape}: only the batch may be empty")
     batch, filters, *sizes = shape
-    # As the output of a 1x1 convolution with one channel: the sum does not depend on where it comes from.
-    geometry = conv_geometry((batch, 1, *sizes), (filters, 1) + (1,) * ndim)
+    geometry = bias_geometry(batch, filters, sizes)
     dtype = common_dtype(grad_output=grad_output)
     _, _, output_shape = shapes_3d(geometry)
     inputs = [Operand(grad_output, output_shape, ndim)]

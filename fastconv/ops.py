@@ -24,7 +24,7 @@ from .arrays import (
     sum_dtype,
     target,
 )
-from .geometry import ConvGeometry, conv_geometry, transposed_geometry
+from .geometry import ConvGeometry, checked_shape, conv_geometry, transposed_geometry
 from .plan import choose
 
 __all__ = [
@@ -114,16 +114,22 @@ def shapes_3d(geometry: ConvGeometry) -> tuple[tuple[int, ...], tuple[int, ...],
     return g.input_shape, g.weight_shape, g.output_shape
 
 
+def bias_geometry(batch: int, filters: int, sizes: Sequence[int]) -> ConvGeometry:
+    """Describe a 1x1 convolution with outputs of these sizes: their sums do not depend on where they come from."""
+    return conv_geometry((batch, 1, *sizes), (filters, 1) + (1,) * len(sizes))
+
+
 def _final(shape: tuple[int, ...], batched: bool) -> tuple[int, ...]:
     return shape if batched else shape[1:]
 
 
-def _bias_values(bias: Array | None, filters: int, ndim: int, dtype: np.dtype[Any]) -> Array:
+def _bias_values(bias: Array | None, filters: int, ndim: int, dtype: np.dtype[Any], name: str = "bias") -> Array:
     """Return the bias as (n_f,), zeros if there is none."""
     if bias is None:
         return np.zeros(filters, dtype)
     if bias.shape not in _bias_shapes(filters, ndim):
-        raise ValueError(f"bias has shape {bias.shape}: expected {' or '.join(map(str, _bias_shapes(filters, ndim)))}")
+        expected = " or ".join(map(str, _bias_shapes(filters, ndim)))
+        raise ValueError(f"{name} has shape {bias.shape}: expected {expected}")
     return bias
 
 
@@ -191,11 +197,16 @@ def _bias_shape(bias_shape: Any, filters: int, ndim: int) -> tuple[int, ...]:
     allowed = _bias_shapes(filters, ndim)
     if bias_shape is None:
         return allowed[0]
-    if not isinstance(bias_shape, (tuple, list)):
-        raise TypeError(f"bias_shape is {bias_shape!r}: expected {' or '.join(map(str, allowed))}")
-    if tuple(bias_shape) not in allowed:
+    shape = checked_shape("bias_shape", bias_shape)
+    if shape not in allowed:
         raise ValueError(f"bias_shape is {bias_shape}: expected {' or '.join(map(str, allowed))}")
-    return tuple(bias_shape)
+    return shape
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} is {value!r}: expected a bool")
+    return bool(value)
 
 
 def _check_outs(
@@ -241,6 +252,7 @@ def _backward(
     batched = x.ndim == ndim + 2
     check_grad_output(grad_output, geometry, batched)
     mask = _output_mask(output_mask)
+    accumulate, per_sample = _flag("accumulate", accumulate), _flag("per_sample", per_sample)
     sums = geometry.batch if per_sample else 1
     shapes = (
         _final(geometry.input_shape, batched),
@@ -288,7 +300,7 @@ def _transpose(
     inputs = [Operand(x, output_shape, ndim), Operand(weight, weight_shape)]
     result = run_pass("grad_input", geometry, dtype, inputs, x, x_shape, final_shape)
     if bias is not None:
-        result += values.reshape((geometry.channels,) + (1,) * ndim)
+        result += values.reshape((geometry.channels,) + (1,) * ndim).astype(result.dtype, copy=False)
     return result
 
 
@@ -325,7 +337,9 @@ def _transpose_backward(
             "grad_weight", geometry, dtype, inputs, weight, (1, *weight_shape), geometry.weight_shape
         )
     if mask[2]:
-        grad_bias = run_pass("grad_bias", geometry, dtype, [gradient], grad_output, (geometry.channels,), final_bias)
+        # Equation (4) of the transposed convolution, whose output is the geometry's input.
+        sums = bias_geometry(geometry.batch, geometry.channels, geometry.input)
+        grad_bias = run_pass("grad_bias", sums, dtype, [gradient], grad_output, (geometry.channels,), final_bias)
     return ConvGrads(grad_x, grad_weight, grad_bias)
 
 
@@ -353,7 +367,7 @@ def _jvp(
         if tangent is not None and tangent.shape != primal.shape:
             raise ValueError(f"{name} has shape {tangent.shape}: expected {primal.shape}")
     if tangents[2] is not None:
-        _bias_values(tangents[2], geometry.filters, ndim, dtype)
+        _bias_values(tangents[2], geometry.filters, ndim, dtype, "bias_tangent")
     result: Array | None = None
     for a, b in ((tangents[0], weight), (x, tangents[1])):
         if a is not None and b is not None:
@@ -362,7 +376,7 @@ def _jvp(
     if result is None:
         result = np.zeros(_final(geometry.output_shape, x.ndim == ndim + 2), result_dtype(dtype))
         if tangents[2] is not None:
-            result += tangents[2].reshape((geometry.filters,) + (1,) * ndim)
+            result += tangents[2].reshape((geometry.filters,) + (1,) * ndim).astype(result.dtype, copy=False)
     return result
 
 

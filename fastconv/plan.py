@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from . import engine, reference
-from .arrays import Array, machine_memory
+from .arrays import KINDS, Array, can_be_convolved, machine_memory
 from .geometry import ConvGeometry, conv_geometry
 from .kernels import loops
 
@@ -242,11 +242,17 @@ def choose(computes: str, geometry: ConvGeometry, dtype: np.dtype[Any], algorith
     ValueError
         If there is no such algorithm, or it cannot do this call.
     """
+    return _chosen(computes, geometry, dtype, algorithm)[0]
+
+
+def _chosen(
+    computes: str, geometry: ConvGeometry, dtype: np.dtype[Any], algorithm: str
+) -> tuple[Row, str, dict[str, str]]:
     if not isinstance(algorithm, str):
         raise TypeError(f"algorithm is {algorithm!r}: expected a string")
     if computes == "grad_bias" and algorithm in ALGORITHMS and (computes, algorithm) not in ROWS:
         algorithm = "auto"  # a sum is a sum, by whatever algorithm the products of the other passes are formed
-    return _select(computes, geometry, dtype, algorithm, _precision)[0]
+    return _select(computes, geometry, dtype, algorithm, _precision)
 
 
 @dataclass(frozen=True)
@@ -343,12 +349,13 @@ def explain(
     )
     try:
         kind = np.dtype(dtype)
-    except TypeError:
-        raise TypeError(f"dtype is {dtype!r}: expected the name of a dtype") from None
+    except Exception:  # NumPy parses text, too, and has several ways not to understand it
+        kind = None
+    if dtype is None or kind is None or not can_be_convolved(kind):
+        raise TypeError(f"dtype is {dtype!r}: expected {KINDS}")
     choices = {}
     for computes in PASSES:
-        choose(computes, geometry, kind, algorithm)
-        row, reason, against = _select(computes, geometry, kind, algorithm, _precision)
+        row, reason, against = _chosen(computes, geometry, kind, algorithm)
         choices[computes] = Choice(
             computes,
             row.algorithm,

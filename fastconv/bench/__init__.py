@@ -1,0 +1,130 @@
+"""``fastconv bench``: fastconv beside its peers, layer by layer and pass by pass.
+
+==============  =====================================================================================================
+`layers`        which layers: a suite of `fastconv.suites`, or a JSON file
+`contenders`    who is timed, and on what arrays
+`machine`       what the machine could do at best
+`worker`        the loop of a worker process, which holds one contender
+`processes`     starting, asking and ending worker processes, one of which runs at a time
+`measure`       the schedule: contenders in turn (A B A B), and the machine's limits in the same turns
+`results`       what was measured, its ratios and means, as a JSON file
+`table`, `plot` tables for a terminal and a README, and the roofline
+==============  =====================================================================================================
+
+Only the best time of several rounds counts: what disturbs a timing makes it longer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from .layers import BenchError
+from .results import Report
+from .table import insert, markdown, text
+
+__all__ = ["BenchError", "publish", "run", "text"]
+
+
+def run(
+    *,
+    suites: Sequence[str] = (),
+    shapes: str | None = None,
+    passes: Sequence[str] = ("fwd", "dx", "dw"),
+    peers: Sequence[str] = (),
+    dtype: str = "float32",
+    threads: int | None = None,
+    rounds: int = 5,
+    ways: Sequence[str] = ("nchw", "best"),
+    limit: int | None = None,
+    output: str | None = None,
+    plot: str | None = None,
+) -> Report:
+    """Run a benchmark, show its progress on standard error, and write what is asked for.
+
+    Parameters
+    ----------
+    suites : sequence of str
+        Names of `fastconv.suites.SUITES`; if empty, and without ``shapes``, all of them.
+    shapes : str or None
+        A JSON file of layers: a list of objects with the fields of `fastconv.suites.Layer`.
+    passes : sequence of str
+        Of "fwd", "dx" and "dw".
+    peers : sequence of str
+        Of "torch" and "jax".
+    dtype : {"float32", "float64"}
+        Of all arrays.
+    threads : int or None
+        For every library; None takes all.
+    rounds : int
+        Turns of every contender; the best counts.
+    ways : sequence of str
+        "nchw": all with NCHW arrays; "best": each with the layout in which it is fastest.
+    limit : int or None
+        How many layers of each suite to time; None times all.
+    output, plot : str or None
+        Files for the results (JSON; it is written anew after each layer) and the roofline (PNG).
+
+    Returns
+    -------
+    Report
+        What was measured.
+
+    Raises
+    ------
+    BenchError
+        If an argument cannot be used, or a worker process fails.
+    OSError
+        If a file cannot be read or written.
+    """
+    import numba
+
+    from . import measure
+    from .layers import chosen
+
+    layers = chosen(suites, shapes, limit)
+    available = numba.config.NUMBA_NUM_THREADS
+    threads = available if threads is None else threads
+    if threads > available:
+        raise BenchError(f"--threads is {threads}: this process may use {available}")
+    for option, path in (("--output", output), ("--plot", plot)):
+        if path is not None and not os.access(Path(path).absolute().parent, os.W_OK):
+            raise BenchError(f"{option} is {path}: its folder does not exist or cannot be written to")
+    if plot is not None and find_spec("matplotlib") is None:
+        raise BenchError("--plot needs matplotlib: pip install 'fastconv[train]'")
+    with contextlib.ExitStack() as stack:
+        workers, report = measure.start(
+            stack, peers, dtype, threads, rounds, [w for w in ("nchw", "best") if w in ways]
+        )
+        progress = stack.enter_context(measure.Progress(len(layers)))
+        for suite, layer in layers:
+            progress.begin(suite, layer)
+            before = len(report.timings)
+            measure.measure(workers, report, suite, layer, passes)
+            progress.end(suite, layer, report.timings[before:])
+            if output is not None:
+                report.save(output)
+    if plot is not None:
+        from .plot import draw
+
+        draw(report, plot)
+    return report
+
+
+def publish(results: Sequence[str], into: str | None) -> str:
+    """Return the README's tables from files that ``--output`` has written; put them into a file, if one is named.
+
+    Raises
+    ------
+    BenchError
+        If a file holds no results, or the file to write has no place for them.
+    OSError
+        If a file cannot be read or written.
+    """
+    block = markdown([Report.load(path) for path in results])
+    if into is not None:
+        insert(block, into)
+    return block

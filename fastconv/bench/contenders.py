@@ -1,0 +1,183 @@
+"""Who is timed: fastconv and its peers, each as the passes of one layer in one memory layout.
+
+Every contender runs in a worker process of its own, so this file imports none of them before it is asked to.
+
+=================  ==================================================================================================
+layout             arrays
+=================  ==================================================================================================
+``nchw``           all contiguous, (N, C, H, W)
+``channels_last``  what the library likes best of those whose channels lie together: fastconv takes images so, and weights
+                   contiguous; PyTorch takes all arrays so; JAX takes images as (N, H, W, C), weights as (H, W, in, out)
+=================  ==================================================================================================
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..suites import Layer
+
+__all__ = ["CONTENDERS", "LAYOUTS", "PASSES", "Contender", "arrays"]
+
+Array = np.ndarray[Any, Any]
+Call = Callable[[], Any]
+
+PASSES = ("fwd", "dx", "dw")
+"""Equations (1), (2) and (3)."""
+LAYOUTS = ("nchw", "channels_last")
+
+
+class Contender(Protocol):
+    """A library, loaded and told how many threads to use."""
+
+    versions: dict[str, str]
+
+    def calls(self, layer: Layer, dtype: str, layout: str) -> dict[str, Call]:
+        """Return for each pass a function without arguments that computes it."""
+        ...
+
+    def result(self, computes: str, layout: str, value: Any) -> Array:
+        """Return a pass's result as an array whose shape is that of `nchw`."""
+        ...
+
+
+def arrays(layer: Layer, dtype: str) -> tuple[Array, Array, Array]:
+    """X, W and dO: the same numbers in every process."""
+    rng = np.random.default_rng(0)
+    geometry = layer.geometry
+    x, weight, grad_output = (
+        rng.random(shape, np.dtype(dtype)) - np.dtype(dtype).type(0.5)
+        for shape in (geometry.input_shape, geometry.weight_shape, geometry.output_shape)
+    )
+    return x, weight, grad_output
+
+
+def channels_last(array: Array) -> Array:
+    """View (N, C, H, W) of memory that is (N, H, W, C)."""
+    return np.ascontiguousarray(array.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+
+
+class Fastconv:
+    """Our own."""
+
+    def __init__(self, threads: int) -> None:
+        import llvmlite
+        import numba
+
+        import fastconv
+
+        numba.set_num_threads(threads)
+        self.fastconv: Any = fastconv
+        self.versions = {
+            "fastconv": fastconv.__version__,
+            "numba": numba.__version__,
+            "llvmlite": llvmlite.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        }
+
+    def calls(self, layer: Layer, dtype: str, layout: str) -> dict[str, Call]:
+        """Return for each pass a function without arguments that computes it."""
+        x, weight, grad_output = arrays(layer, dtype)
+        if layout == "channels_last":
+            x, grad_output = channels_last(x), channels_last(grad_output)
+        forward, backward, options = self.fastconv.conv2d, self.fastconv.conv2d_backward, layer.parameters
+        dx, dw = (True, False, False), (False, True, False)
+        return {
+            "fwd": lambda: forward(x, weight, **options),
+            "dx": lambda: backward(grad_output, x, weight, output_mask=dx, **options).input,
+            "dw": lambda: backward(grad_output, x, weight, output_mask=dw, **options).weight,
+        }
+
+    def result(self, computes: str, layout: str, value: Any) -> Array:
+        """Return a pass's result as an array whose shape is that of `nchw`."""
+        return np.asarray(value)
+
+
+class Torch:
+    """PyTorch, whose convolutions are mostly oneDNN's."""
+
+    def __init__(self, threads: int) -> None:
+        self.torch: Any = importlib.import_module("torch")
+        self.torch.set_num_threads(threads)
+        self.torch.set_grad_enabled(False)
+        self.versions = {"torch": self.torch.__version__}
+
+    def calls(self, layer: Layer, dtype: str, layout: str) -> dict[str, Call]:
+        """Return for each pass a function without arguments that computes it."""
+        memory_format = self.torch.channels_last if layout == "channels_last" else self.torch.contiguous_format
+        # A clone lies as PyTorch aligns memory.
+        x, weight, grad_output = (
+            self.torch.from_numpy(array).clone().contiguous(memory_format=memory_format)
+            for array in arrays(layer, dtype)
+        )
+        conv2d, backward = self.torch.nn.functional.conv2d, self.torch.ops.aten.convolution_backward
+        stride, padding, groups = [layer.stride] * 2, [layer.padding] * 2, layer.groups
+        rest = (None, stride, padding, [1, 1], False, [0, 0], groups)
+        return {
+            "fwd": lambda: conv2d(x, weight, None, stride, padding, 1, groups),
+            "dx": lambda: backward(grad_output, x, weight, *rest, [True, False, False])[0],
+            "dw": lambda: backward(grad_output, x, weight, *rest, [False, True, False])[1],
+        }
+
+    def result(self, computes: str, layout: str, value: Any) -> Array:
+        """Return a pass's result as an array whose shape is that of `nchw`."""
+        array: Array = value.numpy()
+        return array
+
+
+class Jax:
+    """JAX, compiled by XLA."""
+
+    def __init__(self, threads: int) -> None:
+        # XLA has no setting for its threads: it takes one for each CPU that the process may use when it starts.
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        self.jax: Any = importlib.import_module("jax")
+        self.jax.config.update("jax_enable_x64", True)
+        self.versions = {"jax": self.jax.__version__}
+
+    def calls(self, layer: Layer, dtype: str, layout: str) -> dict[str, Call]:
+        """Return for each pass a function without arguments that computes it."""
+        jax = self.jax
+        x, weight, grad_output = arrays(layer, dtype)
+        names: tuple[str, str, str] = ("NCHW", "OIHW", "NCHW")
+        if layout == "channels_last":
+            x, grad_output, weight = (
+                array.transpose(order) for array, order in ((x, LAST), (grad_output, LAST), (weight, (2, 3, 1, 0)))
+            )
+            names = ("NHWC", "HWIO", "NHWC")
+        x, weight, grad_output = (jax.device_put(np.ascontiguousarray(array)) for array in (x, weight, grad_output))
+
+        def convolve(x: Any, weight: Any) -> Any:
+            return jax.lax.conv_general_dilated(
+                x, weight, (layer.stride,) * 2, ((layer.padding,) * 2,) * 2, dimension_numbers=names,
+                feature_group_count=layer.groups,
+            )  # fmt: skip
+
+        fwd = jax.jit(convolve)
+        dx = jax.jit(lambda x, weight, g: jax.vjp(lambda x: convolve(x, weight), x)[1](g)[0])
+        dw = jax.jit(lambda x, weight, g: jax.vjp(lambda weight: convolve(x, weight), weight)[1](g)[0])
+        return {
+            "fwd": lambda: fwd(x, weight).block_until_ready(),
+            "dx": lambda: dx(x, weight, grad_output).block_until_ready(),
+            "dw": lambda: dw(x, weight, grad_output).block_until_ready(),
+        }
+
+    def result(self, computes: str, layout: str, value: Any) -> Array:
+        """Return a pass's result as an array whose shape is that of `nchw`."""
+        if layout == "nchw":
+            return np.asarray(value)
+        return np.asarray(value).transpose((3, 2, 0, 1) if computes == "dw" else (0, 3, 1, 2))
+
+
+LAST = (0, 2, 3, 1)
+
+CONTENDERS: dict[str, Callable[[int], Contender]] = {"fastconv": Fastconv, "torch": Torch, "jax": Jax}

@@ -1,0 +1,231 @@
+"""The one list of cases that the tests of every kernel run over, and what the reference says of each."""
+
+import functools
+import itertools
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastconv import reference
+from fastconv.geometry import conv_geometry
+
+PASSES = ("output", "grad_input", "grad_weight", "grad_bias")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A convolution.  ``batch`` None stands for arrays without a batch axis, ``padding`` holds (left, right) pairs."""
+
+    batch: int | None
+    channels: int
+    filters: int
+    sizes: tuple[int, ...]
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    groups: int = 1
+
+    def __str__(self):
+        def by(values):
+            return "x".join(map(str, values))
+
+        padding = "_".join(f"{left}{right}" if max(left, right) < 10 else f"{left}-{right}" for left, right in self.padding)
+        batch = "" if self.batch is None else f"{self.batch}x"
+        return (
+            f"{batch}{self.channels}@{by(self.sizes)}-{self.filters}@{by(self.kernel)}"
+            f"-s{by(self.stride)}-p{padding}-d{by(self.dilation)}-g{self.groups}"
+        )
+
+    @property
+    def ndim(self):
+        return len(self.sizes)
+
+    @property
+    def x_shape(self):
+        return (() if self.batch is None else (self.batch,)) + (self.channels, *self.sizes)
+
+    @property
+    def weight_shape(self):
+        return (self.filters, self.channels // self.groups, *self.kernel)
+
+    @property
+    def parameters(self):
+        """The arguments after x and weight, by name."""
+        return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
+
+    @functools.cached_property
+    def geometry(self):
+        return conv_geometry(self.x_shape, self.weight_shape, **self.parameters)
+
+    @property
+    def output_shape(self):
+        return self.geometry.output_shape if self.batch is not None else self.geometry.output_shape[1:]
+
+    @property
+    def seed(self):
+        return zlib.crc32(str(self).encode())
+
+
+def simple(ndim, *, batch=2, channels=2, filters=3, size=5, kernel=3, stride=1, padding=0, dilation=1, groups=1):
+    """Make a case from numbers that hold for every axis; a tuple holds one for each."""
+
+    def each(value):
+        return value if isinstance(value, tuple) else (value,) * ndim
+
+    pairs = tuple(p if isinstance(p, tuple) else (p, p) for p in each(padding))
+    return Case(batch, channels, filters, each(size), each(kernel), each(stride), pairs, each(dilation), groups)
+
+
+def product():
+    """Every one of 1-3 D x stride 1-3 x dilation 1-3 x padding (none, symmetric, not) x groups (one, some, depthwise).
+
+    Kernels and odd sizes go round with the case, and so do batches of 1, 2, 3 and none.
+    """
+    kernels = {
+        1: [(3,), (2,), (5,), (1,)],
+        2: [(3, 3), (2, 3), (3, 1), (1, 2), (5, 2)],
+        3: [(2, 3, 2), (1, 2, 3), (3, 2, 1), (2, 1, 2)],
+    }
+    sizes = {1: [(9,), (17,), (7,)], 2: [(7, 9), (5, 11), (9, 5)], 3: [(5, 3, 7), (3, 5, 5), (5, 5, 3)]}
+    batches, counts = (2, 1, None, 3), {"one": [(3, 2, 1), (1, 3, 1)], "some": [(4, 6, 2), (6, 3, 3)]}
+    counts["depthwise"] = [(3, 3, 3), (3, 6, 3), (5, 5, 5)]
+    everything = itertools.product((1, 2, 3), (1, 2, 3), (1, 2, 3), ("none", "both", "unequal"), tuple(counts))
+    for turn, (ndim, stride, dilation, padding, groups) in enumerate(everything):
+        # Steps without a common divisor, so that every combination of two of these is met.
+        kernel = kernels[ndim][turn % len(kernels[ndim])]
+        size = list(sizes[ndim][turn // 2 % 3])
+        pairs = {
+            "none": [(0, 0)] * ndim,
+            "both": [(1 + (turn + axis) % 2,) * 2 for axis in range(ndim)],
+            "unequal": [((turn + axis) % 3, (turn + axis + 1 + turn // 3 % 2) % 3) for axis in range(ndim)],
+        }[padding]
+        for axis in range(ndim):  # the smallest odd size that the kernel fits into
+            while size[axis] + sum(pairs[axis]) < dilation * (kernel[axis] - 1) + 1:
+                size[axis] += 2
+        channels, filters, groups = counts[groups][turn // 3 % len(counts[groups])]
+        batch = batches[turn // 5 % len(batches)]
+        yield Case(
+            batch, channels, filters, tuple(size), kernel, (stride,) * ndim, tuple(pairs), (dilation,) * ndim, groups
+        )
+
+
+SPECIAL = (
+    *(simple(ndim, batch=0) for ndim in (1, 2, 3)),
+    *(simple(ndim, batch=None, padding=1) for ndim in (1, 2, 3)),
+    *(simple(ndim, size=1, kernel=1) for ndim in (1, 2, 3)),  # a single pixel
+    *(simple(ndim, size=1, kernel=3, padding=1) for ndim in (1, 2, 3)),  # a kernel larger than the image
+    *(simple(ndim, size=3, kernel=5, padding=(((1, 2),) + ((2, 1),) * (ndim - 1))) for ndim in (1, 2, 3)),
+    *(simple(ndim, size=7, kernel=1, stride=2) for ndim in (1, 2, 3)),  # a phase without a tap
+    *(simple(ndim, size=7, kernel=2, stride=3, padding=((1, 0),) * ndim) for ndim in (1, 2, 3)),  # stride > kernel
+    *(simple(ndim, size=8, kernel=2, stride=5) for ndim in (1, 2)),
+    *(simple(ndim, size=3, kernel=3, padding=4) for ndim in (1, 2)),  # outputs that see padding only
+    *(simple(ndim, size=3, kernel=2, padding=((5, 0),) * ndim, stride=2) for ndim in (1, 2)),
+    *(simple(ndim, size=2, kernel=2, padding=((0, 7),) * ndim, dilation=3) for ndim in (1, 2)),
+    simple(2, size=(5, 9), kernel=(1, 7), padding=(0, 3)),
+    simple(2, size=(9, 5), kernel=(7, 1), padding=(3, 0)),
+    simple(2, size=(11, 6), kernel=(3, 2), stride=(2, 3), dilation=(3, 1), padding=((1, 2), (0, 1))),
+    simple(2, size=(6, 13), kernel=(2, 4), stride=(3, 1), dilation=(1, 2), padding=((2, 0), (1, 3))),
+    simple(2, size=12, kernel=3, stride=4, dilation=2, padding=1),  # stride and dilation with a common divisor
+    simple(2, size=13, kernel=3, stride=6, dilation=4, padding=((3, 2), (2, 3))),
+    simple(1, size=21, kernel=4, stride=4, dilation=6, padding=((3, 5),)),
+    simple(3, size=(4, 5, 6), kernel=(1, 3, 2), stride=(1, 2, 3), dilation=(3, 2, 1), padding=((0, 1), (2, 0), (1, 1))),
+    simple(3, size=(3, 1, 1), kernel=(3, 1, 1), padding=((1, 1), (0, 0), (0, 0))),
+    # Lengths on both sides of what kernels collect, unroll and turn into vectors.
+    *(simple(1, batch=1, channels=c, filters=2, size=3, kernel=1) for c in (63, 64, 65, 130)),
+    *(simple(1, batch=1, channels=2, filters=f, size=3, kernel=1) for f in (63, 64, 65, 130)),
+    *(simple(1, batch=1, channels=1, filters=2, size=n, kernel=3, padding=1) for n in (15, 16, 17, 31, 33, 67)),
+    *(simple(1, batch=1, channels=1, filters=2, size=n, kernel=3, stride=2, padding=1) for n in (31, 33, 67)),
+    simple(2, batch=1, channels=5, filters=2, size=(11, 3), kernel=3, padding=1),
+    simple(2, batch=1, channels=5, filters=17, size=(4, 18), kernel=(3, 5), padding=1),
+    simple(2, batch=1, channels=16, filters=16, size=6, kernel=3, padding=1),
+    simple(2, batch=1, channels=17, filters=33, size=5, kernel=1),
+    simple(2, batch=1, channels=20, filters=20, size=7, kernel=3, padding=1, groups=20),
+    # Numbers that 32 bits would not hold.
+    simple(1, size=5, kernel=2, stride=2**31 - 1),
+    simple(1, size=5, kernel=2, dilation=2**31 - 1, padding=((2**31 - 1, 2),), stride=2),
+    simple(2, size=5, kernel=(2, 1), stride=(2**30, 1), padding=((2**30 - 2, 2**30), (0, 0))),
+)
+
+CASES = tuple(dict.fromkeys((*product(), *SPECIAL)))
+
+
+def random_cases(count, seed=0):
+    """Larger cases, for tests marked long."""
+    rng = np.random.default_rng(seed)
+    cases = []
+    while len(cases) < count:
+        ndim = int(rng.integers(1, 4))
+        largest = {1: 200, 2: 40, 3: 14}[ndim]
+        groups = int(rng.choice((1, 1, 2, 3, 8)))
+        channels, filters = (int(n) * groups for n in rng.integers(1, 25 // groups + 1, 2))
+
+        def draw(low, high, ndim=ndim):
+            return tuple(int(n) for n in rng.integers(low, high + 1, ndim))
+
+        case = Case(
+            int(rng.integers(1, 6)), channels, filters, draw(1, largest), draw(1, 7), draw(1, 5),
+            tuple(zip(draw(0, 6), draw(0, 6), strict=True)), draw(1, 4), groups,
+        )  # fmt: skip
+        fits = all(
+            n + sum(p) > d * (f - 1)
+            for n, f, d, p in zip(case.sizes, case.kernel, case.dilation, case.padding, strict=True)
+        )
+        if fits and case.geometry.flops < 2e8:
+            cases.append(case)
+    return tuple(cases)
+
+
+def integers(rng, shape, dtype=np.float64, largest=4):
+    """Small integers, so that every sum of products is exact in every dtype, in whatever order."""
+    return rng.integers(-largest, largest + 1, shape).astype(dtype)
+
+
+@functools.lru_cache(maxsize=4)
+def data(case, dtype="float64"):
+    """x, weight, bias and grad_output of a case, the same in every dtype."""
+    rng = np.random.default_rng(case.seed)
+    shapes = (case.x_shape, case.weight_shape, (case.filters,), case.output_shape)
+    arrays = tuple(integers(rng, shape, dtype) for shape in shapes)
+    for array in arrays:
+        array.flags.writeable = False
+    return arrays
+
+
+def inputs_of(computes, x, weight, bias, grad_output):
+    """What a row of the plan's table takes, in its order."""
+    return {
+        "output": (x, weight, bias),
+        "grad_input": (grad_output, weight),
+        "grad_weight": (grad_output, x),
+        "grad_bias": (grad_output,),
+    }[computes]
+
+
+def shapes_3d(case):
+    """Shapes of x, weight, bias and grad_output as rows know them."""
+    g = case.geometry.volume
+    return g.input_shape, g.weight_shape, (g.filters,), g.output_shape
+
+
+def result_shape(computes, case, sums=1):
+    """Shape of what a row writes."""
+    x, weight, bias, output = shapes_3d(case)
+    return {"output": output, "grad_input": x, "grad_weight": (sums, *weight), "grad_bias": bias}[computes]
+
+
+@functools.lru_cache(maxsize=64)
+def expected(computes, case, sums=1):
+    """What the reference's kernel says, called without anything in between, in float64."""
+    arrays = (array.reshape(shape) for array, shape in zip(data(case), shapes_3d(case), strict=True))
+    inputs = (array.copy() for array in inputs_of(computes, *arrays))
+    out = np.full(result_shape(computes, case, sums), np.nan)
+    g = case.geometry.volume
+    kernel = getattr(reference, f"general_{computes}")
+    if computes == "grad_bias":
+        kernel(*inputs, out)
+    else:
+        kernel(*inputs, out, g.stride, tuple(left for left, _ in g.padding), g.dilation, g.groups)
+    out.flags.writeable = False
+    return out

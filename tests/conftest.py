@@ -1,0 +1,97 @@
+"""What all tests share: a cache of their own for compiled kernels, seeds, and the line that reruns a failing test."""
+
+import hashlib
+import os
+import pathlib
+import random
+import shutil
+import stat
+import sys
+import tempfile
+import time
+import zlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+SEED = int(os.environ.get("FASTCONV_SEED", "0"))
+KEPT_FOR = 7 * 24 * 3600  # seconds that an unused cache is kept
+
+
+def cache_folder():
+    """Return a folder that only this user can enter, named by the package's sources: no edit ever meets a stale kernel."""
+    sources = sorted((ROOT / "fastconv").rglob("*.py"))
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    parent = pathlib.Path(home, "fastconv-tests")
+    try:
+        folder = parent / digest
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in (parent, folder):
+            path.chmod(0o700)
+            info = path.lstat()
+            if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid():
+                raise PermissionError(path)
+        os.utime(folder)
+    except OSError:
+        return tempfile.mkdtemp(prefix="fastconv-tests-")
+    for other in parent.iterdir():
+        if other.lstat().st_mtime < time.time() - KEPT_FOR:
+            shutil.rmtree(other, ignore_errors=True)
+    return str(folder)
+
+
+# Numba reads the variable when it is imported, which no test module has done yet; processes that tests start inherit it.
+if "NUMBA_CACHE_DIR" not in os.environ:
+    os.environ["NUMBA_CACHE_DIR"] = cache_folder()
+
+# Threads that wait sleep instead of spinning: several test processes share the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import numpy as np  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
+
+SLOW = [HealthCheck.too_slow]
+settings.register_profile("default", max_examples=50, deadline=None, derandomize=True, suppress_health_check=SLOW)
+settings.register_profile("long", max_examples=3000, deadline=None, print_blob=True, suppress_health_check=SLOW)
+
+
+def pytest_configure(config):
+    settings.load_profile("long" if config.getoption("markexpr") == "long" else "default")
+
+
+def pytest_report_header(config):
+    return f"FASTCONV_SEED={SEED}, NUMBA_CACHE_DIR={os.environ['NUMBA_CACHE_DIR']}"
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    outcome = yield
+    report = outcome.get_result()
+    if report.failed:
+        switches = [f"FASTCONV_SEED={SEED}"]
+        switches += [f"{name}={os.environ[name]}" for name in ("NUMBA_DISABLE_JIT",) if name in os.environ]
+        marker = " -m long" if item.get_closest_marker("long") else ""
+        line = f"{' '.join(switches)} python -m pytest '{item.nodeid}'{marker}"
+        report.sections.append(("rerun", f"seed {SEED}; this test alone: {line}"))
+
+
+def _entropy(request):
+    return [SEED, zlib.crc32(request.node.nodeid.encode())]
+
+
+@pytest.fixture
+def rng(request):
+    """Give a test a generator of its own, from the seed and the test's name."""
+    return np.random.default_rng(_entropy(request))
+
+
+@pytest.fixture(autouse=True)
+def _as_if_alone(request):
+    """Start every test from the same state of the global generators, and undo what it sets for the whole process."""
+    seed = zlib.crc32(repr(_entropy(request)).encode())
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    yield
+    if "fastconv" in sys.modules:
+        sys.modules["fastconv"].set_precision("high")

@@ -1,0 +1,42 @@
+"""``import fastconv`` is cheap: it compiles nothing and leaves optional packages alone."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+def run(program: str) -> str:
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_compiles_nothing():
+    program = """
+import numba
+from numba.core import event, types
+
+with event.install_recorder("numba:compile") as compiled:
+    import fastconv
+    assert not compiled.buffer, compiled.buffer
+    if not numba.config.DISABLE_JIT:  # the recorder does record
+        from fastconv.kernels import loops
+        loops.total_of.compile((types.float64[::1],))
+        assert compiled.buffer
+"""
+    run(program)
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "safetensors", "scipy", "sklearn", "torch", "tqdm"])
+def test_import_leaves_optional_packages_alone(package):
+    # Numba itself imports a part of SciPy.
+    program = "import sys, numba; known = set(sys.modules); import fastconv; print(*set(sys.modules) - known)"
+    added = run(program).split()
+    assert "fastconv.nn" in added
+    assert not [name for name in added if name.partition(".")[0] == package]
+
+
+def test_import_works_without_optional_packages():
+    missing = "matplotlib safetensors scipy sklearn torch tqdm"
+    run(f"import sys; sys.modules |= dict.fromkeys({missing.split()!r}); import fastconv, fastconv.cli")

@@ -1,0 +1,306 @@
+"""One test body over every row of the plan's table and every case: a new row is tested by being in the table."""
+
+import numpy as np
+import pytest
+from cases import CASES, PASSES, data, expected, inputs_of, integers, random_cases, result_shape, shapes_3d, simple
+from numba import config
+
+import fastconv
+from fastconv import plan, scratch
+
+FLOATS = ("float32", "float64")
+MARGIN = 512
+"""Elements of NaN on both sides of every array that a row is given."""
+
+
+def combinations(cases):
+    return [
+        pytest.param(row, case, dtypes, id=f"{row.computes}-{row.algorithm}-{case}")
+        for row in plan.TABLE
+        for case in cases
+        if (dtypes := [name for name in FLOATS if row.objection(case.geometry, np.dtype(name)) is None])
+    ]
+
+
+def in_margins(arrays):
+    """Copy arrays into one buffer, each with a margin of NaN on both sides; return them, the buffer and who owns what."""
+    buffer = np.full(sum(array.size + MARGIN for array in arrays) + MARGIN, np.nan, arrays[0].dtype)
+    owned = np.zeros(buffer.size, bool)
+    views, at = [], MARGIN
+    for array in arrays:
+        memory = buffer[at : at + array.size]
+        if array.flags.c_contiguous:
+            view = memory.reshape(array.shape)
+        else:  # channels-last
+            n, c, *sizes = array.shape
+            view = np.moveaxis(memory.reshape(n, *sizes, c), -1, 1)
+        view[...] = array
+        owned[at : at + array.size] = True
+        views.append(view)
+        at += array.size + MARGIN
+    return views, buffer, owned
+
+
+def channels_last(array):
+    """Lay out (N, C, *spatial) as (N, *spatial, C)."""
+    return np.moveaxis(np.ascontiguousarray(np.moveaxis(array, 1, -1)), -1, 1)
+
+
+def memories(row):
+    """Which of a row's arrays lie channels-last: inputs and output apart, for rows that take such views."""
+    return [(), ("in", "out"), ("in",), ("out",)] if getattr(row, "channels_last", False) else [()]
+
+
+def check_row(row, case, dtype, sums=1):
+    arrays = [array.reshape(shape) for array, shape in zip(data(case, dtype), shapes_3d(case), strict=True)]
+    x, weight, bias, grad_output = arrays
+    for last in memories(row):
+        poison = np.full(result_shape(row.computes, case, sums), np.nan, dtype)
+        if "in" in last:
+            x, grad_output = channels_last(arrays[0]), channels_last(arrays[3])
+        if "out" in last and row.computes in ("output", "grad_input"):
+            poison = channels_last(poison)
+        (*inputs, out), buffer, owned = in_margins([*inputs_of(row.computes, x, weight, bias, grad_output), poison])
+        before = [array.tobytes() for array in inputs]
+        poison_scratch()
+        row.run(case.geometry.volume, *inputs, out)
+        assert np.isnan(buffer[~owned]).all(), "it wrote outside its output"
+        assert [array.tobytes() for array in inputs] == before, "it changed an input"
+        check_values(row, out, expected(row.computes, case, sums))
+
+
+def check_values(row, out, wanted):
+    # NaN in the result is what was not written, or was read outside the inputs.
+    assert np.isfinite(out).all()
+    if row.exact:
+        np.testing.assert_array_equal(out, wanted, strict=out.dtype == wanted.dtype)
+    elif out.size:
+        assert np.abs(out - wanted).max() <= row.error * np.abs(wanted).max()
+
+
+def poison_scratch():
+    """Fill the scratch memory that kernels use again from call to call."""
+    for array in scratch._local.__dict__.get("buffers", {}).values():
+        array[...] = np.nan if array.dtype.kind in "fc" else -1
+
+
+@pytest.fixture(autouse=True)
+def _new_scratch_is_poisoned(monkeypatch):
+    def poisoned(name, shape, dtype):
+        return np.full(shape, np.nan if np.dtype(dtype).kind in "fc" else -1, dtype)
+
+    monkeypatch.setattr(scratch, "empty", poisoned)
+
+
+def test_the_table():
+    assert {row.computes for row in plan.TABLE} == set(PASSES) == set(plan.PASSES)
+    for computes in PASSES:
+        rows = [row for row in plan.TABLE if row.computes == computes]
+        assert rows[-1].algorithm == "reference"
+        assert rows[-1].exact
+        assert len({row.algorithm for row in rows}) == len(rows)
+
+
+@pytest.mark.parametrize("row", plan.TABLE, ids=lambda row: f"{row.computes}-{row.algorithm}")
+def test_every_row_meets_cases(row):
+    """A row that objects to everything would pass without being run."""
+    assert sum(row.objection(case.geometry, np.dtype("float32")) is None for case in CASES) >= 10
+
+
+@pytest.mark.parametrize(("row", "case", "dtypes"), combinations(CASES))
+def test_row(row, case, dtypes):
+    for dtype in dtypes:
+        check_row(row, case, dtype)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.batch is not None][::7], ids=str)
+@pytest.mark.parametrize("row", [row for row in plan.TABLE if row.computes == "grad_weight"], ids=lambda r: r.algorithm)
+def test_per_sample_row(row, case):
+    if row.objection(case.geometry, np.dtype("float32")) is None:
+        check_row(row, case, "float32", sums=case.batch)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("row", "case", "dtypes"), combinations(random_cases(40 if config.DISABLE_JIT else 400)))
+def test_row_on_random_case(row, case, dtypes):
+    for dtype in dtypes:
+        check_row(row, case, dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The same through the public functions, with arrays of every kind.
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class ByInterface:
+    """Offers an array by __array_interface__ alone."""
+
+    def __init__(self, array):
+        self.owner = array
+        self.__array_interface__ = array.__array_interface__
+
+
+class ByDLPack:
+    """Offers an array by __dlpack__ alone."""
+
+    def __init__(self, array):
+        self.owner = array
+
+    def __dlpack__(self, **keywords):
+        return self.owner.__dlpack__(**keywords)
+
+    def __dlpack_device__(self):
+        return self.owner.__dlpack_device__()
+
+
+def every_other(array):
+    """Lay out an array with a gap beside each element; the gap holds NaN."""
+    wide = np.full((*array.shape[:-1], 2 * array.shape[-1]), np.nan, array.dtype)
+    wide[..., ::2] = array
+    return wide[..., ::2]
+
+
+def read_only(array):
+    array = array.copy()
+    array.flags.writeable = False
+    return array
+
+
+def misaligned(array):
+    memory = np.zeros(array.nbytes + 1, np.uint8)
+    view = memory[1:].view(array.dtype).reshape(array.shape)
+    view[...] = array
+    return view
+
+
+LAYOUTS = {
+    "plain": lambda a: a.copy(),
+    "gaps": every_other,
+    "backwards": lambda a: a[..., ::-1].copy()[..., ::-1],
+    "all-backwards": lambda a: np.flip(np.flip(a).copy()),
+    "read-only": read_only,
+    "big-endian": lambda a: a.astype(a.dtype.newbyteorder(">")),
+    "Fortran": lambda a: np.asfortranarray(a.copy()),
+    "channels-last": lambda a: np.moveaxis(np.moveaxis(a, 1 if a.ndim > 1 else 0, -1).copy(), -1, 1 if a.ndim > 1 else 0),
+    "misaligned": misaligned,
+    "subclass": lambda a: a.copy().view(np.memmap),
+    "interface": lambda a: ByInterface(a.copy()),
+    "dlpack": lambda a: ByDLPack(a.copy()),
+}
+
+ALGORITHMS = ("auto", *dict.fromkeys(row.algorithm for row in plan.TABLE))
+
+
+def rows_of(algorithm):
+    """Return the row of each pass that an algorithm names; a sum (grad_bias) is left to any."""
+    rows = {row.computes: row for row in plan.TABLE if row.algorithm == algorithm}
+    if "grad_bias" not in rows:
+        rows["grad_bias"] = plan.TABLE[-1]
+    return rows
+
+
+def check_public(case, dtype, algorithm, layouts):
+    fastconv.set_precision("highest")  # so that what "auto" takes can be compared exactly
+    x, weight, bias, grad_output = (LAYOUTS[name](array) for name, array in zip(layouts, data(case, dtype), strict=True))
+    owners = [getattr(array, "owner", array) for array in (x, weight, bias, grad_output)]
+    before = [array.tobytes() for array in owners]
+    forward = getattr(fastconv, f"conv{case.ndim}d")
+    backward = getattr(fastconv, f"conv{case.ndim}d_backward")
+    dtype = np.dtype(dtype)
+    out = np.full(case.output_shape, np.nan, dtype)
+    outs = fastconv.ConvGrads(
+        *(np.full(shape, np.nan, dtype) for shape in (case.x_shape, case.weight_shape, (case.filters,)))
+    )
+    poison_scratch()
+    asked, rows = case.parameters | {"algorithm": algorithm}, rows_of(algorithm)
+    able = {
+        computes: algorithm == "auto" or (computes in rows and rows[computes].objection(case.geometry, dtype) is None)
+        for computes in PASSES
+    }
+    if able["output"]:
+        assert forward(x, weight, bias, **asked, out=out) is out
+        fresh = forward(x, weight, bias, **asked)
+        assert fresh.dtype == dtype
+        for result in (out, fresh):
+            wanted = expected("output", case).reshape(case.output_shape)
+            check_values(rows.get("output", plan.TABLE[-1]), result, wanted)
+    mask = tuple(able[computes] for computes in PASSES[1:])
+    outs = fastconv.ConvGrads(*(array if wanted else None for array, wanted in zip(outs, mask, strict=True)))
+    written = backward(grad_output, x, weight, **asked, output_mask=mask, out=outs)
+    fresh = backward(grad_output, x, weight, **asked, output_mask=mask)
+    for computes, place, result, new in zip(PASSES[1:], outs, written, fresh, strict=True):
+        assert place is result
+        if new is not None:
+            assert new.dtype == dtype
+            for array in (result, new):
+                wanted = expected(computes, case).reshape(array.shape)
+                check_values(rows.get(computes, plan.TABLE[-1]), array, wanted)
+    assert [array.tobytes() for array in owners] == before, "a call changed an input"
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=lambda number: str(CASES[number]))
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_public(algorithm, number):
+    """Layouts and dtypes go round with the case: four neighbouring layouts for the four arrays."""
+    names = tuple(LAYOUTS)
+    layouts = [names[(number + turn * 5) % len(names)] for turn in range(4)]
+    check_public(CASES[number], FLOATS[number % 2], algorithm, layouts)
+
+
+TYPICAL = (
+    simple(1, size=11, padding=((1, 2),), stride=2),
+    simple(2, channels=4, filters=6, size=(7, 5), padding=1, groups=2),
+    simple(2, batch=None, size=(5, 6), dilation=2, padding=((2, 1), (0, 2))),
+    simple(3, size=(3, 4, 5), kernel=2, stride=(1, 2, 1)),
+)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", TYPICAL, ids=str)
+def test_layout(case, layout):
+    for algorithm in ALGORITHMS:
+        for dtype in FLOATS:
+            check_public(case, dtype, algorithm, [layout] * 4)
+
+
+@pytest.mark.parametrize("layout", ["gaps", "backwards", "all-backwards", "Fortran", "channels-last", "misaligned", "subclass"])
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("case", TYPICAL, ids=str)
+def test_layout_of_out(case, layout, dtype, rng):
+    """Results are written through any layout, and only to its own elements."""
+    x, weight, bias, grad_output = data(case, dtype)
+    forward = getattr(fastconv, f"conv{case.ndim}d")
+    backward = getattr(fastconv, f"conv{case.ndim}d_backward")
+    out = LAYOUTS[layout](integers(rng, case.output_shape, dtype))
+    shapes = (case.x_shape, case.weight_shape, (case.filters,))
+    first = [integers(rng, shape, dtype) for shape in shapes]
+    outs = fastconv.ConvGrads(*(LAYOUTS[layout](array) for array in first))
+    wanted = [expected("output", case).reshape(case.output_shape)]
+    wanted += [expected(computes, case).reshape(shape) for computes, shape in zip(PASSES[1:], shapes, strict=True)]
+    assert forward(x, weight, bias, **case.parameters, out=out) is out
+    np.testing.assert_array_equal(out, wanted[0])
+    backward(grad_output, x, weight, **case.parameters, out=outs, accumulate=True)
+    for array, start, result in zip(outs, first, wanted[1:], strict=True):
+        np.testing.assert_array_equal(array, start + result)
+    backward(grad_output, x, weight, **case.parameters, out=outs)
+    for array, result in zip((out, *outs), wanted, strict=True):
+        np.testing.assert_array_equal(array, result)
+        if layout == "gaps":
+            assert np.isnan(array.base[..., 1::2]).all()
+
+
+def test_no_copy_where_none_is_needed():
+    """A row gets the very memory of plain arrays, read-only ones and those of other libraries."""
+    from fastconv.arrays import as_array, plain
+
+    array = np.ones((1, 2, 3, 3), np.float32)
+    for name in ("plain", "read-only", "interface", "dlpack", "subclass"):
+        given = LAYOUTS[name](array)
+        owner = getattr(given, "owner", given)
+        flat = plain(as_array("x", given), array.shape, array.dtype)
+        assert type(flat) is np.ndarray
+        assert np.shares_memory(flat, np.asarray(owner)), name
+        assert flat.flags.carray
+    for name in ("gaps", "backwards", "big-endian", "misaligned"):
+        given = LAYOUTS[name](array)
+        assert not np.shares_memory(plain(as_array("x", given), array.shape, array.dtype), given), name
