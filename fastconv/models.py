@@ -38,8 +38,8 @@ def lenet(image_shape: tuple[int, int, int], classes: int, *, rng: Any = None) -
 
     Examples
     --------
-    >>> lenet((1, 28, 28), 10)[-3]
-    Linear(1600, 128)
+    >>> lenet((1, 28, 28), 10)[-3].weight.shape
+    (128, 1600)
     """
     channels, *sides = image_shape
     if min(sides) < 4:

@@ -261,7 +261,9 @@ def _tile(splat: bool) -> Any:
         signature = types.void(*(kind if isinstance(kind, types.Array) else types.intp for kind in kinds))
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            _call_tile(context, builder, dict(zip(ARGUMENTS, zip(signature.args, args, strict=True), strict=True)), name, splat)
+            _call_tile(
+                context, builder, dict(zip(ARGUMENTS, zip(signature.args, args, strict=True), strict=True)), name, splat
+            )
             return context.get_dummy_value()
 
         return signature, codegen

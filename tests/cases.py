@@ -31,7 +31,9 @@ class Case:
         def by(values):
             return "x".join(map(str, values))
 
-        padding = "_".join(f"{left}{right}" if max(left, right) < 10 else f"{left}-{right}" for left, right in self.padding)
+        padding = "_".join(
+            f"{left}{right}" if max(left, right) < 10 else f"{left}-{right}" for left, right in self.padding
+        )
         batch = "" if self.batch is None else f"{self.batch}x"
         return (
             f"{batch}{self.channels}@{by(self.sizes)}-{self.filters}@{by(self.kernel)}"

@@ -100,9 +100,9 @@ WRONG_SHAPES = [  # for any array, batch or none
     lambda a: a.ravel()[0],
     lambda a: a.ravel()[:1].reshape(()),
     lambda a: a[None, None, None],
-    lambda a: a[..., None, None, None, None],
+    lambda a: a[..., None, None, None, None, None],
     lambda a: a[..., :0],
-    lambda a: np.concatenate([a, a], 0 if a.ndim == 1 else -a.ndim + (a.ndim > 3)),
+    lambda a: np.tile(a, (2,) * min(2, a.ndim) + (1,) * (a.ndim - 2)),  # twice the channels, whether there is a batch or not
 ]
 
 OTHER_DTYPES = ["float32", "float16", "int64", "int8", "bool", "complex128", ">f4"]
@@ -148,7 +148,7 @@ def wrong_outs(shape, dtype):
         np.zeros(shape, "f4"), np.zeros(shape, "i8"), np.zeros(shape, object), np.zeros(shape, dtype.newbyteorder("S")),
         np.zeros((*shape, 1), dtype), np.zeros(shape[1:], dtype), np.zeros(shape[:-1] + (shape[-1] + 1,), dtype),
         np.zeros((), dtype), np.zeros(0, dtype), locked, np.broadcast_to(np.zeros(1, dtype), shape),
-        np.lib.stride_tricks.as_strided(np.zeros(99, dtype), shape, (8,) * len(shape)), np.ma.zeros(shape, dtype),
+        np.lib.stride_tricks.as_strided(np.zeros(99, dtype), shape, (4,) * len(shape)), np.ma.zeros(shape, dtype),
     ]  # fmt: skip
 
 
@@ -236,8 +236,8 @@ def wrong_value(name, key, arguments, rng):
         if turn == 0 and len(arrays) > 1:
             return good.astype(pick(OTHER_DTYPES, rng)), {key}
         if turn == 1:
-            # A sum over one array fits any number of channels, so the last of them would be right.
-            value = pick(WRONG_SHAPES[: -1 if len(arguments) == 1 else None], rng)(good)
+            # Where there is but one array, any number of channels and pixels fits.
+            value = pick(WRONG_SHAPES[:-2] if arrays == {key} and not set(arguments) & set(SIZES) else WRONG_SHAPES, rng)(good)
             # What no longer fits may be said of any that it does not fit to.
             return value, arrays | {"groups", *(set(arguments) & set(SIZES))}
         optional = key in ("bias", "x_tangent", "weight_tangent", "bias_tangent")
@@ -246,7 +246,7 @@ def wrong_value(name, key, arguments, rng):
         if rng.integers(2):
             return pick(WRONG_SIZES, rng), {key}
         # A size that is possible by itself contradicts the other arguments.
-        return changed_sizes(good, rng), {key, *(set(arguments) & set(SIZES))}
+        return changed_sizes(good, rng), {key, *(set(arguments) & {*SIZES, "grad_output"})}
     if key in INTS:
         if key != "output_padding" and rng.integers(6) == 0:
             return 0, {key}
@@ -262,7 +262,9 @@ def wrong_value(name, key, arguments, rng):
             return 2**31 - 1, {"output"}  # beyond any memory
         return pick(WRONG_PADDINGS, rng), {key, "x", "input_size"} if name.startswith("pad") else {key}
     if key == "groups":
-        return pick([*WRONG_INTS, 0, 3, 5, 2**31 - 1], rng), {key}
+        if name.startswith("conv_transpose") and rng.integers(9) == 0:
+            return 3, {key, "bias", "grad_output"}  # it divides the channels of x, and multiplies those of the result
+        return pick([*WRONG_INTS, 0, 4, 5, 2**31 - 1], rng), {key}
     choices = {
         "algorithm": WRONG_ALGORITHMS, "mode": WRONG_MODES, "dtype": WRONG_DTYPES, "output_mask": WRONG_MASKS,
         "accumulate": WRONG_FLAGS, "per_sample": WRONG_FLAGS, "precision": WRONG_MODES,

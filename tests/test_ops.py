@@ -119,7 +119,10 @@ def test_empty_batch(ndim, dtype, algorithm):
     assert grads.weight.shape == weight.shape
     assert (grads.weight == 0).all()
     assert (grads.bias == 0).all()
-    assert BACKWARD[ndim](grad_output, x, weight, per_sample=True, algorithm=algorithm).weight.shape == (0, *weight.shape)
+    assert BACKWARD[ndim](grad_output, x, weight, per_sample=True, algorithm=algorithm).weight.shape == (
+        0,
+        *weight.shape,
+    )
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -211,7 +214,14 @@ def test_results_are_new_arrays():
             grads = fastconv.conv2d_backward(grad_output, x, weight, algorithm=algorithm)
             transposed = fastconv.conv_transpose2d(x, weight)
             tangent = fastconv.conv2d_jvp(x, weight, bias_tangent=bias)
-            for result in (output, *grads, transposed, tangent, fastconv.pad(x, 0), fastconv.pad_backward(x, x.shape, 0)):
+            for result in (
+                output,
+                *grads,
+                transposed,
+                tangent,
+                fastconv.pad(x, 0),
+                fastconv.pad_backward(x, x.shape, 0),
+            ):
                 assert result.flags.writeable
                 assert not any(np.shares_memory(result, other) for other in kept)
                 kept.append(result)
@@ -287,7 +297,9 @@ def test_jvp(ndim, given, rng):
     """Against a central difference, which is exact as the product of two steps cancels."""
     case = simple(ndim, channels=4, filters=6, size=6, padding=1, stride=2, groups=2)
     x, weight, bias, _ = data(case)
-    tangents = [rng.integers(-4, 5, a.shape).astype(float) if g else None for a, g in zip((x, weight, bias), given, strict=True)]
+    tangents = [
+        rng.integers(-4, 5, a.shape).astype(float) if g else None for a, g in zip((x, weight, bias), given, strict=True)
+    ]
     result = JVP[ndim](x, weight, *tangents, 2, 1, 1, 2)
     dx, dw, db = (np.zeros(a.shape) if t is None else t for t, a in zip(tangents, (x, weight, bias), strict=True))
     up = CONV[ndim](x + dx, weight + dw, bias + db, **case.parameters)
@@ -303,7 +315,9 @@ def test_jvp(ndim, given, rng):
     same(JVP[ndim](x[0], weight, None if tangents[0] is None else tangents[0][0], *tangents[1:], 2, 1, 1, 2), result[0])
 
 
-@pytest.mark.parametrize("case", [simple(1, stride=2), ORDINARY, simple(3, batch=None, padding=1), simple(2, batch=0)], ids=str)
+@pytest.mark.parametrize(
+    "case", [simple(1, stride=2), ORDINARY, simple(3, batch=None, padding=1), simple(2, batch=0)], ids=str
+)
 def test_grad(case):
     x, weight, _, grad_output = data(case)
     functions = [getattr(grad, f"conv{case.ndim}d_{name}") for name in ("input", "weight", "bias")]
@@ -431,7 +445,9 @@ def test_precision(monkeypatch):
         assert plan.choose("grad_bias", geometry, np.dtype("float32"), "rough").exact
         x = np.ones(shapes[0])
         fastconv.conv1d(x, np.ones(shapes[1]), algorithm="rough")
-        with pytest.raises(ValueError, match="algorithm is 'rough', which cannot do this call: it has no row for grad_input"):
+        with pytest.raises(
+            ValueError, match="algorithm is 'rough', which cannot do this call: it has no row for grad_input"
+        ):
             fastconv.conv1d_backward(np.ones((1, 3)), x, np.ones(shapes[1]), algorithm="rough")
     finally:
         plan._select.cache_clear()
@@ -446,9 +462,11 @@ def test_precision_refuses(wrong):
 
 def test_algorithm_errors():
     x, weight = np.ones((1, 5), np.int32), np.ones((1, 1, 3), np.int32)
-    with pytest.raises(ValueError, match="algorithm is 'loops', which cannot do this call: it computes float32 and float64 only"):
+    with pytest.raises(
+        ValueError, match="algorithm is 'loops', which cannot do this call: it computes float32 and float64 only"
+    ):
         fastconv.conv1d(x, weight, algorithm="loops")
-    with pytest.raises(ValueError, match="algorithm is 'fft': expected 'auto', .*'loops', 'reference'"):
+    with pytest.raises(ValueError, match=r"algorithm is 'fft': expected 'auto', .*'loops', 'reference'"):
         fastconv.conv1d(x, weight, algorithm="fft")
     with pytest.raises(TypeError, match="algorithm is None: expected a string"):
         fastconv.conv1d(x, weight, algorithm=None)
@@ -525,7 +543,9 @@ def test_outs_of_backward_are_refused():
     x, weight, bias, grad_output = (array.copy() for array in data(ORDINARY))
 
     def call(*outs, **more):
-        return BACKWARD[2](grad_output, x, weight, **ORDINARY.parameters, out=outs[0] if len(outs) == 1 else outs, **more)
+        return BACKWARD[2](
+            grad_output, x, weight, **ORDINARY.parameters, out=outs[0] if len(outs) == 1 else outs, **more
+        )
 
     dx, dw, db = np.empty_like(x), np.empty_like(weight), np.empty_like(bias)
     memory = np.empty(x.size + 3)
@@ -534,7 +554,12 @@ def test_outs_of_backward_are_refused():
         ((dx, dw), {}, TypeError, "out is a tuple"),
         (([dx, dw, db],), {}, TypeError, "out is a list"),
         ((None, dw, db), {}, ValueError, "out.input is None: output_mask asks for an array"),
-        ((dx, dw, db), {"output_mask": (True, True, False)}, ValueError, "out.bias is an array: output_mask asks for None"),
+        (
+            (dx, dw, db),
+            {"output_mask": (True, True, False)},
+            ValueError,
+            "out.bias is an array: output_mask asks for None",
+        ),
         ((dx, dx, db), {}, ValueError, "out.weight has shape"),
         ((dx, dw.astype("f4"), db), {}, TypeError, "out.weight has dtype float32"),
         ((dx, dw, 1.0), {}, TypeError, r"out.bias is 1.0 \(float\)"),
@@ -593,7 +618,9 @@ OWN_AXES = {"output": (1,), "grad_input": (1,), "grad_weight": (0, 1)}  # sums o
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("case", [FLAT, simple(2, size=9, stride=3, kernel=2, padding=1), simple(1, size=40, dilation=2)], ids=str)
+@pytest.mark.parametrize(
+    "case", [FLAT, simple(2, size=9, stride=3, kernel=2, padding=1), simple(1, size=40, dilation=2)], ids=str
+)
 @ROWS
 def test_what_is_not_finite_stays_in_its_windows(row, case, value, rng):
     """NaN and infinity reach each result whose sum holds them, and none else."""

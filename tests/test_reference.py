@@ -157,7 +157,9 @@ DTYPES += ["complex64", "complex128"]
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dtypes(dtype, order):
     """Every dtype in both byte orders, through the four equations and through the public functions."""
-    case = next(case for case in PLANES if case.ndim == 2 and case.batch == 2 and case.groups == 1 and case.stride[0] == 2)
+    case = next(
+        case for case in PLANES if case.ndim == 2 and case.batch == 2 and case.groups == 1 and case.stride[0] == 2
+    )
     arrays = [np.abs(a) for a in data(case)] if dtype[0] in "bu" else data(case)
     if dtype == "bool":
         arrays = [array % 2 for array in arrays]

@@ -181,7 +181,9 @@ LAYOUTS = {
     "read-only": read_only,
     "big-endian": lambda a: a.astype(a.dtype.newbyteorder(">")),
     "Fortran": lambda a: np.asfortranarray(a.copy()),
-    "channels-last": lambda a: np.moveaxis(np.moveaxis(a, 1 if a.ndim > 1 else 0, -1).copy(), -1, 1 if a.ndim > 1 else 0),
+    "channels-last": lambda a: np.moveaxis(
+        np.moveaxis(a, 1 if a.ndim > 1 else 0, -1).copy(), -1, 1 if a.ndim > 1 else 0
+    ),
     "misaligned": misaligned,
     "subclass": lambda a: a.copy().view(np.memmap),
     "interface": lambda a: ByInterface(a.copy()),
@@ -201,7 +203,9 @@ def rows_of(algorithm):
 
 def check_public(case, dtype, algorithm, layouts):
     fastconv.set_precision("highest")  # so that what "auto" takes can be compared exactly
-    x, weight, bias, grad_output = (LAYOUTS[name](array) for name, array in zip(layouts, data(case, dtype), strict=True))
+    x, weight, bias, grad_output = (
+        LAYOUTS[name](array) for name, array in zip(layouts, data(case, dtype), strict=True)
+    )
     owners = [getattr(array, "owner", array) for array in (x, weight, bias, grad_output)]
     before = [array.tobytes() for array in owners]
     forward = getattr(fastconv, f"conv{case.ndim}d")
@@ -263,7 +267,9 @@ def test_layout(case, layout):
             check_public(case, dtype, algorithm, [layout] * 4)
 
 
-@pytest.mark.parametrize("layout", ["gaps", "backwards", "all-backwards", "Fortran", "channels-last", "misaligned", "subclass"])
+@pytest.mark.parametrize(
+    "layout", ["gaps", "backwards", "all-backwards", "Fortran", "channels-last", "misaligned", "subclass"]
+)
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("case", TYPICAL, ids=str)
 def test_layout_of_out(case, layout, dtype, rng):

@@ -38,7 +38,7 @@ def text(report: Report) -> str:
 def _conditions(report: Report) -> str:
     return "\n".join(
         [
-            f"{report.machine_name}, {_threads(report)}, {report.dtype}, best of {report.rounds} rounds; GFLOP/s",
+            f"{report.machine_name}, {_threads(report)}, {report.dtype}, best of {_rounds(report)}; GFLOP/s",
             f"peak {report.limit('peak'):.0f} GFLOP/s ({report.limit('peak', '1'):.0f} on one thread), "
             f"copy {report.limit('copy'):.1f} GB/s ({report.limit('copy', '1'):.1f}); % of both at {OURS}'s best",
         ]
@@ -47,6 +47,10 @@ def _conditions(report: Report) -> str:
 
 def _threads(report: Report) -> str:
     return f"{report.threads} thread{'s' if report.threads > 1 else ''}"
+
+
+def _rounds(report: Report) -> str:
+    return f"{report.rounds} round{'s' if report.rounds > 1 else ''}"
 
 
 def _head(report: Report) -> list[str]:
@@ -114,7 +118,7 @@ def _markdown(report: Report) -> Iterator[str]:
         f"measured in this run: {report.limit('peak'):.0f} GFLOP/s of multiply-adds in registers, "
         f"{report.limit('copy'):.1f} GB/s copied between large arrays. "
         f"fastconv {report.versions[OURS][OURS]} ({packages}){f', beside {peers}' if peers else ''}; "
-        f"best of {report.rounds} rounds in turn, {report.date[:10]}."
+        f"best of {_rounds(report)} in turn, {report.date[:10]}."
     )
     for peer in report.peers:
         yield from _markdown_means(report, peer)

@@ -48,7 +48,7 @@ def output(
         rest, z = divmod(rest, OD)
         n, f = divmod(rest, F)
         first = n * C + f // (F // groups) * GC
-        row = np.empty(OW, out.dtype)
+        row, part = np.empty(OW, out.dtype), np.empty(OW, out.dtype)
         row[:] = bias[f]
         columns = np.empty((KW, 2), np.int64)
         for c in range(KW):
@@ -69,9 +69,9 @@ def output(
                         terms[used, 2], terms[used, 3] = columns[c, 0], columns[c, 1]
                         used += 1
                         if used == TERMS:
-                            add_terms(row, terms, used, image, stride[2], filters)
+                            add_terms(row, part, terms, used, image, stride[2], filters)
                             used = 0
-        add_terms(row, terms, used, image, stride[2], filters)
+        add_terms(row, part, terms, used, image, stride[2], filters)
         for j in range(OW):
             out[n, f, z, i, j] = row[j]
 
@@ -101,7 +101,8 @@ def grad_input(
         first, ch = channel // GC * GF, channel % GC
         z_lower, z_upper = gather_range(pz, KD, OD, stride[0], dilation[0], left[0])
         i_lower, i_upper = gather_range(p, KH, OH, stride[1], dilation[1], left[1])
-        row, shift = np.empty(ceil_div(W, s), out.dtype), np.empty(KW, np.int64)
+        row, part = np.empty(ceil_div(W, s), out.dtype), np.empty(ceil_div(W, s), out.dtype)
+        shift = np.empty(KW, np.int64)
         terms, used = np.empty((TERMS, 4), np.int64), 0
         for phase in range(min(s, W)):
             columns = ceil_div(W - phase, s)
@@ -124,9 +125,9 @@ def grad_input(
                             terms[used, 2], terms[used, 3] = max(0, -shift[c]), min(columns - 1, OW - 1 - shift[c])
                             used += 1
                             if used == TERMS:
-                                add_terms(row, terms, used, gradient, 1, filters)
+                                add_terms(row, part, terms, used, gradient, 1, filters)
                                 used = 0
-            add_terms(row, terms, used, gradient, 1, filters)
+            add_terms(row, part, terms, used, gradient, 1, filters)
             used = 0
             for t in range(columns):
                 out[n, channel, pz, p, phase + s * t] = row[t]
@@ -205,25 +206,30 @@ def grad_bias(grad_output: Array, out: Array) -> None:
 
 
 @kernel
-def add_terms(row: Array, terms: Array, used: int, source: Array, step: int, scale: Array) -> None:
+def add_terms(row: Array, part: Array, terms: Array, used: int, source: Array, step: int, scale: Array) -> None:
     """row[t] += scale[b] * source[a + step*t] for t = lower..upper, for each of the ``used`` terms (a, b, lower, upper).
 
-    Every row[t] adds its terms in their order.
+    Every row[t] adds its terms in their order, first among themselves in ``part``: where a sum has thousands of terms, no run
+    of additions is longer than TERMS, or the number of such runs, and the error grows with these.
     """
+    for t in range(row.size):
+        part[t] = 0
     whole = used - used % 4
     for m in range(0, whole, 4):
         lower = max(terms[m, 2], terms[m + 1, 2], terms[m + 2, 2], terms[m + 3, 2])
         upper = min(terms[m, 3], terms[m + 1, 3], terms[m + 2, 3], terms[m + 3, 3])
         if lower <= upper:
             for e in range(m, m + 4):  # what is not common to the four lies at the row's ends
-                add_term(row, terms[e, 0], scale[terms[e, 1]], terms[e, 2], lower - 1, source, step)
-                add_term(row, terms[e, 0], scale[terms[e, 1]], upper + 1, terms[e, 3], source, step)
-            add_four_terms(row, terms[m : m + 4], lower, upper - lower + 1, source, step, scale)
+                add_term(part, terms[e, 0], scale[terms[e, 1]], terms[e, 2], lower - 1, source, step)
+                add_term(part, terms[e, 0], scale[terms[e, 1]], upper + 1, terms[e, 3], source, step)
+            add_four_terms(part, terms[m : m + 4], lower, upper - lower + 1, source, step, scale)
         else:
             for e in range(m, m + 4):
-                add_term(row, terms[e, 0], scale[terms[e, 1]], terms[e, 2], terms[e, 3], source, step)
+                add_term(part, terms[e, 0], scale[terms[e, 1]], terms[e, 2], terms[e, 3], source, step)
     for e in range(whole, used):
-        add_term(row, terms[e, 0], scale[terms[e, 1]], terms[e, 2], terms[e, 3], source, step)
+        add_term(part, terms[e, 0], scale[terms[e, 1]], terms[e, 2], terms[e, 3], source, step)
+    for t in range(row.size):
+        row[t] += part[t]
 
 
 @kernel
