@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 import numba
 import numpy as np
 from numba import config, prange
+from numba.core import sigutils
 from numba.core.caching import FunctionCache, NullCache
 from numba.core.codegen import get_host_cpu_features
 from numba.extending import register_jitable
@@ -122,13 +123,21 @@ class KernelCache(NullCache):  # type: ignore[misc]
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
-            return self._on_disk.load_overload(sig, target_context)
+            found = self._on_disk.load_overload(sig, target_context)
         except Exception:  # a truncated or foreign file can raise anything while it is unpickled: compile instead
             return None
+        # Two processes that write at once can leave the code for one signature under the other's name.
+        return found if found is not None and found.signature.args == sigutils.normalize_signature(sig)[0] else None
 
     def save_overload(self, sig: Any, data: Any) -> None:
         with contextlib.suppress(OSError):  # a full disk, or a folder turned read-only: the code in memory is good
-            self._on_disk.save_overload(sig, data)
+            try:
+                self._on_disk.save_overload(sig, data)
+            except OSError:
+                raise
+            except Exception:  # a truncated or foreign index cannot be added to: begin a new one
+                self._on_disk.flush()
+                self._on_disk.save_overload(sig, data)
 
     def flush(self) -> None:
         self._on_disk.flush()

@@ -1,4 +1,4 @@
-"""What ``fastconv warmup`` runs: every kernel once, on tiny arrays, so that the cache holds all of them."""
+"""What ``fastconv warmup`` runs: every kernel once, so that the cache holds all of them."""
 
 from __future__ import annotations
 
@@ -24,14 +24,17 @@ DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 def tasks() -> Iterator[Task]:
     """Everything that is to be compiled, each as a name and a call.
 
-    Every row of the plan's table runs every pass that it can, with and without strides, dilation and groups (rows may
-    have kernels of their own for them); then the operations and the layers that have kernels beside the table.
+    Every row of the plan's table runs every pass that it can, with and without strides, dilation and groups, on small
+    arrays and on large ones (rows may have kernels of their own for each); then the operations and the layers that have
+    kernels beside the table.
     """
     algorithms = tuple(dict.fromkeys(row.algorithm for row in plan.TABLE))
     for dtype in DTYPES:
         for algorithm in algorithms:
             for ndim in (1, 2, 3):
                 yield f"{algorithm}, {ndim}-D, {dtype}", partial(_row, algorithm, ndim, dtype)
+            if algorithm != "reference":  # whose kernels are the same for any size, and slow
+                yield f"{algorithm}, large, {dtype}", partial(_large, algorithm, dtype)
         yield f"operations, {dtype}", partial(_operations, dtype)
         yield f"layers, {dtype}", partial(_layers, dtype)
 
@@ -59,19 +62,30 @@ def _function(name: str) -> Callable[..., Any]:
 
 
 def _row(algorithm: str, ndim: int, dtype: np.dtype[Any]) -> None:
-    """Run one algorithm forward and backward, wherever it can."""
-    forward, backward = _function(f"conv{ndim}d"), _function(f"conv{ndim}d_backward")
+    """Run one algorithm on tiny arrays, forward and backward, wherever it can."""
     for stride, dilation, groups in ((1, 1, 1), (2, 1, 1), (3, 1, 1), (1, 2, 1), (1, 1, 2), (1, 1, 4)):
         x = np.ones((2, 4, *(9,) * ndim), dtype)
         weight = np.ones((4, 4 // groups, *(3,) * ndim), dtype)
-        options = {"stride": stride, "padding": 1, "dilation": dilation, "groups": groups, "algorithm": algorithm}
-        try:
-            grad_output = forward(x, weight, np.ones(4, dtype), **options)
-            for per_sample in (False, True):
-                backward(grad_output, x, weight, per_sample=per_sample, **options)
-        except ValueError as error:  # a row need not support every call
-            if "cannot do this call" not in str(error):
-                raise
+        _passes(x, weight, stride=stride, padding=1, dilation=dilation, groups=groups, algorithm=algorithm)
+
+
+def _large(algorithm: str, dtype: np.dtype[Any]) -> None:
+    """Run one algorithm on arrays that are worth several threads: each of more than 100 kB, and 0.2 GFLOP a pass."""
+    images = np.ones((8, 64, 20, 20), dtype)
+    for x in (images, np.ascontiguousarray(images.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)):
+        _passes(x, np.ones((64, 64, 3, 3), dtype), padding=1, algorithm=algorithm)
+        _passes(x, np.ones((64, 1, 3, 3), dtype), padding=1, groups=64, algorithm=algorithm)
+
+
+def _passes(x: Any, weight: Any, **options: Any) -> None:
+    ndim = x.ndim - 2
+    try:
+        grad_output = _function(f"conv{ndim}d")(x, weight, np.ones(len(weight), x.dtype), **options)
+        for per_sample in (False, True):
+            _function(f"conv{ndim}d_backward")(grad_output, x, weight, per_sample=per_sample, **options)
+    except ValueError as error:  # a row need not support every call
+        if "cannot do this call" not in str(error):
+            raise
 
 
 def _operations(dtype: np.dtype[Any]) -> None:

@@ -1,6 +1,7 @@
 """What all tests share: a cache of their own for compiled kernels, seeds, and the line that reruns a failing test."""
 
 import hashlib
+import importlib.util
 import os
 import pathlib
 import random
@@ -13,14 +14,14 @@ import zlib
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent
 SEED = int(os.environ.get("FASTCONV_SEED", "0"))
 KEPT_FOR = 7 * 24 * 3600  # seconds that an unused cache is kept
 
 
 def cache_folder():
     """Return a folder that only this user can enter, named by the package's sources: no edit ever meets a stale kernel."""
-    sources = sorted((ROOT / "fastconv").rglob("*.py"))
+    package = pathlib.Path(importlib.util.find_spec("fastconv").origin).parent
+    sources = sorted(package.rglob("*.py"))
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     parent = pathlib.Path(home, "fastconv-tests")

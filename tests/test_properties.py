@@ -48,7 +48,9 @@ def test_adjoint(case, seed):
     output = getattr(fastconv, f"conv{case.ndim}d")(x, weight, **case.parameters)
     product, size = np.vdot(output, g), np.vdot(np.abs(output), np.abs(g)) + 1e-300
     note(f"{product} {np.vdot(x, grads.input)} {np.vdot(weight, grads.weight)}")
-    scale = size + np.linalg.norm(x) * np.linalg.norm(grads.input) + np.linalg.norm(weight) * np.linalg.norm(grads.weight)
+    scale = (
+        size + np.linalg.norm(x) * np.linalg.norm(grads.input) + np.linalg.norm(weight) * np.linalg.norm(grads.weight)
+    )
     for other in (np.vdot(x, grads.input), np.vdot(weight, grads.weight)):
         assert abs(product - other) <= 1e-12 * scale
     axes = tuple(axis for axis in range(g.ndim) if axis != g.ndim - 1 - case.ndim)
