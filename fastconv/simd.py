@@ -241,7 +241,8 @@ def _twin(splat: bool) -> Any:
                 for k in range(count):
                     vector = vector_at + vector_table[table_at + a] + k * vector_step
                     factor = places[m] + scalar_table[table_at + a] + k * scalar_step
-                    acc += vectors[vector : vector + width] * scalars[factor : factor + (1 if splat else width)]
+                    with np.errstate(over="ignore", invalid="ignore"):  # the compiled tile has nobody to warn
+                        acc += vectors[vector : vector + width] * scalars[factor : factor + (1 if splat else width)]
             out[places[ROWS + m] : places[ROWS + m] + valid] = acc[:valid]
 
     return tile

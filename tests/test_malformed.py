@@ -110,9 +110,9 @@ WRONG_SHAPES = [  # for any array, batch or none
 OTHER_DTYPES = ["float32", "float16", "int64", "int8", "bool", "complex128", ">f4"]
 
 WRONG_INTS = [
-    -1, -7, -(2**31), 2**31, 2**63, 2**64, 10**30, 1.0, 1.5, np.float64(2.0), float("nan"), float("inf"), 1j, None, "", "1",
-    "same!", b"1", True, False, np.True_, (), [], [[1]], [None], (1.5,), ("1",), (True,), (1, 1, 1, 1), [1] * 9, {1}, {1: 1}, object(),
-    int, np.array([1, 1]), np.array([1.0]), np.array("a"), slice(1), range(1), (-1,), (2**31,), ((1,),), lambda: 1,
+    -1, -7, -(2**31), 2**31, 2**63, 2**64, 10**30, 1.0, 1.5, np.float64(2.0), float("nan"), float("inf"), 1j, None, "",
+    "1", "same!", b"1", True, False, np.True_, (), [], [[1]], [None], (1.5,), ("1",), (True,), (1, 1, 1, 1), [1] * 9, {1}, {1: 1},
+    object(), int, np.array([1, 1]), np.array([1.0]), np.array("a"), slice(1), range(1), (-1,), (2**31,), ((1,),), lambda: 1,
 ]  # fmt: skip
 
 WRONG_PADDINGS = [
