@@ -619,7 +619,13 @@ OWN_AXES = {"output": (1,), "grad_input": (1,), "grad_weight": (0, 1)}  # sums o
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize(
-    "case", [FLAT, simple(2, size=9, stride=3, kernel=2, padding=1), simple(1, size=40, dilation=2)], ids=str
+    "case",
+    [
+        simple(2, channels=4, filters=6, size=(7, 9), padding=1, groups=2),
+        simple(2, size=9, stride=3, kernel=2, padding=1),
+        simple(1, size=40, dilation=2),
+    ],
+    ids=str,
 )
 @ROWS
 def test_what_is_not_finite_stays_in_its_windows(row, case, value, rng):
