@@ -54,11 +54,20 @@ from hypothesis import HealthCheck, settings  # noqa: E402
 
 SLOW = [HealthCheck.too_slow]
 settings.register_profile("default", max_examples=50, deadline=None, derandomize=True, suppress_health_check=SLOW)
-settings.register_profile("long", max_examples=3000, deadline=None, print_blob=True, suppress_health_check=SLOW)
+settings.register_profile("long", max_examples=1000, deadline=None, print_blob=True, suppress_health_check=SLOW)
 
 
 def pytest_configure(config):
     settings.load_profile("long" if config.getoption("markexpr") == "long" else "default")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Let ``-m long`` run the property tests, too, with more examples."""
+    if config.getoption("markexpr") == "long":
+        for item in items:
+            if getattr(item.obj, "is_hypothesis_test", False):
+                item.add_marker("long")
 
 
 def pytest_report_header(config):

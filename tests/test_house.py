@@ -201,11 +201,12 @@ def dedent(text):
     return "\n".join(line[len(lines[0]) - len(lines[0].lstrip()) :] for line in lines) + "\n"
 
 
-def run(program, folder, cache=None):
+def run(program, folder, cache=None, **more):
     environment = {key: value for key, value in os.environ.items() if key != "NUMBA_CACHE_DIR"}
     environment |= {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": "error"}
     if cache is not None:
         environment["NUMBA_CACHE_DIR"] = str(cache)
+    environment |= more
     done = subprocess.run(
         [sys.executable, "-c", dedent(program)],
         cwd=folder,
@@ -253,7 +254,6 @@ def test_an_edit_never_meets_a_stale_kernel(copy):
 
 
 DAMAGES = {
-    "empty": lambda content: b"",
     "half": lambda content: content[: len(content) // 2],
     "foreign": lambda content: b"something else entirely",
 }
@@ -291,10 +291,14 @@ def test_code_for_another_signature_is_not_run(copy):
 
 
 @COMPILED
-def test_a_folder_that_cannot_be_written_is_survived(copy):
-    """A file stands where the folder should be: not even an administrator can write there."""
-    (copy / "file").write_text("")
-    assert run(CALL, copy, copy / "file" / "cache") == ["3 12.0", "compiled"]
+def test_folders_that_cannot_be_written_are_survived(copy):
+    """Where Numba looks for a folder stands a file: not even an administrator can write there."""
+    nowhere = copy / "file"
+    nowhere.write_text("")
+    for folder in (copy / "fastconv", copy / "fastconv/kernels"):
+        (folder / "__pycache__").write_text("")
+    homes = {"HOME": str(nowhere), "XDG_CACHE_HOME": str(nowhere / "cache")}
+    assert run(CALL, copy, nowhere / "cache", **homes) == ["3 12.0", "compiled"]
 
 
 @COMPILED

@@ -636,27 +636,24 @@ def test_what_is_not_finite_stays_in_its_windows(row, case, value, rng):
         pytest.skip("it mixes neighbouring windows")
     ones = [np.ones(shape) for shape in shapes_3d(case)]
     names = ("x", "weight", "bias", "grad_output")
-    for position in inputs_of(row.computes, 0, 1, 2, 3):
-        for _ in range(3):
-            at = tuple(int(rng.integers(n)) for n in ones[position].shape)
-            marked = [np.zeros_like(a) if n == position else a for n, a in enumerate(ones)]
-            if row.computes == "output" and position != 2:
-                marked[2] = np.zeros_like(marked[2])
-            marked[position][at] = 1
-            if row.computes == "output" and position == 2:
-                marked[0] = np.zeros_like(marked[0])
-            # Where the sum of products holds the marked element, counted by the reference.
-            holds = run_row(plan.ROWS[row.computes, "reference"], case, marked, "float64") != 0
-            arrays = [a.copy() for a in ones]
-            arrays[position][at] = value
-            result = run_row(row, case, arrays, "float32")
-            reached = ~np.isfinite(result)
-            assert reached[holds].all(), names[position]
-            if (row.computes, names[position]) in MEETS_PADDING:
-                # It also multiplies zeros on padding, as in the equations, where padding is a part of the image.
-                others = tuple(axis for axis in range(result.ndim) if axis not in OWN_AXES[row.computes])
-                holds = holds.any(axis=others, keepdims=True) & np.ones(result.shape, bool)
-            assert not reached[~holds].any(), names[position]
+    for position, others in itertools.product(inputs_of(row.computes, 0, 1, 2, 3), (1, 0, 1)):
+        at = tuple(int(rng.integers(n)) for n in ones[position].shape)
+        marked = [np.zeros_like(a) if n in (position, 2) else a for n, a in enumerate(ones)]
+        marked[position][at] = 1
+        if names[position] == "bias":
+            marked[0] = np.zeros_like(marked[0])
+        # Where the sum of products holds the marked element, counted by the reference.
+        holds = run_row(plan.ROWS[row.computes, "reference"], case, marked, "float64") != 0
+        arrays = [others * a for a in ones]  # what is not finite stays so when it is multiplied by zero
+        arrays[position][at] = value
+        result = run_row(row, case, arrays, "float32")
+        reached = ~np.isfinite(result)
+        assert reached[holds].all(), names[position]
+        if (row.computes, names[position]) in MEETS_PADDING:
+            # It also multiplies zeros on padding, as in the equations, where padding is a part of the image.
+            apart = tuple(axis for axis in range(result.ndim) if axis not in OWN_AXES[row.computes])
+            holds = holds.any(axis=apart, keepdims=True) & np.ones(result.shape, bool)
+        assert not reached[~holds].any(), names[position]
 
 
 def test_the_reference_is_not_what_it_checks():

@@ -297,7 +297,7 @@ def test_layout_of_out(case, layout, dtype, rng):
 
 def test_no_copy_where_none_is_needed():
     """A row gets the very memory of plain arrays, read-only ones and those of other libraries."""
-    from fastconv.arrays import as_array, plain
+    from fastconv.arrays import as_array, plain, target
 
     array = np.ones((1, 2, 3, 3), np.float32)
     for name in ("plain", "read-only", "interface", "dlpack", "subclass"):
@@ -310,3 +310,5 @@ def test_no_copy_where_none_is_needed():
     for name in ("gaps", "backwards", "big-endian", "misaligned"):
         given = LAYOUTS[name](array)
         assert not np.shares_memory(plain(as_array("x", given), array.shape, array.dtype), given), name
+    out = np.empty((2, 3, 3), np.float32)
+    assert np.shares_memory(target("out", out, (1, 2, 1, 3, 3), out.dtype, False), out)
