@@ -54,7 +54,7 @@ from hypothesis import HealthCheck, settings  # noqa: E402
 
 SLOW = [HealthCheck.too_slow]
 settings.register_profile("default", max_examples=50, deadline=None, derandomize=True, suppress_health_check=SLOW)
-settings.register_profile("long", max_examples=1000, deadline=None, print_blob=True, suppress_health_check=SLOW)
+settings.register_profile("long", max_examples=3000, deadline=None, print_blob=True, suppress_health_check=SLOW)
 
 
 def pytest_configure(config):
