@@ -43,8 +43,11 @@ Ints = tuple[int, ...]
 CHUNK = 64 * ROWS
 """Pixels in a task of `gather`: enough to load a panel for, few enough to share among cores."""
 
-CHUNK_PIXELS = 512
-"""Pixels that `correlate` adds in registers before it touches memory; also the longest plain run of additions in dW."""
+CHUNK_TERMS = 128
+"""Longest plain run of additions in `gather`: a longer sum is taken in chunks of at most this many terms."""
+
+CHUNK_PIXELS = 128
+"""Pixels that `correlate` adds in registers before it touches memory: the longest plain run in dW, where rows are not longer."""
 
 SERIAL_FLOPS, SERIAL_BYTES = 1_000_000, 100_000
 """Up to this much arithmetic, or copying, a kernel runs on the calling thread alone: waking others takes longer."""
@@ -304,6 +307,7 @@ def _gather(
             panels, phase.rows, phase.offsets, phase.step, phase.run, image, plan.packed.strided(x_stride), depth,
             width if depthwise else 0, target, pixels.at(phase.first), pixels.strided(out_stride), (batch, *phase.sizes),
             groups, lane_count, width, start, CHUNK,
+            max(1, CHUNK_TERMS // phase.run), CHUNK_TERMS,
         )  # fmt: skip
     if not out_last:
         count = math.prod(shape[2:])

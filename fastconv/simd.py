@@ -63,14 +63,23 @@ class Words:
     def store(self, value: Any, address: Any) -> None:
         self.b.store(value, self.b.inttoptr(address, value.type.as_pointer())).align = self.size
 
-    def store_first(self, values: list[Any], address: Any, count: Any) -> None:
-        """Store the first ``count`` numbers of some vectors, at least one, one by one: for edges."""
-        room = cgutils.alloca_once(self.b, ir.ArrayType(self.scalar, self.lanes * len(values)))
-        begin = self.b.ptrtoint(room, I64)
+    def store_first(self, values: list[Any], targets: list[Any], vectors: int, count: Any, adds: Any) -> None:
+        """Store the first ``count`` numbers of each row of vectors one by one, or add them to what is there: for edges."""
+        b, pitch = self.b, self.lanes * vectors
+        room = cgutils.alloca_once(b, ir.ArrayType(self.scalar, self.lanes * len(values)))
+        begin = b.ptrtoint(room, I64)
+        with b.if_then(adds):  # all rows are read before any is written: they may repeat
+            for m, target in enumerate(targets):
+                with cgutils.for_range(b, count) as loop:
+                    at = self.at(begin, b.add(loop.index, I64(m * pitch)))
+                    self.store(self.load(self.at(target, loop.index), self.scalar), at)
         for v, value in enumerate(values):
-            self.store(value, self.b.add(begin, I64(self.size * self.lanes * v)))
-        with cgutils.for_range(self.b, count) as loop:
-            self.store(self.load(self.at(begin, loop.index), self.scalar), self.at(address, loop.index))
+            at = b.add(begin, I64(self.size * self.lanes * v))
+            self.store(b.select(adds, b.fadd(self.load(at, self.vector), value), value), at)
+        for m, target in enumerate(targets):
+            with cgutils.for_range(b, count) as loop:
+                at = self.at(begin, b.add(loop.index, I64(m * pitch)))
+                self.store(self.load(at, self.scalar), self.at(target, loop.index))
 
     def splat(self, value: Any) -> Any:
         undefined = ir.Constant(self.vector, ir.Undefined)
@@ -140,26 +149,24 @@ def _write_tile(function: Any, dtype: Any, vectors: int, splat: bool) -> None:
     targets = [w.at(out, w.load(b.add(places, I64(8 * (ROWS + m))), I64)) for m in range(ROWS)]
     each = [(m, v) for m in range(ROWS) for v in range(vectors)]
 
-    # Accumulators begin with what `out` holds, or with the vectors at `start` (the bias).
-    fresh, old, outer, inner, next_outer, done = (
-        b.append_basic_block(name) for name in ("fresh", "old", "outer", "inner", "next", "done")
+    # Accumulators begin with the vectors at `start` (the bias), or with zero where the sums are to be added to `out`.
+    fresh, outer, inner, next_outer, done = (
+        b.append_basic_block(name) for name in ("fresh", "outer", "inner", "next", "done")
     )
-    b.cbranch(b.icmp_signed("!=", add, I64(0)), old, fresh)
+    entry = b.block
+    b.cbranch(b.icmp_signed("!=", add, I64(0)), outer, fresh)
     b.position_at_end(fresh)
     first = [w.load(b.add(start, I64(w.size * w.lanes * v)), w.vector) for v in range(vectors)]
-    b.branch(outer)
-    b.position_at_end(old)
-    before = [w.load(b.add(targets[m], I64(w.size * w.lanes * v)), w.vector) for m, v in each]
     b.branch(outer)
 
     b.position_at_end(outer)
     a = b.phi(I64)
     a.add_incoming(I64(0), fresh)
-    a.add_incoming(I64(0), old)
+    a.add_incoming(I64(0), entry)
     sums = [b.phi(w.vector) for _ in each]
-    for total, (_, v), value in zip(sums, each, before, strict=True):
+    for total, (_, v) in zip(sums, each, strict=True):
         total.add_incoming(first[v], fresh)
-        total.add_incoming(value, old)
+        total.add_incoming(ir.Constant(w.vector, [0.0] * w.lanes), entry)
     here = w.at(vector, w.load(b.add(vector_table, b.mul(a, I64(8))), I64))
     shift = b.mul(w.load(b.add(scalar_table, b.mul(a, I64(8))), I64), I64(w.size))
     bases = [b.add(row, shift) for row in rows]
@@ -192,15 +199,22 @@ def _write_tile(function: Any, dtype: Any, vectors: int, splat: bool) -> None:
     b.cbranch(b.icmp_signed("<", a_next, many), outer, done)
 
     b.position_at_end(done)
-    whole, part, end = (b.append_basic_block(name) for name in ("whole", "part", "end"))
-    b.cbranch(b.icmp_signed(">=", valid, I64(vectors * w.lanes)), whole, part)
-    b.position_at_end(whole)
-    for (m, v), value in zip(each, new, strict=True):
-        w.store(value, b.add(targets[m], I64(w.size * w.lanes * v)))
-    b.branch(end)
+    whole, whole_add, part, end = (b.append_basic_block(name) for name in ("whole", "whole_add", "part", "end"))
+    full, adds = b.icmp_signed(">=", valid, I64(vectors * w.lanes)), b.icmp_signed("!=", add, I64(0))
+    is_full = b.append_basic_block("full")
+    b.cbranch(full, is_full, part)
+    b.position_at_end(is_full)
+    b.cbranch(adds, whole_add, whole)
+    for block, adding in ((whole, False), (whole_add, True)):
+        b.position_at_end(block)
+        # All old values are loaded before any is stored: rows may repeat.
+        addresses = [b.add(targets[m], I64(w.size * w.lanes * v)) for m, v in each]
+        values = [b.fadd(w.load(at, w.vector), value) for at, value in zip(addresses, new, strict=True)] if adding else new
+        for at, value in zip(addresses, values, strict=True):
+            w.store(value, at)
+        b.branch(end)
     b.position_at_end(part)
-    for m in range(ROWS):
-        w.store_first(new[m * vectors : (m + 1) * vectors], targets[m], valid)
+    w.store_first(new, targets, vectors, valid, adds)
     b.branch(end)
     b.position_at_end(end)
     b.ret_void()
@@ -234,16 +248,16 @@ def _twin(splat: bool) -> Any:
         valid: int,
     ) -> None:
         width = -(-valid // lanes(out.itemsize)) * lanes(out.itemsize)
-        old = [out[places[ROWS + m] : places[ROWS + m] + width].copy() for m in range(ROWS)]
+        old = [out[places[ROWS + m] : places[ROWS + m] + valid].copy() for m in range(ROWS)]
         for m in range(ROWS):
-            acc = old[m] if add else start[start_at : start_at + width].copy()
+            acc = np.zeros(width, out.dtype) if add else start[start_at : start_at + width].copy()
             for a in range(many):
                 for k in range(count):
                     vector = vector_at + vector_table[table_at + a] + k * vector_step
                     factor = places[m] + scalar_table[table_at + a] + k * scalar_step
                     with np.errstate(over="ignore", invalid="ignore"):  # the compiled tile has nobody to warn
                         acc += vectors[vector : vector + width] * scalars[factor : factor + (1 if splat else width)]
-            out[places[ROWS + m] : places[ROWS + m] + valid] = acc[:valid]
+            out[places[ROWS + m] : places[ROWS + m] + valid] = (old[m] + acc[:valid]) if add else acc[:valid]
 
     return tile
 
@@ -439,7 +453,7 @@ out : flat array
 start, start_at : flat array and offset
     What every row of accumulators begins with, VECTORS vectors.
 add : int
-    If not 0, accumulators begin with what ``out`` holds instead; then all lanes must be inside it.
+    If not 0, accumulators begin with zero and are added to what ``out`` holds: so a long sum is taken in chunks.
 valid : int
     Lanes of a row to store, 1 to VECTORS*lanes.  All lanes of ``vectors`` and ``start`` up to a whole vector are read.
 """

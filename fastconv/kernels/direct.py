@@ -31,13 +31,14 @@ Ints = tuple[int, ...]
 def gather(
     tasks: int, panels: Array, vector_table: Array, scalar_table: Array, scalar_step: int, count: int, image: Array,
     image_steps: Ints, group_step: int, block_step: int, out: Array, out_at: int, out_steps: Ints, sizes: Ints, groups: int,
-    lane_count: int, width: int, start: Array, chunk: int,
+    lane_count: int, width: int, start: Array, chunk: int, rows_at_once: int, terms_at_once: int,
 ) -> None:  # fmt: skip
     """All tasks of `gather_tasks`, shared among the threads."""
     for task in prange(tasks):
         gather_tasks(
             signed(task), signed(task) + 1, panels, vector_table, scalar_table, scalar_step, count, image, image_steps,
             group_step, block_step, out, out_at, out_steps, sizes, groups, lane_count, width, start, chunk,
+            rows_at_once, terms_at_once,
         )  # fmt: skip
 
 
@@ -45,7 +46,7 @@ def gather(
 def gather_tasks(
     begin: int, end: int, panels: Array, vector_table: Array, scalar_table: Array, scalar_step: int, count: int,
     image: Array, image_steps: Ints, group_step: int, block_step: int, out: Array, out_at: int, out_steps: Ints, sizes: Ints,
-    groups: int, lane_count: int, width: int, start: Array, chunk: int,
+    groups: int, lane_count: int, width: int, start: Array, chunk: int, rows_at_once: int, terms_at_once: int,
 ) -> None:  # fmt: skip
     """out[pixel, g, lane] = start[g, lane] + sum over a, b of panels[g, block, a, b, lane] * image[pixel, table[a] + b*step].
 
@@ -93,16 +94,26 @@ def gather_tasks(
                                 source += image_steps[0] - D * image_steps[1]
                                 target += out_steps[0] - D * out_steps[1]
                                 z = 0
-            if block_step == 0:
-                outer_tile(
-                    panels, group_block * panel, vector_table, 0, width, image, scalar_table, scalar_step, many, count,
-                    places, out, start, group_block * width, 0, valid,
-                )  # fmt: skip
-            else:
-                pointwise_tile(
-                    panels, group_block * panel, vector_table, 0, width, image, scalar_table, scalar_step, many, count,
-                    places, out, start, group_block * width, 0, valid,
-                )  # fmt: skip
+            # A long sum is taken in chunks, of rows of the table and of terms of a row, that are added one by one.
+            for a in range(0, many, rows_at_once):
+                rows = min(rows_at_once, many - a)
+                for b in range(0, count, terms_at_once):
+                    terms = min(terms_at_once, count - b)
+                    at = group_block * panel + b * width
+                    if block_step == 0:
+                        outer_tile(
+                            panels, at, vector_table, a, width, image, scalar_table, scalar_step, rows, terms,
+                            places, out, start, group_block * width, a + b, valid,
+                        )  # fmt: skip
+                    else:
+                        pointwise_tile(
+                            panels, at, vector_table, a, width, image, scalar_table, scalar_step, rows, terms,
+                            places, out, start, group_block * width, a + b, valid,
+                        )  # fmt: skip
+                    for m in range(ROWS):
+                        places[m] += terms * scalar_step
+                for m in range(ROWS):
+                    places[m] -= count * scalar_step
 
 
 @parallel_kernel

@@ -184,13 +184,13 @@ def grad_weight(
 
 @parallel_kernel
 def grad_bias(grad_output: Array, out: Array) -> None:
-    """Equation (4): out[f] = sum over n, z, i, j of grad_output[n,f,z,i,j], one sum per column as in `grad_weight`."""
+    """Equation (4): out[f] = sum over n, z, i, j of grad_output[n,f,z,i,j], one sum per column as in `grad_weight`, in double precision."""
     N, F, OD, OH, OW = grad_output.shape
     gradient = grad_output.reshape(grad_output.size)
     for task in prange(F):
         f = signed(task)
-        columns = np.empty(OW, out.dtype)
-        total = out.dtype.type(0)
+        columns = np.empty(OW, np.float64)
+        total = 0.0
         for n in range(N):
             columns[:] = 0
             for line in range(OD * OH):

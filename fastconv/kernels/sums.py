@@ -1,7 +1,8 @@
 """Equation (4), db[f] = sum over images and pixels of dO, on flat arrays of either memory layout.
 
 The schedule: sums run side by side, COLUMNS of them, so that they fill vector registers, and are added up after every CHUNK
-rows of them: no plain run of additions is long.
+rows of them: no plain run of additions is long.  All are kept in double precision, which costs nothing here: the kernel waits
+for memory, and one number stands for thousands.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ def sums_tasks(
     out: Array,
 ) -> None:  # fmt: skip
     """A task is a block of ``per_task`` channels, at most COLUMNS."""
-    columns = np.empty(COLUMNS, out.dtype)
+    columns, totals = np.empty(COLUMNS, np.float64), np.empty(COLUMNS, np.float64)
     for task in range(begin, end):
         first = task * per_task
         count = min(per_task, channels - first)
-        out[first : first + count] = 0
+        totals[:] = 0
         if channels_last:
             for chunk in range(0, batch * pixels, CHUNK):
                 columns[:] = 0
@@ -48,18 +49,20 @@ def sums_tasks(
                     for c in range(count):
                         columns[unsigned(c)] += gradient[unsigned(at + c)]
                 for c in range(count):
-                    out[first + c] += columns[c]
+                    totals[c] += columns[c]
         else:
-            for c in range(first, first + count):
+            for c in range(count):
                 for n in range(batch):
-                    at = (n * channels + c) * pixels
+                    at = (n * channels + first + c) * pixels
                     for chunk in range(0, pixels, CHUNK * COLUMNS):
                         columns[:] = 0
                         last = min(chunk + CHUNK * COLUMNS, pixels)
                         for p in range(chunk, last, COLUMNS):
                             for t in range(unsigned(min(COLUMNS, last - p))):
                                 columns[t] += gradient[unsigned(at + p) + t]
-                        total = out.dtype.type(0)
+                        total = 0.0
                         for t in range(min(COLUMNS, last - chunk)):
                             total += columns[t]
-                        out[c] += total
+                        totals[c] += total
+        for c in range(count):
+            out[first + c] = totals[c]
