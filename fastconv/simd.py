@@ -209,7 +209,9 @@ def _write_tile(function: Any, dtype: Any, vectors: int, splat: bool) -> None:
         b.position_at_end(block)
         # All old values are loaded before any is stored: rows may repeat.
         addresses = [b.add(targets[m], I64(w.size * w.lanes * v)) for m, v in each]
-        values = [b.fadd(w.load(at, w.vector), value) for at, value in zip(addresses, new, strict=True)] if adding else new
+        values = (
+            [b.fadd(w.load(at, w.vector), value) for at, value in zip(addresses, new, strict=True)] if adding else new
+        )
         for at, value in zip(addresses, values, strict=True):
             w.store(value, at)
         b.branch(end)

@@ -184,7 +184,7 @@ def grad_weight(
 
 @parallel_kernel
 def grad_bias(grad_output: Array, out: Array) -> None:
-    """Equation (4): out[f] = sum over n, z, i, j of grad_output[n,f,z,i,j], one sum per column as in `grad_weight`, in double precision."""
+    """Equation (4): out[f] = sum over n, z, i, j of grad_output[n,f,z,i,j], in double precision, one sum per column."""
     N, F, OD, OH, OW = grad_output.shape
     gradient = grad_output.reshape(grad_output.size)
     for task in prange(F):
