@@ -22,7 +22,7 @@ with event.install_recorder("numba:compile") as compiled:
     assert not compiled.buffer, compiled.buffer
     if not numba.config.DISABLE_JIT:  # the recorder does record
         from fastconv.kernels import loops
-        loops.total_of.compile((types.float64[::1],))
+        loops.total_of.compile((types.int16[::1],))  # not in the cache
         assert compiled.buffer
 """
     run(program)
