@@ -1,8 +1,11 @@
 """Direct convolution, between the plan and the kernels: what a geometry means in offsets.
 
-For each pass this file makes the offset tables that tell the register tiles what to multiply with what (once for each
-geometry), packs the operands (`fastconv.kernels.pack`) and calls a driver (`fastconv.kernels.direct`).  Kernels see arrays
-and integers only.
+For each pass this file cuts the output into strips and makes the offset tables that tell the register tiles what to multiply
+with what, once for each geometry and memory layout; then it calls the kernels (`fastconv.kernels.pack` and
+`fastconv.kernels.direct`), which see arrays and integers only.
+
+Two tables say it all: where in the input the pixels of a strip lie, and how far from there the pairs of a channel and a tap
+lead.  Stride, dilation, padding, groups, layout and dimension are in these numbers.
 
 A depthwise convolution, where every channel is a group with one filter, is the same with other lanes: a vector of channels
 is multiplied with a vector of weights, and nothing is summed over channels.  To the drivers it is one group without depth.
@@ -18,17 +21,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numba import config
 
 from .arrays import Array
 from .geometry import ConvGeometry, ceil_div, phase_taps
 from .kernels.direct import correlate, correlate_tasks, gather, gather_tasks
 from .kernels.pack import (
-    pack_images,
-    pack_images_tasks,
+    pack_boxes,
+    pack_boxes_tasks,
     pack_panels,
     pack_panels_tasks,
-    unpack_images,
-    unpack_images_tasks,
     unpack_panels,
     unpack_panels_tasks,
 )
@@ -40,20 +42,26 @@ __all__ = ["grad_bias", "grad_input", "grad_weight", "is_depthwise", "lane_flops
 
 Ints = tuple[int, ...]
 
-CHUNK = 64 * ROWS
-"""Pixels in a task of `gather`: enough to load a panel for, few enough to share among cores."""
+TASKS = 16
+"""Tasks to split a pass into at least, where it has the work: the split must not ask for the number of cores."""
 
-CHUNK_TERMS = 128
-"""Longest plain run of additions in `gather`: a longer sum is taken in chunks of at most this many terms."""
+STRIP_PIXELS = 96, 384
+"""Fewest and most pixels of a strip, where they are there: enough to use a panel for, few enough to share among cores."""
 
-CHUNK_PIXELS = 128
-"""Pixels that `correlate` adds in registers before it touches memory: the longest plain run in dW, where rows are not longer."""
+STRIP_BYTES = 2**17
+"""Most bytes of input in a strip, without what its neighbours need too: it is to stay in the second-level cache."""
+
+DEPTHS = 64
+"""Channels of a pixel that a sum takes in turn, before it goes on to the next tap."""
+
+PACK_DEPTHS = 32
+"""Depths of the weight that a task packs, of all lanes."""
+
+CHUNK_PIXELS = 256
+"""Fewest pixels per chunk of dW: each chunk has sums of its own, which must not cost more than they save."""
 
 SERIAL_FLOPS, SERIAL_BYTES = 1_000_000, 100_000
 """Up to this much arithmetic, or copying, a kernel runs on the calling thread alone: waking others takes longer."""
-
-TASKS = 16
-"""Tasks that `correlate` is split into if there are fewer blocks of filters: the split must not ask for the number of cores."""
 
 
 def is_depthwise(g: ConvGeometry) -> bool:
@@ -66,45 +74,6 @@ def is_depthwise(g: ConvGeometry) -> bool:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Packed:
-    """An image channels-last with padding: ``left`` in front of each axis, ``sizes`` with padding, ``channels`` a pixel."""
-
-    left: Ints
-    sizes: Ints
-    channels: int
-
-    @property
-    def steps(self) -> Ints:
-        """Distance of neighbours along batch, depth, height and width."""
-        _, h, w = self.sizes
-        return (math.prod(self.sizes) * self.channels, h * w * self.channels, w * self.channels, self.channels)
-
-    def strided(self, stride: Ints) -> Ints:
-        """Distance along batch, depth, height and width of pixels a stride apart."""
-        batch, *steps = self.steps
-        return (batch, *(s * step for s, step in zip(stride, steps, strict=True)))
-
-    def at(self, place: Ints) -> int:
-        """Offset of a pixel of the first image, counted from the padding's corner."""
-        return sum(p * step for p, step in zip(place, self.steps[1:], strict=True))
-
-    def elements(self, batch: int) -> int:
-        """Count the numbers in a packed batch."""
-        return batch * math.prod(self.sizes) * self.channels
-
-    def pack(self, name: str, x: Array, shape: Ints, channels_last: bool, slack: int) -> Array:
-        """Return the packed batch with ``slack`` numbers behind it, or x itself if it is one and needs none."""
-        if channels_last and shape[2:] == self.sizes and not slack:
-            return x
-        size = self.elements(shape[0])
-        out = buffer(name, size + slack, x.dtype)
-        out[size:] = 0
-        tasks = shape[0] * self.sizes[0] * self.sizes[1]
-        _share(_small(out), pack_images, pack_images_tasks, tasks, x, channels_last, shape, out, self.sizes, self.left)
-        return out
-
-
 def _share(
     alone: bool, parallel: Callable[..., None], serial: Callable[..., None], tasks: int, *arguments: Any
 ) -> None:
@@ -115,15 +84,52 @@ def _share(
         parallel(tasks, *arguments)
 
 
+def _share_scratch(
+    alone: bool, parallel: Callable[..., None], serial: Callable[..., None], tasks: int, size: int, dtype: Any,
+    *arguments: Any,
+) -> None:  # fmt: skip
+    """Run all tasks of a kernel as `_share` does, with scratch memory of ``size`` numbers for each thread."""
+    threads = 1 if alone else config.NUMBA_NUM_THREADS
+    size = max(size, 1)
+    scratch = buffer("strips", threads * size, dtype).reshape(threads, size)
+    if alone:
+        serial(0, tasks, scratch[0], *arguments)
+    else:
+        parallel(tasks, scratch, *arguments)
+
+
 def _small(array: Array) -> bool:
     return array.nbytes <= SERIAL_BYTES
 
 
 def _memory(array: Array) -> tuple[Array, bool]:
-    """Return an image's memory as a flat array, and whether it lies channels-last."""
+    """Return an image's memory as a flat array, and whether it lies channels-last, as every image of one pixel does."""
     if array.flags.c_contiguous:
-        return array.reshape(-1), False
+        return array.reshape(-1), math.prod(array.shape[2:]) == 1
     return array.transpose(0, 2, 3, 4, 1).reshape(-1), True
+
+
+def _image_steps(shape: Ints, channels_last: bool) -> Ints:
+    """Distance of neighbours along (batch, channels, depth, height, width) in an image of this shape."""
+    _, C, D, H, W = shape
+    if channels_last:
+        return (D * H * W * C, 1, H * W * C, W * C, C)
+    return (C * D * H * W, D * H * W, H * W, W, 1)
+
+
+def _box_steps(box: Ints, channels_last: bool, itemsize: int) -> Ints:
+    """Distance of neighbours in a packed box.
+
+    Planes, or pixels of many channels, lie an odd number of cache lines apart: at a power of two, all that a tile reads at
+    once would compete for a few lines of the cache.
+    """
+    _, C, D, H, W = box
+    line = 64 // itemsize
+    if channels_last:
+        pixel = (ceil_div(C, line) | 1) * line if 4 * line < C else C
+        return (D * H * W * pixel, 1, H * W * pixel, W * pixel, pixel)
+    plane = (ceil_div(D * H * W, line) | 1) * line
+    return (C * plane, plane, H * W, W, 1)
 
 
 def _table(values: Any) -> Array:
@@ -135,9 +141,153 @@ def _width(itemsize: int) -> int:
     return VECTORS * lanes(itemsize)
 
 
-def _slack(lane_count: int, itemsize: int) -> int:
-    """Numbers that a tile may read behind the last pixel, whose lanes it loads as whole vectors."""
-    return 0 if lane_count % lanes(itemsize) == 0 else _width(itemsize)
+def _whole(count: int, itemsize: int) -> int:
+    """Numbers in the vectors that hold so many lanes."""
+    return ceil_div(count, lanes(itemsize)) * lanes(itemsize)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Strips
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Source:
+    """How the kernels find the input of a strip of (images, planes, rows, columns).
+
+    Strips stand ``counts`` along each axis.  A strip that begins at pixel p begins at pixel ``step*p - left`` of an input with
+    ``shape`` and ``steps``.  If it ``packs``, that part is copied, with padding, into a ``box`` with distances ``box_steps``.
+    If ``whole`` is given, (shape, steps, left) of the input with its padding, the input is first packed into that: several
+    tasks need each strip.
+    """
+
+    strip: Ints
+    counts: Ints
+    shape: Ints
+    steps: Ints
+    left: Ints
+    step: Ints
+    packs: bool
+    box: Ints
+    box_steps: Ints
+    slack: int
+    whole: tuple[Ints, Ints, Ints] | None
+
+    @property
+    def strips(self) -> int:
+        """Count the strips."""
+        return math.prod(self.counts)
+
+    @property
+    def pitches(self) -> Ints:
+        """Distance of neighbours in what the tiles read."""
+        return self.box_steps if self.packs else self.steps
+
+    @property
+    def box_size(self) -> int:
+        """Numbers of scratch memory for a box."""
+        return self.box[0] * self.box_steps[0] + self.slack if self.packs else 0
+
+    def pixels(self, sizes: Ints) -> Array:
+        """Where the pixels of a strip of ``sizes`` (images, planes, rows, columns) lie."""
+        batch, _, *steps = self.pitches
+        along = (batch, *(s * step for s, step in zip(self.step, steps, strict=True)))
+        return _offsets(sizes, along)
+
+    def pairs(self, depth: int, places: list[Ints]) -> tuple[Array, Array]:
+        """How far the pairs of a channel and a tap lie from a pixel, and the row of that table for each (channel, tap).
+
+        Neighbours in memory are neighbours in the table: the taps of a plane, or DEPTHS channels of a pixel.
+        """
+        _, channel, *steps = self.pitches
+        taps = np.array([sum(p * step for p, step in zip(place, steps, strict=True)) for place in places], np.int64)
+        offsets = (np.arange(depth)[:, None] * channel + taps).reshape(-1)
+        numbers = np.arange(offsets.size).reshape(depth, -1)
+        order = numbers.reshape(-1)
+        if channel == 1:
+            order = np.concatenate([numbers[k : k + DEPTHS].T.reshape(-1) for k in range(0, depth, DEPTHS)])
+        rows = np.empty_like(order)
+        rows[order] = np.arange(order.size)
+        return offsets[order], rows.reshape(depth, -1)
+
+    def arguments(self) -> tuple[Any, ...]:
+        """What the drivers are told."""
+        return (
+            self.shape,
+            self.steps,
+            self.packs,
+            self.box,
+            self.box_steps,
+            self.left,
+            self.step,
+            self.strip,
+            self.counts,
+        )
+
+
+def _offsets(sizes: Ints, steps: Ints) -> Array:
+    """Offsets of all places of a grid in order."""
+    result = np.zeros(1, np.int64)
+    for n, step in zip(sizes, steps, strict=True):
+        result = (result[:, None] + step * np.arange(n)).reshape(-1)
+    return result
+
+
+def _strip(sizes: Ints, pixel_bytes: int) -> Ints:
+    """Choose (images, planes, rows, columns) of a strip, of all pixels with ``sizes``: whole rows, planes, images if it can."""
+    least, most = STRIP_PIXELS
+    wanted = min(max(math.prod(sizes) // TASKS, least), most, max(ROWS, STRIP_BYTES // pixel_bytes))
+    strip = [1, 1, 1, 1]
+    for axis in (3, 2, 1, 0):
+        parts = max(1, round(sizes[axis] * math.prod(strip) / wanted))
+        strip[axis] = max(1, ceil_div(sizes[axis], parts))
+        if parts > 1:
+            break
+    return tuple(strip)
+
+
+def _source(
+    shape: Ints, channels_last: bool, itemsize: int, sizes: Ints, step: Ints, left: Ints, span: Ints, strip: Ints,
+    tasks_each: int, depthwise: bool,
+) -> _Source:  # fmt: skip
+    """Describe how an image of this shape is read, for ``tasks_each`` tasks that compute different lanes of a strip.
+
+    ``sizes`` are all pixels to compute, which lie ``step`` apart in the input, ``span`` is how far a pixel's taps reach, ``left``
+    the padding in front of the first.
+    """
+    _, C, *inside = shape
+    # A box lies channels-last but for images of few planes.  In a depthwise convolution lanes are channels of the input.
+    last = channels_last or depthwise or lanes(itemsize) <= C
+    slack = _width(itemsize) if depthwise and C % lanes(itemsize) else 0
+
+    def box(sizes: Ints) -> Ints:
+        extents = ((n - 1) * s + reach + 1 for n, s, reach in zip(sizes[1:], step, span, strict=True))
+        return (sizes[0], C, *extents)
+
+    part, everything = box(strip), box(sizes)
+    pads = any(left) or any(n > m for n, m in zip(everything[2:], inside, strict=True))
+    packs = pads or slack > 0 or last != channels_last
+    counts = tuple(ceil_div(n, m) for n, m in zip(sizes, strip, strict=True))
+    steps, whole = _image_steps(shape, channels_last), None
+    if packs and tasks_each > 1:
+        whole = (everything, _box_steps(everything, last, itemsize), left)
+        shape, steps, left, packs = everything, whole[1], (0, 0, 0), False
+    part_steps = _box_steps(part, last, itemsize)
+    return _Source(strip, counts, shape, steps, left, step, packs, part, part_steps, slack, whole)
+
+
+def _prepared(source: _Source, x: Array, shape: Ints, channels_last: bool) -> Array:
+    """Return the input as the drivers take it: as it is, or packed as a whole."""
+    if source.whole is None:
+        return x
+    box, steps, left = source.whole
+    packed = buffer("image", box[0] * steps[0] + source.slack, x.dtype)
+    packed[box[0] * steps[0] :] = 0
+    _share(
+        _small(packed), pack_boxes, pack_boxes_tasks, box[0] * box[2] * box[3],
+        x, shape, _image_steps(shape, channels_last), left, packed, box, steps,
+    )  # fmt: skip
+    return packed
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -149,172 +299,173 @@ def _slack(lane_count: int, itemsize: int) -> int:
 class _Phase:
     """Output pixels that meet the same taps: all of them in equation (1), one residue class in equation (2).
 
-    ``taps`` are the numbers of the taps in the weight; ``offsets`` lead to the runs of ``run`` factors, ``step`` apart, that
-    a sum takes from the packed image, ``rows`` to the runs in the panel.  ``first`` and ``sizes`` say where the pixels lie.
+    ``taps`` are the numbers of the taps in the weight, ``places`` lead to their factors from where a strip's input begins,
+    ``first`` and ``sizes`` say where the pixels lie.
     """
 
-    taps: Array
-    offsets: Array
-    rows: Array
-    run: int
-    step: int
+    taps: list[int]
+    places: list[Ints]
     first: Ints
     sizes: Ints
 
 
-def _phase(
-    packed: Packed, places: list[Ints], taps: list[int], innermost: int, depth: int, groups: int, depthwise: bool,
-    width: int, first: Ints, sizes: Ints,
-) -> _Phase:  # fmt: skip
-    """Turn the places of taps in the packed image into runs; the last ``innermost`` of them differ in the column only."""
-    offsets = [packed.at(place) for place in places]
-    rows = [offsets[i : i + innermost] for i in range(0, len(offsets), innermost)]
-    distances = {b - a for row in rows for a, b in itertools.pairwise(row)}
-    run, step = depth, 1
-    if depthwise:  # the taps of a row, one column after another
-        offsets, run, step = [row[0] for row in rows], innermost, min(distances, default=1)
-    elif groups == 1 and distances <= {depth}:  # the channels of neighbouring columns follow each other in memory
-        offsets, run = [row[0] for row in rows], depth * innermost
-    starts = _table(range(0, len(offsets) * run * width, run * width))
-    return _Phase(_table(taps), _table(offsets), starts, run, step, first, sizes)
-
-
 @dataclass(frozen=True)
 class _Gather:
-    """Tables of equation (1) or (2): the padded image to pack, and the phases; ``whole`` if these cover every pixel."""
+    """What `gather` and `pack_panels` are told of a pass."""
 
-    packed: Packed
-    phases: tuple[_Phase, ...]
-    whole: bool
+    source: _Source
+    pairs: Array
+    phases: Array
+    sources: Array
+    targets: Array
+    out_shape: Ints
+    out_steps: Ints
+    out_step: Ints
+    groups: int
+    lane_count: int
+    depth: int
+    depthwise: bool
+    parts: int
+    taps: tuple[Array, Array, Array]
+    panel_size: int
+    scratch: int
 
 
-@functools.lru_cache(maxsize=512)
-def _plan_output(g: ConvGeometry, width: int) -> _Gather:
-    packed = Packed(
-        tuple(left for left, _ in g.padding),
-        tuple(n + left + right for n, (left, right) in zip(g.input, g.padding, strict=True)),
-        g.channels,
-    )
-    places = [
+def _plan_gather(
+    g: ConvGeometry, in_shape: Ints, in_last: bool, in_step: Ints, left: Ints, span: Ints, phases: list[_Phase],
+    channels: int, depth: int, out_shape: Ints, out_last: bool, out_step: Ints, itemsize: int,
+) -> _Gather:  # fmt: skip
+    """Cut the output into strips and make the tables of a pass that computes ``channels`` from sums of ``depth``.
+
+    ``in_step``, ``left`` and ``span`` say what the pixels of the phases, of which the first has most, need: see `_source`.
+    """
+    width, T = _width(itemsize), math.prod(g.kernel)
+    groups = 1 if is_depthwise(g) else g.groups
+    lane_count = channels // groups
+    sizes = (g.batch, *phases[0].sizes)
+    strip = _strip(sizes, in_shape[1] * itemsize * math.prod(in_step))
+    strips = math.prod(ceil_div(n, m) for n, m in zip(sizes, strip, strict=True))
+    parts = min(groups * ceil_div(lane_count, width), ceil_div(TASKS, max(1, strips)))
+    source = _source(in_shape, in_last, itemsize, sizes, in_step, left, span, strip, parts, is_depthwise(g))
+    out_steps = _image_steps(out_shape, out_last)
+    # Within a strip, output pixels lie as in the output, or else one after another in scratch.
+    extents = tuple(min(s * n, m) for s, n, m in zip(out_step, source.strip[1:], out_shape[2:], strict=True))
+    steps = out_steps if out_last else _image_steps((1, width, *extents), True)
+    along = (steps[0], *(s * step for s, step in zip(out_step, steps[2:], strict=True)))
+    rows, pairs, sources, targets = [], [_table([])], [_table([])], [_table([])]
+    panel_of, terms_of, row_of = np.zeros(T, np.int64), np.zeros(T, np.int64), np.full((depth, T), -1)
+    pairs_at = pixels_at = panel_at = 0
+    for phase in phases:
+        strip = (source.strip[0], *map(min, source.strip[1:], phase.sizes))
+        terms = depth * len(phase.taps)
+        offsets, row_of[:, phase.taps] = source.pairs(depth, phase.places)
+        pairs.append(offsets)
+        sources.append(source.pixels(strip))
+        targets.append(_offsets(strip, along) + sum(p * s for p, s in zip(phase.first, steps[2:], strict=True)))
+        rows.append((terms, pairs_at, pixels_at, panel_at, *phase.sizes, *strip[1:]))
+        panel_of[phase.taps], terms_of[phase.taps] = panel_at, terms
+        pairs_at, pixels_at = pairs_at + terms, pixels_at + math.prod(strip)
+        panel_at += groups * _whole(lane_count, itemsize) * terms
+    return _Gather(
+        source, np.concatenate(pairs), np.array(rows, np.int64).reshape(-1, 10), np.concatenate(sources),
+        np.concatenate(targets), out_shape, out_steps, out_step, groups, lane_count, depth, is_depthwise(g),
+        parts, (panel_of, terms_of, row_of.reshape(-1)), panel_at,
+        source.box_size + (0 if out_last else source.strip[0] * math.prod(extents) * width),
+    )  # fmt: skip
+
+
+def _taps(g: ConvGeometry) -> list[Ints]:
+    """Where the taps lie in the padded image, from a pixel's first."""
+    return [
         tuple(d * k for d, k in zip(g.dilation, tap, strict=True)) for tap in itertools.product(*map(range, g.kernel))
     ]
-    phase = _phase(
-        packed, places, list(range(len(places))), g.kernel[2], g.channels // g.groups, g.groups, is_depthwise(g), width,
-        (0, 0, 0), g.output,
-    )  # fmt: skip
-    return _Gather(packed, (phase,), True)
+
+
+def _reach(g: ConvGeometry) -> tuple[Ints, Ints]:
+    """Padding in front, and how far a pixel's taps reach."""
+    return tuple(left for left, _ in g.padding), tuple(d * (f - 1) for d, f in zip(g.dilation, g.kernel, strict=True))
 
 
 @functools.lru_cache(maxsize=512)
-def _plan_grad_input(g: ConvGeometry, width: int) -> _Gather:
+def _plan_output(g: ConvGeometry, x_last: bool, out_last: bool, itemsize: int) -> _Gather:
+    taps = _taps(g)
+    phase = _Phase(list(range(len(taps))), taps, (0, 0, 0), g.output)
+    return _plan_gather(
+        g, g.input_shape, x_last, g.stride, *_reach(g), [phase], g.filters, g.channels // g.groups, g.output_shape, out_last,
+        (1, 1, 1), itemsize,
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=512)
+def _plan_grad_input(g: ConvGeometry, grad_last: bool, out_last: bool, itemsize: int) -> _Gather:
     # Along each axis, for each phase: its first pixel, its number of pixels t, and for each of its taps k the output
     # i = t + shift that it leads to.
     axes: list[list[tuple[int, int, list[tuple[int, int]]]]] = []
-    for n, f, s, d, (left, _) in zip(g.input, g.kernel, g.stride, g.dilation, g.padding, strict=True):
+    for n, f, s, d, (front, _) in zip(g.input, g.kernel, g.stride, g.dilation, g.padding, strict=True):
         phases = []
         for p in range(min(s, n)):
-            k0, step = phase_taps(p, s, d, left)
-            taps = [(k, (p + left - d * k) // s) for k in range(max(0, k0), f, step) if k0 >= 0]
+            k0, step = phase_taps(p, s, d, front)
+            taps = [(k, (p + front - d * k) // s) for k in range(max(0, k0), f, step) if k0 >= 0]
             phases.append((p, ceil_div(n - p, s), taps[::-1]))  # so that shifts ascend
         axes.append(phases)
-    # dO is padded as far as any tap of any phase reaches beyond it.
-    reach = [
-        (
-            max((-shift for _, _, taps in phases for _, shift in taps if shift < 0), default=0),
-            max(0, max((count + shift - n_out for _, count, taps in phases for _, shift in taps), default=0)),
-        )
-        for n_out, phases in zip(g.output, axes, strict=True)
-    ]
-    packed = Packed(
-        tuple(left for left, _ in reach),
-        tuple(n + left + right for n, (left, right) in zip(g.output, reach, strict=True)),
-        g.filters,
-    )
+    shifts = [[shift for _, _, taps in phases for _, shift in taps] for phases in axes]
+    left = tuple(-min(along, default=0) for along in shifts)
+    span = tuple(max(along, default=0) - min(along, default=0) for along in shifts)
     _, height, columns = g.kernel
     result = []
     for along in itertools.product(*axes):
         meet = list(itertools.product(*(taps for _, _, taps in along)))
-        if not meet:
-            continue
-        places = [tuple(i + left for (_, i), left in zip(at, packed.left, strict=True)) for at in meet]
+        places = [tuple(i + before for (_, i), before in zip(at, left, strict=True)) for at in meet]
         taps_met = [(kz * height + ky) * columns + kx for (kz, _), (ky, _), (kx, _) in meet]
-        phase = _phase(
-            packed, places, taps_met, len(along[2][2]), g.filters // g.groups, g.groups, is_depthwise(g), width,
-            tuple(p for p, _, _ in along), tuple(count for _, count, _ in along),
-        )  # fmt: skip
-        result.append(phase)
-    return _Gather(packed, tuple(result), len(result) == math.prod(len(phases) for phases in axes))
+        result.append(_Phase(taps_met, places, tuple(p for p, _, _ in along), tuple(count for _, count, _ in along)))
+    return _plan_gather(
+        g, g.output_shape, grad_last, (1, 1, 1), left, span, result, g.channels, g.filters // g.groups, g.input_shape,
+        out_last, g.stride, itemsize,
+    )  # fmt: skip
 
 
 def output(g: ConvGeometry, x: Array, weight: Array, bias: Array, out: Array) -> None:
     """Equation (1): lanes are filters, factors are the pixels under the taps."""
-    depthwise = is_depthwise(g)
-    groups = 1 if depthwise else g.groups
-    depth, filters, kernel = g.channels // g.groups, g.filters // groups, math.prod(g.kernel)
-    width = _width(x.itemsize)
-    start = buffer("start", groups * ceil_div(filters, width) * width, x.dtype).reshape(groups, -1)
-    start[:, :filters] = bias.reshape(groups, filters)
-    start[:, filters:] = 0
-    _gather(
-        g.batch, _plan_output(g, width), g.output_shape, (1, 1, 1), x, g.input_shape, g.stride, start.reshape(-1),
-        weight.reshape(-1), out, groups, filters, depth, depthwise,
-        (filters * depth * kernel, depth * kernel, kernel),
-    )  # fmt: skip
+    (x, x_last), (memory, out_last) = _memory(x), _memory(out)
+    plan = _plan_output(g, x_last, out_last, out.itemsize)
+    whole = _whole(plan.lane_count, out.itemsize)
+    start = buffer("start", plan.groups * whole, out.dtype).reshape(plan.groups, whole)
+    start[:, : plan.lane_count] = bias.reshape(plan.groups, plan.lane_count)
+    start[:, plan.lane_count :] = 0
+    kernel = math.prod(g.kernel)
+    steps = (plan.lane_count * plan.depth * kernel, plan.depth * kernel, kernel)
+    _gather(plan, g.flops, x, g.input_shape, x_last, weight.reshape(-1), steps, start.reshape(-1), memory)
 
 
 def grad_input(g: ConvGeometry, grad_output: Array, weight: Array, out: Array) -> None:
     """Equation (2), phase by phase: lanes are input channels, factors are pixels of dO."""
-    depthwise = is_depthwise(g)
-    groups = 1 if depthwise else g.groups
-    depth, channels, kernel = g.filters // g.groups, g.channels // groups, math.prod(g.kernel)
-    width = _width(out.itemsize)
-    start = buffer("start", groups * ceil_div(channels, width) * width, out.dtype)
+    (grad_output, grad_last), (memory, out_last) = _memory(grad_output), _memory(out)
+    plan = _plan_grad_input(g, grad_last, out_last, out.itemsize)
+    start = buffer("start", plan.groups * _whole(plan.lane_count, out.itemsize), out.dtype)
     start[:] = 0
-    _gather(
-        g.batch, _plan_grad_input(g, width), g.input_shape, g.stride, grad_output, g.output_shape, (1, 1, 1), start,
-        weight.reshape(-1), out, groups, channels, depth, depthwise,
-        (depth * channels * kernel, kernel, channels * kernel),
-    )  # fmt: skip
+    kernel = math.prod(g.kernel)
+    steps = (plan.depth * plan.lane_count * kernel, kernel, plan.lane_count * kernel)
+    _gather(plan, g.flops, grad_output, g.output_shape, grad_last, weight.reshape(-1), steps, start, memory)
 
 
 def _gather(
-    batch: int, plan: _Gather, shape: Ints, out_stride: Ints, x: Array, x_shape: Ints, x_stride: Ints, start: Array,
-    weight: Array, out: Array, groups: int, lane_count: int, depth: int, depthwise: bool, weight_steps: Ints,
+    plan: _Gather, flops: int, x: Array, shape: Ints, x_last: bool, weight: Array, weight_steps: Ints, start: Array, out: Array
 ) -> None:  # fmt: skip
-    """Pack the image and, for each phase, the weight; compute the phase's pixels, ``out_stride`` apart.
-
-    ``weight_steps`` are the distances of groups, lanes and depth in the weight.
-    """
-    (x, x_last), (out, out_last) = _memory(x), _memory(out)
-    width = _width(out.itemsize)
-    blocks = ceil_div(lane_count, width)
-    group_step, lane_step, depth_step = weight_steps
-    image = plan.packed.pack("image", x, x_shape, x_last, _slack(lane_count, out.itemsize) if depthwise else 0)
-    pixels = Packed((0, 0, 0), shape[2:], shape[1])
-    target = out if out_last else buffer("pixels", out.size, out.dtype)
-    if not plan.whole:
-        target[:] = 0
-    for phase in plan.phases:
-        taps = phase.taps.size
-        panels = buffer("panels", groups * blocks * taps * depth * width, out.dtype)
-        _share(
-            _small(panels), pack_panels, pack_panels_tasks, groups * blocks * VECTORS,
-            weight, panels, group_step, width, lane_count, lane_step, depth, depth_step, phase.taps,
-        )  # fmt: skip
-        count = batch * math.prod(phase.sizes)
-        _share(
-            count * panels.size * 2 <= SERIAL_FLOPS, gather, gather_tasks, groups * blocks * ceil_div(count, CHUNK),
-            panels, phase.rows, phase.offsets, phase.step, phase.run, image, plan.packed.strided(x_stride), depth,
-            width if depthwise else 0, target, pixels.at(phase.first), pixels.strided(out_stride), (batch, *phase.sizes),
-            groups, lane_count, width, start, CHUNK,
-            max(1, CHUNK_TERMS // phase.run), CHUNK_TERMS,
-        )  # fmt: skip
-    if not out_last:
-        count = math.prod(shape[2:])
-        _share(
-            _small(out), unpack_images, unpack_images_tasks, batch * ceil_div(count, CHUNK),
-            target, count, shape[1], out, CHUNK,
-        )  # fmt: skip
+    """Pack the weight and compute all pixels; ``weight_steps`` are the distances of groups, lanes and depths."""
+    if out.size == 0:
+        return
+    source, depthwise = plan.source, plan.depthwise
+    panels = buffer("panels", plan.panel_size, out.dtype)
+    _share(
+        _small(panels), pack_panels, pack_panels_tasks, plan.groups * ceil_div(plan.depth, PACK_DEPTHS),
+        weight, weight_steps, plan.depth, PACK_DEPTHS, plan.taps[0].size, plan.lane_count, panels, *plan.taps,
+    )  # fmt: skip
+    _share_scratch(
+        flops <= SERIAL_FLOPS, gather, gather_tasks, source.strips * plan.parts, plan.scratch, out.dtype,
+        _prepared(source, x, shape, x_last), *source.arguments(), plan.parts, plan.pairs, plan.phases, plan.sources,
+        plan.targets, panels, start, plan.groups, plan.lane_count, 0 if depthwise else plan.depth * source.pitches[1],
+        _width(out.itemsize) if depthwise else 0, out, plan.out_shape, plan.out_steps, plan.out_step,
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -324,78 +475,73 @@ def _gather(
 
 @dataclass(frozen=True)
 class _Correlate:
-    """Tables of equation (3): the images to pack, and the runs of ``count`` pixels that a sum takes from them."""
+    """What `correlate` is told of a pass: ``chunks`` of ``strips_each`` strips have sums of their own."""
 
-    packed: Packed
-    gradient: Packed
-    taps: Array
-    gradient_runs: Array
-    gradient_step: int
-    image_runs: Array
-    image_step: int
-    count: int
+    source: _Source
+    pairs: Array
+    sources: Array
+    targets: Array
+    terms: int
+    groups: int
+    filters: int
+    depth: int
+    rows: Array
+    chunks: int
+    strips_each: int
+    parts: int
+    each: int
+    scratch: int
 
 
 @functools.lru_cache(maxsize=512)
-def _plan_grad_weight(g: ConvGeometry) -> _Correlate:
-    packed, gradient = _plan_output(g, 1).packed, Packed((0, 0, 0), g.output, g.filters)
-    taps = [
-        packed.at(tuple(d * k for d, k in zip(g.dilation, tap, strict=True)))
-        for tap in itertools.product(*map(range, g.kernel))
-    ]
-    image_steps, gradient_steps = packed.strided(g.stride), gradient.steps
-    sizes = [g.batch, *g.output]
-    # Short rows that follow each other evenly in both images are joined.
-    count, axes = sizes[3], 3
-    while axes and sizes[axes - 1] * count <= CHUNK_PIXELS and count * image_steps[3] == image_steps[axes - 1]:
-        axes -= 1
-        count *= sizes[axes]
-    runs = np.zeros((2, 1), np.int64)
-    for n, image_step, gradient_step in zip(sizes[:axes], image_steps, gradient_steps, strict=False):
-        steps = np.array([[gradient_step], [image_step]])
-        runs = (runs[:, :, None] + (steps * np.arange(n))[:, None, :]).reshape(2, -1)
+def _plan_grad_weight(g: ConvGeometry, per_sample: bool, x_last: bool, itemsize: int) -> _Correlate:
+    depthwise = is_depthwise(g)
+    groups = 1 if depthwise else g.groups
+    filters, depth, width = g.filters // groups, g.channels // g.groups, _width(itemsize)
+    sizes = (g.batch, *g.output)
+    strip = _strip(sizes, g.channels * itemsize * math.prod(g.stride))
+    if per_sample:
+        strip = (1, *strip[1:])
+    counts = [ceil_div(n, m) for n, m in zip(sizes, strip, strict=True)]
+    chunks = max(1, g.batch) if per_sample else max(1, min(math.prod(counts), TASKS, math.prod(sizes) // CHUNK_PIXELS))
+    strips_each = max(1, ceil_div(math.prod(counts), chunks))
+    chunks = max(1, ceil_div(math.prod(counts), strips_each))
+    parts = min(groups * ceil_div(filters, width), ceil_div(TASKS, chunks))
+    source = _source(g.input_shape, x_last, itemsize, sizes, g.stride, *_reach(g), strip, parts, depthwise)
+    pairs, rows = source.pairs(depth, _taps(g))
+    filled = np.minimum(np.arange(ceil_div(pairs.size, ROWS) * ROWS), pairs.size - 1)  # up to a whole tile
+    narrow = _whole(filters, itemsize) % width or width
     return _Correlate(
-        packed, gradient, _table(taps), _table(runs[0]), gradient_steps[3], _table(runs[1]), image_steps[3], count
-    )
+        source, pairs[filled], source.pixels(strip), np.concatenate((filled * width, filled * narrow)), pairs.size, groups,
+        filters, depth, rows.reshape(-1), chunks, strips_each, parts, groups * _whole(filters, itemsize) * pairs.size,
+        source.box_size + math.prod(strip) * width,
+    )  # fmt: skip
 
 
 def grad_weight(g: ConvGeometry, grad_output: Array, x: Array, out: Array) -> None:
     """Equation (3): lanes are filters, factors are the channels of the pixels under the taps."""
-    if g.batch == 0:
+    if g.batch == 0 or out.size == 0:
         out[...] = 0
         return
-    sums = out.shape[0]
-    plan = _plan_grad_weight(g)
-    if sums > 1 and plan.gradient_runs.size % sums:  # images have been joined that belong to different sums
-        for n in range(sums):
-            one = _one_image(g)
-            grad_weight(one, grad_output[n : n + 1], x[n : n + 1], out[n : n + 1])
-        return
     (grad_output, grad_last), (x, x_last) = _memory(grad_output), _memory(x)
-    depthwise = is_depthwise(g)
-    groups = 1 if depthwise else g.groups
-    depth, filters = g.channels // g.groups, g.filters // groups
-    taps = plan.taps.size
+    per_sample = out.shape[0] > 1
+    plan = _plan_grad_weight(g, per_sample, x_last, out.itemsize)
+    source, depthwise = plan.source, is_depthwise(g)
+    panels = buffer("panels", plan.chunks * plan.each, out.dtype)
     width = _width(out.itemsize)
-    blocks = ceil_div(filters, width)
-    slack = _slack(filters, out.itemsize)
-    image = plan.packed.pack("image", x, g.input_shape, x_last, slack if depthwise else 0)
-    gradient = plan.gradient.pack("gradient", grad_output, g.output_shape, grad_last, slack)
-    pairs = taps * depth
-    panels = buffer("panels", sums * groups * blocks * pairs * width, out.dtype)
     zeros = buffer("start", width, out.dtype)
     zeros[:] = 0
-    parts = max(1, min(ceil_div(TASKS, sums * groups * blocks), ceil_div(pairs, ROWS)))
-    rows = ceil_div(ceil_div(pairs, parts), ROWS) * ROWS
-    _share(
-        g.flops <= SERIAL_FLOPS, correlate, correlate_tasks, sums * groups * blocks * ceil_div(pairs, rows),
-        gradient, plan.gradient_runs, plan.gradient_step, image, plan.image_runs, plan.image_step, plan.count, sums, groups,
-        filters, width, plan.taps, depth, panels, zeros, max(1, CHUNK_PIXELS // plan.count),
-        rows, width if depthwise else 0,
+    _share_scratch(
+        g.flops <= SERIAL_FLOPS, correlate, correlate_tasks, plan.chunks * plan.parts, plan.scratch, out.dtype,
+        _prepared(source, x, g.input_shape, x_last), *source.arguments(), plan.strips_each, plan.parts, plan.pairs,
+        plan.sources, plan.targets, plan.terms, grad_output, g.output_shape, _image_steps(g.output_shape, grad_last),
+        plan.groups, plan.filters, 0 if depthwise else plan.depth * source.pitches[1], width if depthwise else 0, panels,
+        plan.each, zeros,
     )  # fmt: skip
+    sums_of, groups = (1, plan.chunks * plan.groups) if per_sample else (plan.chunks, plan.groups)
     _share(
-        _small(panels), unpack_panels, unpack_panels_tasks, sums * groups * filters,
-        panels, out.reshape(-1), width, filters, depth, taps,
+        _small(panels), unpack_panels, unpack_panels_tasks, groups * ceil_div(plan.filters, lanes(out.itemsize)),
+        panels, sums_of, plan.filters, plan.terms, plan.rows, plan.each, out.reshape(-1),
     )  # fmt: skip
 
 
@@ -406,13 +552,6 @@ def grad_bias(g: ConvGeometry, grad_output: Array, out: Array) -> None:
     _share(
         _small(grad_output), sums, sums_tasks, ceil_div(g.filters, per_task),
         grad_output, last, g.batch, g.filters, math.prod(g.output), per_task, out,
-    )  # fmt: skip
-
-
-@functools.lru_cache(maxsize=512)
-def _one_image(g: ConvGeometry) -> ConvGeometry:
-    return ConvGeometry(
-        1, g.channels, g.filters, g.groups, g.input, g.kernel, g.output, g.stride, g.dilation, g.padding
     )  # fmt: skip
 
 
@@ -437,9 +576,11 @@ def scratch_bytes(computes: str, geometry: ConvGeometry, itemsize: int) -> int:
     if computes == "grad_bias":
         return 0
     g = geometry.volume
-    width = _width(itemsize)
-    used = _lane_count(computes, g)
-    plan = (_plan_grad_input if computes == "grad_input" else _plan_output)(g, width)
-    pixels = math.prod(g.input_shape if computes == "grad_input" else g.output_shape)
-    panels = math.prod(g.weight_shape) // used * ceil_div(used, width) * width
-    return itemsize * (plan.packed.elements(g.batch) + pixels + panels)
+    if computes == "grad_weight":
+        sums = _plan_grad_weight(g, False, False, itemsize)
+        source, size, strips = sums.source, sums.chunks * sums.each, sums.scratch
+    else:
+        plan = (_plan_grad_input if computes == "grad_input" else _plan_output)(g, False, False, itemsize)
+        source, size, strips = plan.source, plan.panel_size, plan.scratch
+    whole = int(source.whole[0][0] * source.whole[1][0]) if source.whole else 0
+    return itemsize * (size + whole + int(config.NUMBA_NUM_THREADS) * strips)

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 import numba
 import numpy as np
-from numba import config, prange
+from numba import config, get_thread_id, prange
 from numba.core import sigutils
 from numba.core.caching import FunctionCache, NullCache
 from numba.core.codegen import get_host_cpu_features
@@ -40,6 +40,7 @@ __all__ = [
     "prange",
     "shared",
     "source_hash",
+    "thread_number",
     "unsigned",
 ]
 
@@ -48,6 +49,10 @@ signed: Any = np.int64
 
 unsigned: Any = np.uintp
 """Type of an index that is known not to be negative: Numba leaves out the wrap-around for it."""
+
+
+thread_number: Any = (lambda: 0) if config.DISABLE_JIT else get_thread_id
+"""Number of the thread that runs an iteration of a ``prange``, below ``numba.config.NUMBA_NUM_THREADS``."""
 
 
 def _vector_bytes() -> int:

@@ -3,19 +3,23 @@
 A tile is a matrix of accumulators that stay in vector registers over a whole sum.  It knows nothing of convolution: every
 index map (stride, padding, dilation, groups, phases, dimension) lies in the offset tables that a driver gives it::
 
-    for each a, b:  acc[m][v] += vectors[vector_at + vector_table[a] + b*vector_step + v*lanes ...]
-                                 * scalars[places[m] + scalar_table[a] + b*scalar_step]
-    at the end:     out[places[ROWS + m] + v*lanes ...] = acc[m][v]
+    for each k:  acc[m][v] += vectors[k][v] * scalars[rows[m] + offsets[k]]
+    at the end:  out[targets[m] + v*lanes ...] = acc[m][v]
 
 m counts the tile's ROWS, v its vectors, and ``...`` stands for the lanes of a vector.  One load of a vector serves ROWS
 multiplications, one load of a scalar as many as there are vectors.  Where channels do not mix, each lane has a factor of
 its own, and the scalars become vectors.
+
+In equation (1) the rows are pixels and k counts the pairs of a channel and a tap; in equation (3) it is the other way round,
+with the same two tables.
 
 Each tile has a twin in plain Python with the same signature, which takes its place under ``NUMBA_DISABLE_JIT=1``.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -93,9 +97,25 @@ class Words:
         )
         return self.b.call(function, [a, b, c])
 
-    def at(self, address: Any, index: Any) -> Any:
-        """Address of an element, from that of the first."""
-        return self.b.add(address, self.b.mul(index, I64(self.size)))
+    def at(self, address: Any, index: Any, size: int = 0) -> Any:
+        """Address of an element, from that of the first; ``size`` is the bytes of one, if it is not of this dtype."""
+        return self.b.add(address, self.b.mul(index, I64(size or self.size)))
+
+    def variable(self, kind: Any) -> Any:
+        """Room for a value on the stack, which LLVM turns into a register."""
+        return cgutils.alloca_once(self.b, kind)
+
+    @contextlib.contextmanager
+    def repeat(self, condition: Callable[[], Any]) -> Iterator[None]:
+        """Emit a loop that runs while a condition holds."""
+        test, body, after = (self.b.append_basic_block(name) for name in ("while", "do", "done"))
+        self.b.branch(test)
+        self.b.position_at_end(test)
+        self.b.cbranch(condition(), body, after)
+        self.b.position_at_end(body)
+        yield
+        self.b.branch(test)
+        self.b.position_at_end(after)
 
 
 def _address(context: Any, builder: Any, kind: Any, array: Any) -> Any:
@@ -123,108 +143,92 @@ def _private_function(module: Any, name: str, n_args: int) -> tuple[Any, bool]:
 def _write_tile(function: Any, dtype: Any, vectors: int, splat: bool) -> None:
     """Emit the tile with this many vectors; what they are multiplied with are scalars (splat) or vectors.
 
-    Registers on AVX2 (16): 6x2 accumulators, 2 vectors, 1 scalar; 8 loads for 12 multiplications.
-    On AVX-512 (32): 6x4 accumulators, 4 vectors, 1 scalar; 10 loads for 24.  Six rows, because each row holds an address in a
+    Registers on AVX2 (16): 6x2 accumulators, 2 vectors, 1 scalar; 9 loads for 12 multiplications.
+    On AVX-512 (32): 6x4 accumulators, 4 vectors, 1 scalar; 11 loads for 24.  Six rows, because each row holds an address in a
     general register and there are 15 of those.
+
+    Variables are written to the stack here; LLVM puts them into registers.
     """
     b = ir.IRBuilder(function.append_basic_block("entry"))
     w = Words(b, dtype)
-    (
-        vector,
-        vector_table,
-        vector_step,
-        scalar,
-        scalar_table,
-        scalar_step,
-        many,
-        count,
-        places,
-        out,
-        start,
-        add,
-        valid,
-    ) = function.args
-    vector_bytes, scalar_bytes = (b.mul(step, I64(w.size)) for step in (vector_step, scalar_step))
-    rows = [w.at(scalar, w.load(b.add(places, I64(8 * m)), I64)) for m in range(ROWS)]
-    targets = [w.at(out, w.load(b.add(places, I64(8 * (ROWS + m))), I64)) for m in range(ROWS)]
+    vector, offsets, count, scalar, rows, out, targets, tiles, start, add, valid = function.args
+    row_bytes = w.size * w.lanes * vectors
     each = [(m, v) for m in range(ROWS) for v in range(vectors)]
+    acc = [w.variable(w.vector) for _ in each]
+    total = [w.variable(w.vector) for _ in each]
+    row = [w.variable(I64) for _ in range(ROWS)]
+    k, until, panel = w.variable(I64), w.variable(I64), w.variable(I64)
+    zero = ir.Constant(w.vector, [0.0] * w.lanes)
+    is_long = b.icmp_signed(">", count, I64(TERMS))
 
-    # Accumulators begin with the vectors at `start` (the bias), or with zero where the sums are to be added to `out`.
-    fresh, outer, inner, next_outer, done = (
-        b.append_basic_block(name) for name in ("fresh", "outer", "inner", "next", "done")
-    )
-    entry = b.block
-    b.cbranch(b.icmp_signed("!=", add, I64(0)), outer, fresh)
-    b.position_at_end(fresh)
-    first = [w.load(b.add(start, I64(w.size * w.lanes * v)), w.vector) for v in range(vectors)]
-    b.branch(outer)
+    def add_products(terms: int) -> None:
+        for i in range(terms):
+            offset = b.mul(w.load(w.at(offsets, b.add(b.load(k), I64(i)), 8), I64), I64(w.size))
+            here = b.load(panel)
+            columns = [w.load(b.add(here, I64(row_bytes * i + w.size * w.lanes * v)), w.vector) for v in range(vectors)]
+            for m in range(ROWS):
+                place = b.add(b.load(row[m]), offset)
+                if splat:
+                    factors = [w.splat(w.load(place, w.scalar))] * vectors
+                else:
+                    factors = [w.load(b.add(place, I64(w.size * w.lanes * v)), w.vector) for v in range(vectors)]
+                for v in range(vectors):
+                    a = acc[m * vectors + v]
+                    b.store(w.multiply_add(columns[v], factors[v], b.load(a)), a)
+        b.store(b.add(b.load(k), I64(terms)), k)
+        b.store(b.add(b.load(panel), I64(row_bytes * terms)), panel)
 
-    b.position_at_end(outer)
-    a = b.phi(I64)
-    a.add_incoming(I64(0), fresh)
-    a.add_incoming(I64(0), entry)
-    sums = [b.phi(w.vector) for _ in each]
-    for total, (_, v) in zip(sums, each, strict=True):
-        total.add_incoming(first[v], fresh)
-        total.add_incoming(ir.Constant(w.vector, [0.0] * w.lanes), entry)
-    here = w.at(vector, w.load(b.add(vector_table, b.mul(a, I64(8))), I64))
-    shift = b.mul(w.load(b.add(scalar_table, b.mul(a, I64(8))), I64), I64(w.size))
-    bases = [b.add(row, shift) for row in rows]
-    b.branch(inner)
+    with cgutils.for_range(b, tiles) as tile:
+        here = b.mul(tile.index, I64(8 * ROWS))
+        for m in range(ROWS):
+            b.store(w.at(scalar, w.load(b.add(b.add(rows, here), I64(8 * m)), I64)), row[m])
+        for n, (_, v) in enumerate(each):
+            b.store(w.load(b.add(start, I64(w.size * w.lanes * v)), w.vector), acc[n])
+        b.store(I64(0), k)
+        b.store(vector, panel)
+        with b.if_then(is_long, likely=False):
+            for variable in total:
+                b.store(zero, variable)
+        with w.repeat(lambda: b.icmp_signed("<", b.load(k), count)):
+            rest = b.sub(count, b.load(k))
+            b.store(b.add(b.load(k), b.select(b.icmp_signed("<", rest, I64(TERMS)), rest, I64(TERMS))), until)
+            with w.repeat(lambda: b.icmp_signed("<", b.add(b.load(k), I64(1)), b.load(until))):
+                add_products(2)  # two in a turn, for half the cost of counting
+            with b.if_then(b.icmp_signed("<", b.load(k), b.load(until))):
+                add_products(1)
+            with b.if_then(is_long, likely=False):
+                for part, whole in zip(acc, total, strict=True):
+                    b.store(b.fadd(b.load(whole), b.load(part)), whole)
+                    b.store(zero, part)
+        with b.if_then(is_long, likely=False):
+            for part, whole in zip(acc, total, strict=True):
+                b.store(b.load(whole), part)
 
-    b.position_at_end(inner)
-    k, offset, panel = b.phi(I64), b.phi(I64), b.phi(I64)
-    acc = [b.phi(w.vector) for _ in each]
-    for value, begin in zip((k, offset, panel, *acc), (I64(0), I64(0), here, *sums), strict=True):
-        value.add_incoming(begin, outer)
-    columns = [w.load(b.add(panel, I64(w.size * w.lanes * v)), w.vector) for v in range(vectors)]
-    new = []
-    for m in range(ROWS):
-        place = b.add(bases[m], offset)
-        if splat:
-            factors = [w.splat(w.load(place, w.scalar))] * vectors
-        else:
-            factors = [w.load(b.add(place, I64(w.size * w.lanes * v)), w.vector) for v in range(vectors)]
-        new += [w.multiply_add(columns[v], factors[v], acc[m * vectors + v]) for v in range(vectors)]
-    following = (b.add(k, I64(1)), b.add(offset, scalar_bytes), b.add(panel, vector_bytes), *new)
-    for value, after in zip((k, offset, panel, *acc), following, strict=True):
-        value.add_incoming(after, inner)
-    b.cbranch(b.icmp_signed("<", following[0], count), inner, next_outer)
-
-    b.position_at_end(next_outer)
-    a_next = b.add(a, I64(1))
-    a.add_incoming(a_next, next_outer)
-    for total, value in zip(sums, new, strict=True):
-        total.add_incoming(value, next_outer)
-    b.cbranch(b.icmp_signed("<", a_next, many), outer, done)
-
-    b.position_at_end(done)
-    whole, whole_add, part, end = (b.append_basic_block(name) for name in ("whole", "whole_add", "part", "end"))
-    full, adds = b.icmp_signed(">=", valid, I64(vectors * w.lanes)), b.icmp_signed("!=", add, I64(0))
-    is_full = b.append_basic_block("full")
-    b.cbranch(full, is_full, part)
-    b.position_at_end(is_full)
-    b.cbranch(adds, whole_add, whole)
-    for block, adding in ((whole, False), (whole_add, True)):
-        b.position_at_end(block)
-        # All old values are loaded before any is stored: rows may repeat.
-        addresses = [b.add(targets[m], I64(w.size * w.lanes * v)) for m, v in each]
-        values = (
-            [b.fadd(w.load(at, w.vector), value) for at, value in zip(addresses, new, strict=True)] if adding else new
-        )
-        for at, value in zip(addresses, values, strict=True):
-            w.store(value, at)
-        b.branch(end)
-    b.position_at_end(part)
-    w.store_first(new, targets, vectors, valid, adds)
-    b.branch(end)
-    b.position_at_end(end)
+        new = [b.load(variable) for variable in acc]
+        ends = [w.at(out, w.load(b.add(b.add(targets, here), I64(8 * m)), I64)) for m in range(ROWS)]
+        adds = b.icmp_signed("!=", add, I64(0))
+        with b.if_else(b.icmp_signed(">=", valid, I64(vectors * w.lanes))) as (whole, part):
+            with whole:
+                addresses = [b.add(ends[m], I64(w.size * w.lanes * v)) for m, v in each]
+                with b.if_else(adds) as (adding, storing):
+                    with adding:  # all old values are loaded before any is stored: rows may repeat
+                        sums = [b.fadd(w.load(at, w.vector), n) for at, n in zip(addresses, new, strict=True)]
+                        for at, value in zip(addresses, sums, strict=True):
+                            w.store(value, at)
+                    with storing:
+                        for at, value in zip(addresses, new, strict=True):
+                            w.store(value, at)
+            with part:
+                w.store_first(new, ends, vectors, valid, adds)
     b.ret_void()
 
 
+TERMS = 128
+"""Longest plain run of additions: a longer sum is taken in chunks, whose sums are added one by one."""
+
 ARGUMENTS = (
-    "vectors", "vector_at", "vector_table", "table_at", "vector_step", "scalars", "scalar_table", "scalar_step",
-    "many", "count", "places", "out", "start", "start_at", "add", "valid",
+    "vectors", "vector_at", "offsets", "offsets_at", "count", "scalars", "scalar_at", "rows", "rows_at",
+    "out", "out_at", "targets", "targets_at", "tiles", "start", "start_at", "add", "valid",
 )  # fmt: skip
 
 
@@ -232,34 +236,28 @@ def _twin(splat: bool) -> Any:
     """Return the tile in plain Python."""
 
     def tile(
-        vectors: Array,
-        vector_at: int,
-        vector_table: Array,
-        table_at: int,
-        vector_step: int,
-        scalars: Array,
-        scalar_table: Array,
-        scalar_step: int,
-        many: int,
-        count: int,
-        places: Array,
-        out: Array,
-        start: Array,
-        start_at: int,
-        add: int,
-        valid: int,
-    ) -> None:
+        vectors: Array, vector_at: int, offsets: Array, offsets_at: int, count: int, scalars: Array, scalar_at: int,
+        rows: Array, rows_at: int, out: Array, out_at: int, targets: Array, targets_at: int, tiles: int,
+        start: Array, start_at: int, add: int, valid: int,
+    ) -> None:  # fmt: skip
         width = -(-valid // lanes(out.itemsize)) * lanes(out.itemsize)
-        old = [out[places[ROWS + m] : places[ROWS + m] + valid].copy() for m in range(ROWS)]
-        for m in range(ROWS):
-            acc = np.zeros(width, out.dtype) if add else start[start_at : start_at + width].copy()
-            for a in range(many):
-                for k in range(count):
-                    vector = vector_at + vector_table[table_at + a] + k * vector_step
-                    factor = places[m] + scalar_table[table_at + a] + k * scalar_step
-                    with np.errstate(over="ignore", invalid="ignore"):  # the compiled tile has nobody to warn
-                        acc += vectors[vector : vector + width] * scalars[factor : factor + (1 if splat else width)]
-            out[places[ROWS + m] : places[ROWS + m] + valid] = (old[m] + acc[:valid]) if add else acc[:valid]
+        for t in range(tiles):
+            ends = [out_at + targets[targets_at + t * ROWS + m] for m in range(ROWS)]
+            old = [out[end : end + valid].copy() for end in ends]
+            for m, end in enumerate(ends):
+                total = np.zeros(width, out.dtype)
+                acc = start[start_at : start_at + width].copy()
+                row = scalar_at + rows[rows_at + t * ROWS + m]
+                with np.errstate(over="ignore", invalid="ignore"):  # the compiled tile has nobody to warn
+                    for k in range(count):
+                        factor = row + offsets[offsets_at + k]
+                        vector = vectors[vector_at + k * width : vector_at + (k + 1) * width]
+                        acc += vector * scalars[factor : factor + (1 if splat else width)]
+                        if count > TERMS and (k % TERMS == TERMS - 1 or k == count - 1):
+                            total += acc
+                            acc[:] = 0
+                    result = (total if count > TERMS else acc)[:valid]
+                    out[end : end + valid] = old[m] + result if add else result
 
     return tile
 
@@ -270,11 +268,11 @@ def _tile(splat: bool) -> Any:
 
     @intrinsic
     def tile(  # type: ignore[no-untyped-def]
-        typingctx, vectors, vector_at, vector_table, table_at, vector_step, scalars, scalar_table, scalar_step,
-        many, count, places, out, start, start_at, add, valid,
+        typingctx, vectors, vector_at, offsets, offsets_at, count, scalars, scalar_at, rows, rows_at,
+        out, out_at, targets, targets_at, tiles, start, start_at, add, valid,
     ):  # fmt: skip
-        kinds = (vectors, vector_at, vector_table, table_at, vector_step, scalars, scalar_table, scalar_step,
-                 many, count, places, out, start, start_at, add, valid)  # fmt: skip
+        kinds = (vectors, vector_at, offsets, offsets_at, count, scalars, scalar_at, rows, rows_at,
+                 out, out_at, targets, targets_at, tiles, start, start_at, add, valid)  # fmt: skip
         signature = types.void(*(kind if isinstance(kind, types.Array) else types.intp for kind in kinds))
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -293,18 +291,16 @@ def _call_tile(context: Any, builder: Any, named: dict[str, tuple[Any, Any]], na
     dtype = named["vectors"][0].dtype
     w = Words(builder, dtype)
 
-    def address(name: str) -> Any:
-        return _address(context, builder, *named[name])
+    def address(name: str, at: str, size: int = w.size) -> Any:
+        return w.at(_address(context, builder, *named[name]), named[at][1], size)
 
     def number(name: str) -> Any:
         return named[name][1]
 
-    table_bytes = builder.mul(number("table_at"), I64(8))
     passed = [
-        w.at(address("vectors"), number("vector_at")), builder.add(address("vector_table"), table_bytes),
-        number("vector_step"), address("scalars"), builder.add(address("scalar_table"), table_bytes),
-        number("scalar_step"), number("many"), number("count"), address("places"), address("out"),
-        w.at(address("start"), number("start_at")), number("add"), number("valid"),
+        address("vectors", "vector_at"), address("offsets", "offsets_at", 8), number("count"),
+        address("scalars", "scalar_at"), address("rows", "rows_at", 8), address("out", "out_at"),
+        address("targets", "targets_at", 8), number("tiles"), address("start", "start_at"), number("add"), number("valid"),
     ]  # fmt: skip
     after = builder.append_basic_block("after_tile")
     for n in range(1, VECTORS + 1):
@@ -333,9 +329,13 @@ def _write_transpose_tile(function: Any, dtype: Any) -> None:
     """Emit a transpose of lanes x lanes numbers, in log2(lanes) rounds of interleaving halves."""
     b = ir.IRBuilder(function.append_basic_block("entry"))
     w = Words(b, dtype)
-    source, source_step, target, target_step = function.args
+    source, source_rows, source_step, target, target_rows, target_step = function.args
     n = w.lanes
-    rows = [w.load(w.at(source, b.mul(source_step, I64(m))), w.vector) for m in range(n)]
+
+    def row(address: Any, rows: Any, step: Any, m: int) -> Any:
+        return w.at(address, b.mul(step, w.load(w.at(rows, I64(m), 8), I64)))
+
+    rows = [w.load(row(source, source_rows, source_step, m), w.vector) for m in range(n)]
     low = ir.Constant(ir.VectorType(I32, n), [i // 2 + (i % 2) * n for i in range(n)])
     high = ir.Constant(ir.VectorType(I32, n), [n // 2 + i // 2 + (i % 2) * n for i in range(n)])
     # Interleaving row m with row m + n/2 is one step of a perfect shuffle of the n*n numbers; log2(n) steps transpose them.
@@ -343,34 +343,42 @@ def _write_transpose_tile(function: Any, dtype: Any) -> None:
     while size < n:
         rows = [b.shuffle_vector(rows[m], rows[m + n // 2], half) for m in range(n // 2) for half in (low, high)]
         size *= 2
-    for m, row in enumerate(rows):
-        w.store(row, w.at(target, b.mul(target_step, I64(m))))
+    for m, value in enumerate(rows):
+        w.store(value, row(target, target_rows, target_step, m))
     b.ret_void()
 
 
 def _transpose_tile_twin(
-    source: Array, source_at: int, source_step: int, target: Array, target_at: int, target_step: int
-) -> None:
+    source: Array, source_at: int, source_rows: Array, source_first: int, source_step: int,
+    target: Array, target_at: int, target_rows: Array, target_first: int, target_step: int,
+) -> None:  # fmt: skip
     """The transposing tile in plain Python."""
     n = lanes(source.itemsize)
     for m in range(n):
         for k in range(n):
-            target[target_at + k * target_step + m] = source[source_at + m * source_step + k]
+            to = target_at + target_rows[target_first + k] * target_step + m
+            target[to] = source[source_at + source_rows[source_first + m] * source_step + k]
 
 
 @intrinsic
-def _transpose_tile_intrinsic(typingctx, source, source_at, source_step, target, target_at, target_step):  # type: ignore[no-untyped-def]
-    signature = types.void(source, types.intp, types.intp, target, types.intp, types.intp)
+def _transpose_tile_intrinsic(  # type: ignore[no-untyped-def]
+    typingctx, source, source_at, source_rows, source_first, source_step, target, target_at, target_rows, target_first,
+    target_step,
+):  # fmt: skip
+    each = (source, types.intp, source_rows, types.intp, types.intp)
+    signature = types.void(*each, target, *each[1:2], target_rows, *each[3:])
     dtype = source.dtype
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         w = Words(builder, dtype)
-        function, new = _private_function(builder.module, f"transpose_tile_{w.suffix}", 4)
+        function, new = _private_function(builder.module, f"transpose_tile_{w.suffix}", 6)
         if new:
             _write_transpose_tile(function, dtype)
-        first = w.at(_address(context, builder, signature.args[0], args[0]), args[1])
-        second = w.at(_address(context, builder, signature.args[3], args[3]), args[4])
-        builder.call(function, [first, args[2], second, args[5]])
+        passed = []
+        for n in (0, 5):
+            image, rows = (_address(context, builder, signature.args[n + i], args[n + i]) for i in (0, 2))
+            passed += [w.at(image, args[n + 1]), w.at(rows, args[n + 3], 8), args[n + 4]]
+        builder.call(function, passed)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -434,40 +442,42 @@ def _peak_tile_intrinsic(typingctx, numbers, count, out, out_at):  # type: ignor
 
 
 outer_tile = _twin(splat=True) if config.DISABLE_JIT else _tile(splat=True)
-"""The tile of vectors times scalars, with 1 to VECTORS vectors as ``valid`` lanes need.
+"""A column of tiles of vectors times scalars, with 1 to VECTORS vectors as ``valid`` lanes need.
 
 Parameters
 ----------
 vectors, vector_at : flat array and offset
-    Where the vectors begin.
-vector_table, scalar_table, table_at : int64 arrays and offset
-    For each a the offset of its vectors and scalars; both tables are read from ``table_at`` on.
-vector_step, scalar_step : int
-    Distance of consecutive b.
-scalars : flat array
-    Where the scalars lie.
-many, count : int
-    Numbers of a and b, both at least 1.
-places : int64 array of 2*ROWS
-    Offsets of the rows in ``scalars``, then in ``out``.  Rows may repeat: they then store the same twice.
-out : flat array
-    The result.
+    Where the vectors begin; those of one k follow those of the last.
+offsets, offsets_at, count : int64 array, offset and int
+    For each k what leads from a row to its factor.  There may be no k at all.
+scalars, scalar_at : flat array and offset
+    What the rows are counted from.
+rows, rows_at : int64 array and offset
+    For each row of each tile, ROWS a tile, where its factors lie.
+out, out_at, targets, targets_at : flat array and offset, int64 array and offset
+    For each row where its sums go.  Rows of one tile may repeat: they then store the same twice.
+tiles : int
+    Number of tiles.
 start, start_at : flat array and offset
-    What every row of accumulators begins with, VECTORS vectors.
+    The vectors that every row of accumulators begins with.
 add : int
-    If not 0, accumulators begin with zero and are added to what ``out`` holds: so a long sum is taken in chunks.
+    If not 0, the sums are added to what ``out`` holds.
 valid : int
     Lanes of a row to store, 1 to VECTORS*lanes.  All lanes of ``vectors`` and ``start`` up to a whole vector are read.
 """
 
 pointwise_tile = _twin(splat=False) if config.DISABLE_JIT else _tile(splat=False)
-"""The tile of vectors times vectors: as `outer_tile`, but each lane is multiplied with a number of its own.
+"""The tiles of vectors times vectors: as `outer_tile`, but each lane is multiplied with a number of its own.
 
-The array called ``scalars`` is read at ``places[m] + scalar_table[a] + b*scalar_step + v*lanes ...``, whole vectors too.
+The array called ``scalars`` is read at ``rows[m] + offsets[k] + v*lanes ...``, whole vectors too.
 """
 
 transpose_tile = _transpose_tile_twin if config.DISABLE_JIT else _transpose_tile_intrinsic
-"""target[target_at + k*target_step + m] = source[source_at + m*source_step + k] for m, k below the number of lanes."""
+"""A square of lanes x lanes numbers, turned over: for m, k below the number of lanes,
+
+target[target_at + target_rows[target_first + k]*target_step + m]
+    = source[source_at + source_rows[source_first + m]*source_step + k].
+"""
 
 peak_tile = _peak_tile_twin if config.DISABLE_JIT else _peak_tile_intrinsic
 """As many multiply-adds as a core can do: ``count`` times sum = sum*factor + factor, for ACCUMULATORS vectors at once.

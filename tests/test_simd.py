@@ -1,5 +1,6 @@
 """The register tiles against their Python twins, at every vector width, and as machine code for machines that are not here."""
 
+import itertools
 import os
 import re
 import subprocess
@@ -18,22 +19,20 @@ compiled = pytest.mark.skipif(bool(config.DISABLE_JIT), reason="without the JIT 
 
 
 @kernel
-def run_outer(vectors, table, step, scalars, offsets, scalar_step, count, places, out, start, add, valid):
-    simd.outer_tile(
-        vectors, 2, table, 1, step, scalars, offsets, scalar_step, 3, count, places, out, start, 1, add, valid
-    )
+def run_outer(vectors, offsets, count, scalars, rows, out, targets, tiles, start, add, valid):
+    simd.outer_tile(vectors, 2, offsets, 1, count, scalars, 3, rows, 4, out, 5, targets, 6, tiles, start, 1, add, valid)
 
 
 @kernel
-def run_pointwise(vectors, table, step, scalars, offsets, scalar_step, count, places, out, start, add, valid):
+def run_pointwise(vectors, offsets, count, scalars, rows, out, targets, tiles, start, add, valid):
     simd.pointwise_tile(
-        vectors, 2, table, 1, step, scalars, offsets, scalar_step, 3, count, places, out, start, 1, add, valid
+        vectors, 2, offsets, 1, count, scalars, 3, rows, 4, out, 5, targets, 6, tiles, start, 1, add, valid
     )
 
 
 @kernel
-def run_transpose(source, source_step, target, target_step):
-    simd.transpose_tile(source, 1, source_step, target, 2, target_step)
+def run_transpose(source, source_rows, target, target_rows):
+    simd.transpose_tile(source, 1, source_rows, 1, 2, target, 2, target_rows, 2, 3)
 
 
 TILES = {"outer": (run_outer, simd._twin(splat=True)), "pointwise": (run_pointwise, simd._twin(splat=False))}
@@ -44,60 +43,54 @@ def check_tile(name, dtype):
     run, twin = TILES[name]
     rng = np.random.default_rng(0)
     n = simd.lanes(np.dtype(dtype).itemsize)
-    width, count, scalar_step = simd.VECTORS * n, 5, width_step(name, n)
-    for valid in range(1, width + 1):
+    width, tiles = simd.VECTORS * n, 2
+    pitch = width + 3
+    for valid, count, add in itertools.product(
+        range(1, width + 1), (0, 1, 4, 5, simd.TERMS, 2 * simd.TERMS + 3), (0, 1)
+    ):
         whole = -(-valid // n) * n
-        pitch = width + 3
-        vectors = rng.integers(-4, 5, 2 + 4 * count * pitch + width).astype(dtype)
-        scalars = rng.integers(-4, 5, 400 + 6 * width + 4 * count * scalar_step).astype(dtype)
-        table, offsets = np.array([99999, 0, count * pitch, 7]), np.array([99999, 3, 0, 60])
-        places = np.concatenate([rng.integers(0, 300, simd.ROWS), 1 + np.arange(simd.ROWS) * pitch])
+        vectors = np.full(2 + count * whole + 1, np.nan, dtype)
+        vectors[2 : 2 + count * whole] = rng.integers(-4, 5, count * whole)
+        scalars = rng.integers(-4, 5, 3 + 400 + width).astype(dtype)
+        offsets = np.concatenate([[99999], rng.integers(0, 200, count)])
+        rows = np.concatenate([[99999] * 4, rng.integers(0, 200, tiles * simd.ROWS)])
+        targets = np.concatenate([[99999] * 6, rng.permutation(tiles * simd.ROWS) * pitch])
         start = rng.integers(-4, 5, 1 + width).astype(dtype)
-        for add in (0, 1):
-            out = np.full(1 + simd.ROWS * pitch, np.nan, dtype)
-            if add:
-                for m in range(simd.ROWS):
-                    out[places[simd.ROWS + m] :][:whole] = m
-            expected = out.copy()
-            arguments = (pitch, scalars, offsets, scalar_step, count, places)
-            run(vectors, table, *arguments, out, start, add, valid)
-            twin(
-                vectors,
-                2,
-                table,
-                1,
-                pitch,
-                scalars,
-                offsets,
-                scalar_step,
-                3,
-                count,
-                places,
-                expected,
-                start,
-                1,
-                add,
-                valid,
-            )
-            np.testing.assert_array_equal(out, expected)
-            assert np.isfinite(out[places[simd.ROWS] :][:valid]).all()
-            if not add:
-                assert np.isnan(out[places[simd.ROWS] + valid])
+        out = np.full(5 + tiles * simd.ROWS * pitch, np.nan, dtype)
+        if add:
+            for target in targets[6:]:
+                out[5 + target :][:valid] = target
+        expected = out.copy()
+        arguments = (vectors, offsets, count, scalars, rows)
+        run(*arguments, out, targets, tiles, start, add, valid)
+        twin(vectors, 2, offsets, 1, count, scalars, 3, rows, 4, expected, 5, targets, 6, tiles, start, 1, add, valid)
+        np.testing.assert_array_equal(out, expected)
+        for target in targets[6:]:
+            assert np.isfinite(out[5 + target :][:valid]).all()
+            assert np.isnan(out[5 + target + valid : 5 + target + pitch]).all()
 
 
-def width_step(name, n):
-    return 3 if name == "outer" else n
+def test_rows_may_repeat():
+    """The last tile of a sum is filled up with copies of its last row, which are added once."""
+    width = simd.VECTORS * simd.lanes(8)
+    zeros, result = np.zeros(6 + simd.ROWS, np.int64), np.ones(5 + width)
+    run_outer(np.full(2 + 3 * width, 2.0), zeros, 3, np.ones(4), zeros, result, zeros, 1, np.zeros(1 + width), 1, width)
+    np.testing.assert_array_equal(result[5:], 7)
 
 
 def check_transpose(dtype):
     n = simd.lanes(np.dtype(dtype).itemsize)
-    source = np.arange(1 + n * (n + 2), dtype=dtype)
-    target = np.full(2 + n * (n + 1), np.nan, dtype)
-    run_transpose(source, n + 2, target, n + 1)
-    square = source[1:].reshape(n, n + 2)[:, :n]
-    np.testing.assert_array_equal(target[2:].reshape(n, n + 1)[:, :n], square.T)
-    assert np.isnan(target[:2]).all()
-    assert np.isnan(target[2:].reshape(n, n + 1)[:, n]).all()
+    rng = np.random.default_rng(0)
+    source = np.arange(1 + 2 * n * n, dtype=dtype)
+    target = np.full(2 + 3 * n * n, np.nan, dtype)
+    source_rows = np.concatenate([[99999], rng.integers(0, n * n // 2, n)])
+    target_rows = np.concatenate([[99999] * 2, rng.permutation(n) * (n // 3 + 1)])
+    expected = target.copy()
+    run_transpose(source, source_rows, target, target_rows)
+    simd._transpose_tile_twin(source, 1, source_rows, 1, 2, expected, 2, target_rows, 2, 3)
+    np.testing.assert_array_equal(target, expected)
+    for k, row in enumerate(target_rows[2:]):
+        np.testing.assert_array_equal(target[2 + 3 * row :][:n], source[1 + 2 * source_rows[1:] + k])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -152,19 +145,32 @@ def test_machine_code(machine, monkeypatch):
     monkeypatch.setattr(simd, "VECTOR_BYTES", vector_bytes)
     module = ir.Module()
     module.triple = triple
-    function, _ = simd._private_function(module, "tile", 13)
+    function, _ = simd._private_function(module, "tile", 11)
     function.linkage = ""
     simd._write_tile(function, types.float32, vectors, True)
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     parsed = llvm.parse_assembly(str(module))
     target = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, features=features, opt=3)
+    optimise(parsed, target)
     assembly = target.emit_assembly(parsed)
     products = [line for line in assembly.splitlines() if instruction in line and re.search(register, line)]
-    assert len(products) == simd.ROWS * vectors
-    # The innermost loop: from the label before the first product to the branch after the last.
+    assert len(products) == 3 * simd.ROWS * vectors  # two terms in a turn, and one that may be left
+    # The innermost loop: from the first product to the last.
     lines = assembly.splitlines()
     at = [i for i, line in enumerate(lines) if line in products]
     stores = [line for line in lines[at[0] : at[-1]] if re.search(rf"(vmov\w+\s+%?{register}.*\(%rsp|str\s+q)", line)]
     assert not stores
     assert len(target.emit_object(llvm.parse_assembly(str(module)))) > 0
+
+
+def optimise(module, target):
+    """Run LLVM's usual passes, as Numba does."""
+    if hasattr(llvm, "create_pass_builder"):
+        builder = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(3))
+        builder.getModulePassManager().run(module, builder)
+    else:
+        manager, builder = llvm.create_module_pass_manager(), llvm.create_pass_manager_builder()
+        builder.opt_level = 3
+        builder.populate(manager)
+        manager.run(module)

@@ -1,7 +1,9 @@
-"""Packing: between the arrays of a user and the layouts that the register tiles read.
+"""Packing: between the arrays of a user and what the register tiles read and write.
 
-Images are packed channels-last with their padding, (N, D, H, W, C); weights into panels, whose rows are the vectors of one
-block of output lanes.  All arrays are flat; offsets and sizes come as integers.
+A *box* is the part of the input that a strip of output pixels needs, with its padding.  It lies channels-last, or plane by
+plane where there are few channels.  Weights become
+*panels*, [group, block of lanes, term, lane]; gradients that a tile takes as vectors become [pixel, lane].  All arrays are
+flat; sizes and distances come as tuples, along (batch, channels, depth, height, width).
 """
 
 from __future__ import annotations
@@ -11,15 +13,16 @@ from typing import Any
 import numpy as np
 
 from ..jit import kernel, parallel_kernel, prange, signed, unsigned
-from ..simd import lanes, transpose_tile
+from ..simd import VECTORS, lanes, transpose_tile
 
 __all__ = [
-    "pack_images",
-    "pack_images_tasks",
+    "pack_box",
+    "pack_boxes",
+    "pack_boxes_tasks",
+    "pack_lanes",
     "pack_panels",
     "pack_panels_tasks",
-    "unpack_images",
-    "unpack_images_tasks",
+    "unpack_lanes",
     "unpack_panels",
     "unpack_panels_tasks",
 ]
@@ -29,179 +32,256 @@ Ints = tuple[int, ...]
 
 
 @kernel
+def copy(source: Array, source_at: int, target: Array, target_at: int, count: int) -> None:
+    """target[k] = source[k] for k < count."""
+    for k in range(count):
+        target[unsigned(target_at + k)] = source[unsigned(source_at + k)]
+
+
+@kernel
+def clear(target: Array, first: int, last: int) -> None:
+    """target[k] = 0 for first <= k < last."""
+    for k in range(first, last):
+        target[unsigned(k)] = 0
+
+
+@kernel
 def transpose(
-    source: Array,
-    source_at: int,
-    source_step: int,
-    rows: int,
-    columns: int,
-    target: Array,
-    target_at: int,
-    target_step: int,
-) -> None:
+    source: Array, source_at: int, source_step: int, rows: int, columns: int, target: Array, target_at: int, target_step: int
+) -> None:  # fmt: skip
     """target[k, m] = source[m, k] for m < rows, k < columns, in tiles as large as the vectors allow."""
     n = lanes(source.itemsize)
     whole_rows, whole_columns = rows - rows % n, columns - columns % n
-    for m in range(0, whole_rows, n):
-        for k in range(0, whole_columns, n):
-            transpose_tile(
-                source,
-                source_at + m * source_step + k,
-                source_step,
-                target,
-                target_at + k * target_step + m,
-                target_step,
-            )
+    if whole_rows > 0 and whole_columns > 0:
+        order = np.arange(n)
+        for m in range(0, whole_rows, n):
+            for k in range(0, whole_columns, n):
+                transpose_tile(
+                    source, source_at + m * source_step + k, order, 0, source_step,
+                    target, target_at + k * target_step + m, order, 0, target_step,
+                )  # fmt: skip
     for k in range(columns):
         first = 0 if k >= whole_columns else whole_rows
         for m in range(first, rows):
-            target[target_at + k * target_step + m] = source[source_at + m * source_step + k]
+            target[unsigned(target_at + k * target_step + m)] = source[unsigned(source_at + m * source_step + k)]
 
 
-@parallel_kernel
-def pack_images(
-    tasks: int, x: Array, channels_last: bool, shape: Ints, out: Array, padded: Ints, left: Ints
-) -> None:  # fmt: skip
-    """All tasks of `pack_images_tasks`, shared among the threads."""
-    for task in prange(tasks):
-        pack_images_tasks(signed(task), signed(task) + 1, x, channels_last, shape, out, padded, left)
+# ---------------------------------------------------------------------------------------------------------------------
+# Images
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 @kernel
-def pack_images_tasks(
-    begin: int, end: int, x: Array, channels_last: bool, shape: Ints, out: Array, padded: Ints, left: Ints
-) -> None:
-    """Copy images (N, C, D, H, W), or (N, D, H, W, C) in memory, into the middle of zeros (N, PD, PH, PW, C).
+def pack_box(
+    x: Array, shape: Ints, steps: Ints, n0: int, z0: int, y0: int, x0: int, out: Array, out_at: int, box: Ints, box_steps: Ints
+) -> None:  # fmt: skip
+    """Copy a box of images, ``box`` = (images, channels, depth, height, width) from pixel (n0, z0, y0, x0) on.
 
-    ``shape`` is (N, C, D, H, W), ``padded`` (PD, PH, PW) and ``left`` the padding in front.  A task is one padded row.
+    What lies outside the images is padding: 0, or left as it is behind the last image.
     """
     N, C, D, H, W = shape
-    PD, PH, PW = padded
-    for task in range(begin, end):
-        rest, py = divmod(task, PH)
-        n, pz = divmod(rest, PD)
-        z, y = pz - left[0], py - left[1]
-        row = task * PW * C
-        if z < 0 or z >= D or y < 0 or y >= H:
-            out[row : row + PW * C] = 0
-        else:
-            first, end = row + left[2] * C, row + (left[2] + W) * C
-            out[row:first] = 0
-            out[end : row + PW * C] = 0
-            if channels_last:
-                at = ((n * D + z) * H + y) * W * C
-                for k in range(end - first):
-                    out[unsigned(first + k)] = x[unsigned(at + k)]
-            else:
-                transpose(x, ((n * C * D + z) * H + y) * W, D * H * W, C, W, out, first, C)
+    _, _, BD, BH, BW = box
+    lower = min(max(0, -x0), BW)  # the columns that lie inside the image
+    upper = max(lower, min(BW, W - x0))
+    pixel = box_steps[4]
+    for n in range(min(box[0], N - n0)):
+        for bz in range(BD):
+            for by in range(BH):
+                z, y = z0 + bz, y0 + by
+                inside = z >= 0 and z < D and y >= 0 and y < H
+                first, last = (lower, upper) if inside else (BW, BW)
+                at = (n0 + n) * steps[0] + z * steps[2] + y * steps[3] + (x0 + lower) * steps[4]
+                to = out_at + n * box_steps[0] + bz * box_steps[2] + by * box_steps[3]
+                if box_steps[1] == 1:  # a pixel's channels are neighbours
+                    clear(out, to, to + first * pixel)
+                    clear(out, to + last * pixel, to + BW * pixel)
+                    if inside and steps[1] == 1 and pixel == C:
+                        copy(x, at, out, to + first * C, (last - first) * C)
+                    elif inside and steps[1] == 1:
+                        for column in range(first, last):
+                            copy(x, at + (column - first) * C, out, to + column * pixel, C)
+                    elif inside:
+                        transpose(x, at, steps[1], C, last - first, out, to + first * pixel, pixel)
+                else:
+                    for c in range(C):
+                        row = to + c * box_steps[1]
+                        clear(out, row, row + first)
+                        clear(out, row + last, row + BW)
+                        if inside:
+                            copy(x, at + c * steps[1], out, row + first, last - first)
 
 
 @parallel_kernel
-def unpack_images(tasks: int, packed: Array, pixels: int, channels: int, out: Array, chunk: int) -> None:
-    """All tasks of `unpack_images_tasks`, shared among the threads."""
+def pack_boxes(
+    tasks: int, x: Array, shape: Ints, steps: Ints, left: Ints, out: Array, box: Ints, box_steps: Ints
+) -> None:  # fmt: skip
+    """All tasks of `pack_boxes_tasks`, shared among the threads."""
     for task in prange(tasks):
-        unpack_images_tasks(signed(task), signed(task) + 1, packed, pixels, channels, out, chunk)
+        pack_boxes_tasks(signed(task), signed(task) + 1, x, shape, steps, left, out, box, box_steps)
 
 
 @kernel
-def unpack_images_tasks(
-    begin: int, end: int, packed: Array, pixels: int, channels: int, out: Array, chunk: int
+def pack_boxes_tasks(
+    begin: int, end: int, x: Array, shape: Ints, steps: Ints, left: Ints, out: Array, box: Ints, box_steps: Ints
 ) -> None:  # fmt: skip
-    """Copy (N, pixels, C) into (N, C, pixels).  A task is a chunk of an image's pixels."""
-    chunks = (pixels + chunk - 1) // chunk
+    """Pack whole images with the padding ``left`` in front.  A task is a row of an image."""
+    one_row = (1, box[1], 1, 1, box[4])
     for task in range(begin, end):
-        n, part = divmod(task, chunks)
-        first = part * chunk
-        count = min(chunk, pixels - first)
-        transpose(
-            packed,
-            (n * pixels + first) * channels,
-            channels,
-            count,
-            channels,
-            out,
-            n * channels * pixels + first,
-            pixels,
-        )
+        rest, y = divmod(task, box[3])
+        n, z = divmod(rest, box[2])
+        to = n * box_steps[0] + z * box_steps[2] + y * box_steps[3]
+        pack_box(x, shape, steps, n, z - left[0], y - left[1], -left[2], out, to, one_row, box_steps)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pixels whose channels are lanes
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@kernel
+def pack_lanes(
+    x: Array, at: int, lane_step: int, pixel_step: int, pixels: int, valid: int, pitch: int, out: Array, out_at: int
+) -> None:  # fmt: skip
+    """out[p, l] = x[at + p*pixel_step + l*lane_step] for l < valid, 0 for l up to ``pitch``; one of the steps is 1."""
+    if lane_step == 1:
+        for p in range(pixels):
+            copy(x, at + p * pixel_step, out, out_at + p * pitch, valid)
+    else:
+        transpose(x, at, lane_step, valid, pixels, out, out_at, pitch)
+    if valid < pitch:
+        for p in range(pixels):
+            clear(out, out_at + p * pitch + valid, out_at + (p + 1) * pitch)
+
+
+@kernel
+def unpack_lanes(
+    pixels_of: Array, pixels_at: int, pitch: int, pixels: int, valid: int, out: Array, at: int, lane_step: int
+) -> None:  # fmt: skip
+    """out[at + l*lane_step + p] = pixels_of[p, l] for l < valid."""
+    transpose(pixels_of, pixels_at, pitch, pixels, valid, out, at, lane_step)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Weights
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 @parallel_kernel
 def pack_panels(
-    tasks: int, weight: Array, out: Array, group_step: int, width: int, lane_count: int, lane_step: int,
-    depth: int, depth_step: int, taps: Array,
+    tasks: int, weight: Array, steps: Ints, depth: int, chunk: int, T: int, lane_count: int, panels: Array, panel_of: Array,
+    terms_of: Array, row_of: Array,
 ) -> None:  # fmt: skip
     """All tasks of `pack_panels_tasks`, shared among the threads."""
     for task in prange(tasks):
         pack_panels_tasks(
-            signed(task), signed(task) + 1, weight, out, group_step, width, lane_count, lane_step, depth, depth_step, taps
+            signed(task), signed(task) + 1, weight, steps, depth, chunk, T, lane_count, panels, panel_of, terms_of, row_of,
         )  # fmt: skip
 
 
 @kernel
 def pack_panels_tasks(
-    begin: int, end: int, weight: Array, out: Array, group_step: int, width: int, lane_count: int, lane_step: int,
-    depth: int, depth_step: int, taps: Array,
+    begin: int, end: int, weight: Array, steps: Ints, depth: int, chunk: int, T: int, lane_count: int, panels: Array,
+    panel_of: Array, terms_of: Array, row_of: Array,
 ) -> None:  # fmt: skip
-    """Write panels [group, block of lanes, tap, depth, lane], zero where a block has lanes that do not exist.
+    """Write panels [group, block of lanes, term, lane], zero where a vector has lanes that do not exist.
 
-    panel[g, block, t, b, l] = weight[g*group_step + (block*width + l)*lane_step + b*depth_step + taps[t]]
-
-    A task is one vector of lanes of one block.  Where the taps of all depths lie one after another in the weight, tiles of it
-    are transposed.
+    A term is a pair of a depth k and a tap t.  ``steps`` are the distances of (groups, lanes, depths) in the weight; a tap's
+    panels begin at ``panel_of[t]``, have ``terms_of[t]`` rows each, of which ``row_of[k*T + t]`` is the term's; one with row -1
+    has none.  A task is a chunk of depths.
     """
-    blocks = (lane_count + width - 1) // width
     n = lanes(weight.itemsize)
-    parts = width // n
-    T = taps.size
-    whole = depth_step == T and taps[T - 1] == T - 1 and taps[0] == 0
-    square = np.empty(n * n, weight.dtype)
+    parts, chunks = (lane_count + n - 1) // n, (depth + chunk - 1) // chunk
+    order = np.arange(n)
     for task in range(begin, end):
-        rest, part = divmod(task, parts)
-        g, block = divmod(rest, blocks)
-        first = block * width + part * n
-        used = max(0, min(n, lane_count - first))
-        at = g * group_step + first * lane_step
-        to = rest * T * depth * width + part * n
-        done = 0
-        if whole and used == n:
-            done = T * depth - T * depth % n
-            for k in range(0, done, n):
-                transpose_tile(weight, at + k, lane_step, square, 0, n)
-                b, t = divmod(k, T)
-                for row in range(n):
-                    here = to + (t * depth + b) * width
-                    for lane in range(n):
-                        out[unsigned(here + lane)] = square[unsigned(row * n + lane)]
-                    t += 1
-                    if t == T:
-                        b, t = b + 1, 0
-        for k in range(done, T * depth):
-            b, t = divmod(k, T)
-            here, there = to + (t * depth + b) * width, at + b * depth_step + taps[t]
-            for lane in range(n):
-                out[here + lane] = weight[there + lane * lane_step] if lane < used else 0
+        g, number = divmod(task, chunks)
+        first, last = number * chunk, min((number + 1) * chunk, depth)
+        for part in range(parts):
+            pack_lanes_of_panels(
+                weight, steps, g, part, first, last, T, lane_count, panels, panel_of, terms_of, row_of, order
+            )  # fmt: skip
+
+
+@kernel
+def pack_lanes_of_panels(
+    weight: Array, steps: Ints, g: int, part: int, first: int, last: int, T: int, lane_count: int, panels: Array,
+    panel_of: Array, terms_of: Array, row_of: Array, order: Array,
+) -> None:  # fmt: skip
+    """One vector of lanes, of the depths from ``first`` to ``last`` - 1: in squares that are transposed, if it can be."""
+    n = lanes(weight.itemsize)
+    before, pitch, inside = panel_lane(part, lane_count, n)
+    before += g * ((lane_count + n - 1) // n * n)
+    used = min(n, lane_count - part * n)
+    at = g * steps[0] + part * n * steps[1]
+    together = used == n  # whether all terms of a depth are in one panel, so that those of a square are
+    for t in range(T):
+        together &= panel_of[t] == panel_of[0] and row_of[first * T + t] >= 0
+    panel = panel_of[0] + before * terms_of[0] + inside
+    done = first * T
+    if together and steps[2] == T:  # the terms of a lane follow each other
+        while done + n <= last * T:
+            transpose_tile(weight, at + done, order, 0, steps[1], panels, panel, row_of, done, pitch)
+            done += n
+    elif (
+        together and steps[1] == T and n <= T
+    ):  # the taps of neighbouring lanes do: the last square may overlap another
+        for k in range(first, last):
+            for t in range(0, T, n):
+                tap = min(t, T - n)
+                transpose_tile(weight, at + k * steps[2] + tap, order, 0, T, panels, panel, row_of, k * T + tap, pitch)
+        done = last * T
+    for term in range(done, last * T):
+        k, t = divmod(term, T)
+        if row_of[term] >= 0:
+            here, to = at + k * steps[2] + t, panel_of[t] + before * terms_of[t] + row_of[term] * pitch + inside
+            if used == n and steps[1] == 1:
+                copy(weight, here, panels, to, n)
+            else:
+                for lane in range(n):
+                    panels[unsigned(to + lane)] = weight[unsigned(here + lane * steps[1])] if lane < used else 0
+
+
+@kernel
+def panel_lane(part: int, lane_count: int, n: int) -> tuple[int, int, int]:
+    """Lanes of all blocks before that of a vector of lanes, lanes of its own block, and lanes before it in that."""
+    width = VECTORS * n
+    block, inside = divmod(part * n, width)
+    return block * width, min(width, (lane_count - block * width + n - 1) // n * n), inside
 
 
 @parallel_kernel
-def unpack_panels(tasks: int, panels: Array, out: Array, width: int, filters: int, channels: int, T: int) -> None:
+def unpack_panels(
+    tasks: int, panels: Array, sums: int, lane_count: int, terms: int, row_of: Array, each: int, out: Array
+) -> None:  # fmt: skip
     """All tasks of `unpack_panels_tasks`, shared among the threads."""
     for task in prange(tasks):
-        unpack_panels_tasks(signed(task), signed(task) + 1, panels, out, width, filters, channels, T)
+        unpack_panels_tasks(signed(task), signed(task) + 1, panels, sums, lane_count, terms, row_of, each, out)
 
 
 @kernel
 def unpack_panels_tasks(
-    begin: int, end: int, panels: Array, out: Array, width: int, filters: int, channels: int, T: int
-) -> None:
-    """Write dW [sum, group, filter, channel, tap] from panels [sum, group, block of filters, tap, channel, lane].
+    begin: int, end: int, panels: Array, sums: int, lane_count: int, terms: int, row_of: Array, each: int, out: Array
+) -> None:  # fmt: skip
+    """out[group, lane, term] = sum over s of panels[s, group, block, row_of[term], lane], in the order of s.
 
-    A task is one filter.
+    ``each`` is the distance of consecutive s, which are added up in the first.  A task is one vector of lanes.
     """
-    blocks = (filters + width - 1) // width
+    n = lanes(out.itemsize)
+    parts = (lane_count + n - 1) // n
+    order = np.arange(n)
     for task in range(begin, end):
-        rest, f = divmod(task, filters)
-        at = (rest * blocks + f // width) * T * channels * width + f % width
-        to = task * channels * T
-        for ch in range(channels):
-            for t in range(T):
-                out[to + ch * T + t] = panels[at + (t * channels + ch) * width]
+        g, part = divmod(task, parts)
+        used = min(n, lane_count - part * n)
+        before, pitch, inside = panel_lane(part, lane_count, n)
+        at = (g * parts * n + before) * terms + inside
+        to = (g * lane_count + part * n) * terms
+        for s in range(1, sums):
+            for row in range(terms):
+                for lane in range(n):
+                    panels[unsigned(at + row * pitch + lane)] += panels[unsigned(at + s * each + row * pitch + lane)]
+        done = 0
+        while used == n and done + n <= terms:
+            transpose_tile(panels, at, row_of, done, pitch, out, to + done, order, 0, terms)
+            done += n
+        for term in range(done, terms):
+            for lane in range(used):
+                out[unsigned(to + lane * terms + term)] = panels[unsigned(at + row_of[term] * pitch + lane)]
