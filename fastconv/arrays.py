@@ -6,6 +6,7 @@ their inputs, but Numba compiles a second kernel for a read-only array).
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Sequence
@@ -156,6 +157,7 @@ def empty(name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
     return np.empty(shape, dtype)
 
 
+@functools.cache
 def machine_memory() -> int:
     """Return the machine's memory in bytes."""
     try:

@@ -13,6 +13,7 @@ is multiplied with a vector of weights, and nothing is summed over channels.  To
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -25,7 +26,7 @@ from numba import config
 
 from .arrays import Array
 from .geometry import ConvGeometry, ceil_div, phase_taps
-from .kernels.direct import correlate, correlate_tasks, gather, gather_tasks
+from .kernels.direct import PHASE, correlate, correlate_tasks, gather, gather_tasks
 from .kernels.pack import (
     pack_boxes,
     pack_boxes_tasks,
@@ -45,10 +46,11 @@ Ints = tuple[int, ...]
 TASKS = 16
 """Tasks to split a pass into at least, where it has the work: the split must not ask for the number of cores."""
 
-STRIP_PIXELS = 96, 384
-"""Fewest and most pixels of a strip, where they are there: enough to use a panel for, few enough to share among cores."""
+FEWEST_PIXELS, MOST_PIXELS, MOST_SUMMED = 96, 384, 256
+"""Pixels of a strip: enough to use a panel for, few enough to share among cores; and where they are summed over, so few that
+their part of a block of filters stays in the first-level cache."""
 
-STRIP_BYTES = 2**17
+STRIP_BYTES = 2**18
 """Most bytes of input in a strip, without what its neighbours need too: it is to stay in the second-level cache."""
 
 DEPTHS = 64
@@ -146,6 +148,18 @@ def _whole(count: int, itemsize: int) -> int:
     return ceil_div(count, lanes(itemsize)) * lanes(itemsize)
 
 
+@functools.lru_cache(maxsize=512)
+def _flat(g: ConvGeometry, images_too: bool) -> ConvGeometry:
+    """Lay a 1x1 convolution of stride 1 out as one row of pixels, which strips can cut anywhere; also over all images."""
+    if math.prod(g.kernel) * math.prod(g.stride) > 1 or g.input != g.output:
+        return g
+    pixels, batch = math.prod(g.input), g.batch
+    if images_too:
+        pixels, batch = pixels * batch, min(1, batch)
+    along = (1, 1, pixels)
+    return dataclasses.replace(g, batch=batch, input=along, output=along, padding=((0, 0),) * 3)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Strips
 # ---------------------------------------------------------------------------------------------------------------------
@@ -233,17 +247,36 @@ def _offsets(sizes: Ints, steps: Ints) -> Array:
     return result
 
 
-def _strip(sizes: Ints, pixel_bytes: int) -> Ints:
+def _strip(sizes: Ints, pixel_bytes: int, most: int) -> Ints:
     """Choose (images, planes, rows, columns) of a strip, of all pixels with ``sizes``: whole rows, planes, images if it can."""
-    least, most = STRIP_PIXELS
-    wanted = min(max(math.prod(sizes) // TASKS, least), most, max(ROWS, STRIP_BYTES // pixel_bytes))
+    if math.prod(sizes) == 0:
+        return (1, 1, 1, 1)
+    least, most = FEWEST_PIXELS, min(most, max(ROWS, STRIP_BYTES // pixel_bytes))
+    wanted = min(max(math.prod(sizes) // TASKS, least), most)
     strip = [1, 1, 1, 1]
     for axis in (3, 2, 1, 0):
-        parts = max(1, round(sizes[axis] * math.prod(strip) / wanted))
-        strip[axis] = max(1, ceil_div(sizes[axis], parts))
-        if parts > 1:
-            break
+        inside, n = math.prod(strip), sizes[axis]
+        if n * inside <= wanted:
+            strip[axis] = max(1, n)
+            continue
+        # About the wanted size, whichever fills tiles best and shares evenly.
+        about = max(1, round(wanted / inside))
+        step = ROWS if axis == 3 and about >= ROWS else 1
+        choices = range(ceil_div(max(1, 2 * about // 3), step) * step, max(1, min(n, 4 * about // 3)) + 1, step)
+        strip[axis] = min(
+            choices or (min(about, n),), key=lambda size: (_waste(n, size, inside, math.prod(sizes[:axis])), -size)
+        )
+        break
     return tuple(strip)
+
+
+def _waste(n: int, size: int, inside: int, others: int) -> float:
+    """Work per pixel, of the busiest of two or four threads, if n*inside pixels are cut into strips of a size."""
+    whole, rest = divmod(n, size)
+    tiles = others * (whole * ceil_div(size * inside, ROWS) + ceil_div(rest * inside, ROWS))
+    strips = others * (whole + (rest > 0))
+    tasks = strips * ceil_div(TASKS, strips)  # few strips are shared by tasks that compute different lanes
+    return tiles * ROWS / (n * inside * others) * sum(ceil_div(tasks, t) * t / tasks for t in (2, 4))
 
 
 def _source(
@@ -311,42 +344,38 @@ class _Phase:
 
 @dataclass(frozen=True)
 class _Gather:
-    """What `gather` and `pack_panels` are told of a pass."""
+    """What `gather` and `pack_panels` are told of a pass, beside the arrays of a call."""
 
     source: _Source
-    pairs: Array
-    phases: Array
-    sources: Array
-    targets: Array
-    out_shape: Ints
-    out_steps: Ints
-    out_step: Ints
-    groups: int
     lane_count: int
-    depth: int
-    depthwise: bool
-    parts: int
-    taps: tuple[Array, Array, Array]
-    panel_size: int
+    alone: bool
+    tasks: int
     scratch: int
+    arguments: tuple[Any, ...]
+    panel_tasks: int
+    panel_size: int
+    panel_arguments: tuple[Any, ...]
+    start_shape: tuple[int, int]
 
 
 def _plan_gather(
     g: ConvGeometry, in_shape: Ints, in_last: bool, in_step: Ints, left: Ints, span: Ints, phases: list[_Phase],
-    channels: int, depth: int, out_shape: Ints, out_last: bool, out_step: Ints, itemsize: int,
+    channels: int, depth: int, weight_steps: Ints, out_shape: Ints, out_last: bool, out_step: Ints, itemsize: int,
 ) -> _Gather:  # fmt: skip
     """Cut the output into strips and make the tables of a pass that computes ``channels`` from sums of ``depth``.
 
     ``in_step``, ``left`` and ``span`` say what the pixels of the phases, of which the first has most, need: see `_source`.
+    ``weight_steps`` are the distances of groups, lanes and depths in the weight.
     """
     width, T = _width(itemsize), math.prod(g.kernel)
-    groups = 1 if is_depthwise(g) else g.groups
+    depthwise = is_depthwise(g)
+    groups = 1 if depthwise else g.groups
     lane_count = channels // groups
     sizes = (g.batch, *phases[0].sizes)
-    strip = _strip(sizes, in_shape[1] * itemsize * math.prod(in_step))
+    strip = _strip(sizes, in_shape[1] * itemsize * math.prod(in_step), MOST_PIXELS)
     strips = math.prod(ceil_div(n, m) for n, m in zip(sizes, strip, strict=True))
     parts = min(groups * ceil_div(lane_count, width), ceil_div(TASKS, max(1, strips)))
-    source = _source(in_shape, in_last, itemsize, sizes, in_step, left, span, strip, parts, is_depthwise(g))
+    source = _source(in_shape, in_last, itemsize, sizes, in_step, left, span, strip, parts, depthwise)
     out_steps = _image_steps(out_shape, out_last)
     # Within a strip, output pixels lie as in the output, or else one after another in scratch.
     extents = tuple(min(s * n, m) for s, n, m in zip(out_step, source.strip[1:], out_shape[2:], strict=True))
@@ -367,10 +396,20 @@ def _plan_gather(
         pairs_at, pixels_at = pairs_at + terms, pixels_at + math.prod(strip)
         panel_at += groups * _whole(lane_count, itemsize) * terms
     return _Gather(
-        source, np.concatenate(pairs), np.array(rows, np.int64).reshape(-1, 10), np.concatenate(sources),
-        np.concatenate(targets), out_shape, out_steps, out_step, groups, lane_count, depth, is_depthwise(g),
-        parts, (panel_of, terms_of, row_of.reshape(-1)), panel_at,
+        source,
+        lane_count,
+        g.flops <= SERIAL_FLOPS,
+        source.strips * parts,
         source.box_size + (0 if out_last else source.strip[0] * math.prod(extents) * width),
+        (
+            *source.arguments(), parts, np.concatenate(pairs), np.array(rows, np.int64).reshape(-1, len(PHASE)),
+            np.concatenate(sources), np.concatenate(targets), groups, lane_count,
+            0 if depthwise else depth * source.pitches[1], width if depthwise else 0, out_shape, out_steps, out_step,
+        ),
+        groups * ceil_div(depth, PACK_DEPTHS),
+        panel_at,
+        (weight_steps, depth, PACK_DEPTHS, T, lane_count, panel_of, terms_of, row_of.reshape(-1)),
+        (groups, _whole(lane_count, itemsize)),
     )  # fmt: skip
 
 
@@ -388,10 +427,12 @@ def _reach(g: ConvGeometry) -> tuple[Ints, Ints]:
 
 @functools.lru_cache(maxsize=512)
 def _plan_output(g: ConvGeometry, x_last: bool, out_last: bool, itemsize: int) -> _Gather:
-    taps = _taps(g)
+    taps, depth = _taps(g), g.channels // g.groups
     phase = _Phase(list(range(len(taps))), taps, (0, 0, 0), g.output)
+    filters = g.filters // (1 if is_depthwise(g) else g.groups)
+    weight_steps = (filters * depth * len(taps), depth * len(taps), len(taps))
     return _plan_gather(
-        g, g.input_shape, x_last, g.stride, *_reach(g), [phase], g.filters, g.channels // g.groups, g.output_shape, out_last,
+        g, g.input_shape, x_last, g.stride, *_reach(g), [phase], g.filters, depth, weight_steps, g.output_shape, out_last,
         (1, 1, 1), itemsize,
     )  # fmt: skip
 
@@ -418,53 +459,50 @@ def _plan_grad_input(g: ConvGeometry, grad_last: bool, out_last: bool, itemsize:
         places = [tuple(i + before for (_, i), before in zip(at, left, strict=True)) for at in meet]
         taps_met = [(kz * height + ky) * columns + kx for (kz, _), (ky, _), (kx, _) in meet]
         result.append(_Phase(taps_met, places, tuple(p for p, _, _ in along), tuple(count for _, count, _ in along)))
+    T, depth = math.prod(g.kernel), g.filters // g.groups
+    channels = g.channels // (1 if is_depthwise(g) else g.groups)
     return _plan_gather(
-        g, g.output_shape, grad_last, (1, 1, 1), left, span, result, g.channels, g.filters // g.groups, g.input_shape,
-        out_last, g.stride, itemsize,
+        g, g.output_shape, grad_last, (1, 1, 1), left, span, result, g.channels, depth,
+        (depth * channels * T, T, channels * T), g.input_shape, out_last, g.stride, itemsize,
     )  # fmt: skip
 
 
 def output(g: ConvGeometry, x: Array, weight: Array, bias: Array, out: Array) -> None:
     """Equation (1): lanes are filters, factors are the pixels under the taps."""
     (x, x_last), (memory, out_last) = _memory(x), _memory(out)
+    g = _flat(g, x_last and out_last)
     plan = _plan_output(g, x_last, out_last, out.itemsize)
-    whole = _whole(plan.lane_count, out.itemsize)
-    start = buffer("start", plan.groups * whole, out.dtype).reshape(plan.groups, whole)
-    start[:, : plan.lane_count] = bias.reshape(plan.groups, plan.lane_count)
-    start[:, plan.lane_count :] = 0
-    kernel = math.prod(g.kernel)
-    steps = (plan.lane_count * plan.depth * kernel, plan.depth * kernel, kernel)
-    _gather(plan, g.flops, x, g.input_shape, x_last, weight.reshape(-1), steps, start.reshape(-1), memory)
+    groups, whole = plan.start_shape
+    start = buffer("start", groups * whole, out.dtype)
+    if plan.lane_count == whole:
+        start[:] = bias
+    else:
+        start.reshape(groups, whole)[:, : plan.lane_count] = bias.reshape(groups, plan.lane_count)
+        start.reshape(groups, whole)[:, plan.lane_count :] = 0
+    _gather(plan, x, g.input_shape, x_last, weight, start, memory)
 
 
 def grad_input(g: ConvGeometry, grad_output: Array, weight: Array, out: Array) -> None:
     """Equation (2), phase by phase: lanes are input channels, factors are pixels of dO."""
     (grad_output, grad_last), (memory, out_last) = _memory(grad_output), _memory(out)
+    g = _flat(g, grad_last and out_last)
     plan = _plan_grad_input(g, grad_last, out_last, out.itemsize)
-    start = buffer("start", plan.groups * _whole(plan.lane_count, out.itemsize), out.dtype)
+    start = buffer("start", math.prod(plan.start_shape), out.dtype)
     start[:] = 0
-    kernel = math.prod(g.kernel)
-    steps = (plan.depth * plan.lane_count * kernel, kernel, plan.lane_count * kernel)
-    _gather(plan, g.flops, grad_output, g.output_shape, grad_last, weight.reshape(-1), steps, start, memory)
+    _gather(plan, grad_output, g.output_shape, grad_last, weight, start, memory)
 
 
-def _gather(
-    plan: _Gather, flops: int, x: Array, shape: Ints, x_last: bool, weight: Array, weight_steps: Ints, start: Array, out: Array
-) -> None:  # fmt: skip
-    """Pack the weight and compute all pixels; ``weight_steps`` are the distances of groups, lanes and depths."""
+def _gather(plan: _Gather, x: Array, shape: Ints, x_last: bool, weight: Array, start: Array, out: Array) -> None:
+    """Pack the weight and compute all pixels."""
     if out.size == 0:
         return
-    source, depthwise = plan.source, plan.depthwise
     panels = buffer("panels", plan.panel_size, out.dtype)
     _share(
-        _small(panels), pack_panels, pack_panels_tasks, plan.groups * ceil_div(plan.depth, PACK_DEPTHS),
-        weight, weight_steps, plan.depth, PACK_DEPTHS, plan.taps[0].size, plan.lane_count, panels, *plan.taps,
+        _small(panels), pack_panels, pack_panels_tasks, plan.panel_tasks, weight.reshape(-1), panels, *plan.panel_arguments
     )  # fmt: skip
     _share_scratch(
-        flops <= SERIAL_FLOPS, gather, gather_tasks, source.strips * plan.parts, plan.scratch, out.dtype,
-        _prepared(source, x, shape, x_last), *source.arguments(), plan.parts, plan.pairs, plan.phases, plan.sources,
-        plan.targets, panels, start, plan.groups, plan.lane_count, 0 if depthwise else plan.depth * source.pitches[1],
-        _width(out.itemsize) if depthwise else 0, out, plan.out_shape, plan.out_steps, plan.out_step,
+        plan.alone, gather, gather_tasks, plan.tasks, plan.scratch, out.dtype,
+        _prepared(plan.source, x, shape, x_last), panels, start, out, *plan.arguments,
     )  # fmt: skip
 
 
@@ -475,22 +513,16 @@ def _gather(
 
 @dataclass(frozen=True)
 class _Correlate:
-    """What `correlate` is told of a pass: ``chunks`` of ``strips_each`` strips have sums of their own."""
+    """What `correlate` and `unpack_panels` are told of a pass, beside the arrays of a call."""
 
     source: _Source
-    pairs: Array
-    sources: Array
-    targets: Array
-    terms: int
-    groups: int
-    filters: int
-    depth: int
-    rows: Array
-    chunks: int
-    strips_each: int
-    parts: int
-    each: int
+    alone: bool
+    tasks: int
     scratch: int
+    arguments: tuple[Any, ...]
+    panel_tasks: int
+    panel_size: int
+    panel_arguments: tuple[Any, ...]
 
 
 @functools.lru_cache(maxsize=512)
@@ -499,7 +531,7 @@ def _plan_grad_weight(g: ConvGeometry, per_sample: bool, x_last: bool, itemsize:
     groups = 1 if depthwise else g.groups
     filters, depth, width = g.filters // groups, g.channels // g.groups, _width(itemsize)
     sizes = (g.batch, *g.output)
-    strip = _strip(sizes, g.channels * itemsize * math.prod(g.stride))
+    strip = _strip(sizes, g.channels * itemsize * math.prod(g.stride), MOST_SUMMED)
     if per_sample:
         strip = (1, *strip[1:])
     counts = [ceil_div(n, m) for n, m in zip(sizes, strip, strict=True)]
@@ -511,10 +543,21 @@ def _plan_grad_weight(g: ConvGeometry, per_sample: bool, x_last: bool, itemsize:
     pairs, rows = source.pairs(depth, _taps(g))
     filled = np.minimum(np.arange(ceil_div(pairs.size, ROWS) * ROWS), pairs.size - 1)  # up to a whole tile
     narrow = _whole(filters, itemsize) % width or width
+    each = groups * _whole(filters, itemsize) * pairs.size
+    sums_of, units = (1, chunks * groups) if per_sample else (chunks, groups)
     return _Correlate(
-        source, pairs[filled], source.pixels(strip), np.concatenate((filled * width, filled * narrow)), pairs.size, groups,
-        filters, depth, rows.reshape(-1), chunks, strips_each, parts, groups * _whole(filters, itemsize) * pairs.size,
+        source,
+        g.flops <= SERIAL_FLOPS,
+        chunks * parts,
         source.box_size + math.prod(strip) * width,
+        (
+            *source.arguments(), strips_each, parts, pairs[filled], source.pixels(strip),
+            np.concatenate((filled * width, filled * narrow)), pairs.size, g.output_shape, groups, filters,
+            0 if depthwise else depth * source.pitches[1], width if depthwise else 0, each,
+        ),
+        units * ceil_div(filters, lanes(itemsize)),
+        chunks * each,
+        (sums_of, filters, rows.reshape(-1), each),
     )  # fmt: skip
 
 
@@ -525,23 +568,18 @@ def grad_weight(g: ConvGeometry, grad_output: Array, x: Array, out: Array) -> No
         return
     (grad_output, grad_last), (x, x_last) = _memory(grad_output), _memory(x)
     per_sample = out.shape[0] > 1
+    g = _flat(g, grad_last and x_last and not per_sample)
     plan = _plan_grad_weight(g, per_sample, x_last, out.itemsize)
-    source, depthwise = plan.source, is_depthwise(g)
-    panels = buffer("panels", plan.chunks * plan.each, out.dtype)
-    width = _width(out.itemsize)
-    zeros = buffer("start", width, out.dtype)
+    panels = buffer("panels", plan.panel_size, out.dtype)
+    zeros = buffer("start", _width(out.itemsize), out.dtype)
     zeros[:] = 0
     _share_scratch(
-        g.flops <= SERIAL_FLOPS, correlate, correlate_tasks, plan.chunks * plan.parts, plan.scratch, out.dtype,
-        _prepared(source, x, g.input_shape, x_last), *source.arguments(), plan.strips_each, plan.parts, plan.pairs,
-        plan.sources, plan.targets, plan.terms, grad_output, g.output_shape, _image_steps(g.output_shape, grad_last),
-        plan.groups, plan.filters, 0 if depthwise else plan.depth * source.pitches[1], width if depthwise else 0, panels,
-        plan.each, zeros,
+        plan.alone, correlate, correlate_tasks, plan.tasks, plan.scratch, out.dtype,
+        _prepared(plan.source, x, g.input_shape, x_last), grad_output, _image_steps(g.output_shape, grad_last), panels,
+        zeros, *plan.arguments,
     )  # fmt: skip
-    sums_of, groups = (1, plan.chunks * plan.groups) if per_sample else (plan.chunks, plan.groups)
     _share(
-        _small(panels), unpack_panels, unpack_panels_tasks, groups * ceil_div(plan.filters, lanes(out.itemsize)),
-        panels, sums_of, plan.filters, plan.terms, plan.rows, plan.each, out.reshape(-1),
+        _small(panels), unpack_panels, unpack_panels_tasks, plan.panel_tasks, panels, out.reshape(-1), *plan.panel_arguments
     )  # fmt: skip
 
 
@@ -576,11 +614,11 @@ def scratch_bytes(computes: str, geometry: ConvGeometry, itemsize: int) -> int:
     if computes == "grad_bias":
         return 0
     g = geometry.volume
+    plan: _Gather | _Correlate
     if computes == "grad_weight":
-        sums = _plan_grad_weight(g, False, False, itemsize)
-        source, size, strips = sums.source, sums.chunks * sums.each, sums.scratch
+        plan = _plan_grad_weight(g, False, False, itemsize)
     else:
         plan = (_plan_grad_input if computes == "grad_input" else _plan_output)(g, False, False, itemsize)
-        source, size, strips = plan.source, plan.panel_size, plan.scratch
+    source, size, strips = plan.source, plan.panel_size, plan.scratch
     whole = int(source.whole[0][0] * source.whole[1][0]) if source.whole else 0
     return itemsize * (size + whole + int(config.NUMBA_NUM_THREADS) * strips)

@@ -15,6 +15,7 @@ The functions marked ``@shared`` are called by Python and by compiled kernels al
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import operator
@@ -129,6 +130,13 @@ class ConvGeometry:
     dilation: Ints
     padding: Pairs
 
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash(tuple(getattr(self, field.name) for field in dataclasses.fields(self)))
+
+    def __hash__(self) -> int:  # of what never changes: plans are looked up by it
+        return self._hash
+
     @property
     def ndim(self) -> int:
         """Number of spatial axes, 1 to 3."""
@@ -149,7 +157,7 @@ class ConvGeometry:
         """Shape (N, n_f, *spatial) of O and dO."""
         return (self.batch, self.filters, *self.output)
 
-    @property
+    @functools.cached_property
     def flops(self) -> int:
         """Floating-point operations of one pass, a multiplication and an addition counting as two.
 
@@ -262,6 +270,21 @@ def conv_geometry(
     if not isinstance(padding, str):
         padding = padding_pairs(padding, ndim)
     return _checked_geometry(x_shape, weight_shape, stride, padding, dilation, groups, ndim, x_name, weight_name)
+
+
+def geometry_of(
+    x_shape: Ints, weight_shape: Ints, stride: Any, padding: Any, dilation: Any, groups: Any, ndim: int
+) -> ConvGeometry:
+    """`conv_geometry` for the shapes of arrays; with plain ints, what has been checked once is not checked again."""
+    if type(stride) is type(padding) is type(dilation) is type(groups) is int:
+        return _geometry_of(x_shape, weight_shape, stride, padding, dilation, groups, ndim)
+    return conv_geometry(x_shape, weight_shape, stride, padding, dilation, groups, ndim=ndim)
+
+
+@functools.lru_cache(maxsize=1024)
+def _geometry_of(x_shape: Ints, weight_shape: Ints, *parameters: int) -> ConvGeometry:
+    *parameters_of_all_axes, ndim = parameters
+    return conv_geometry(x_shape, weight_shape, *parameters_of_all_axes, ndim=ndim)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -24,7 +24,7 @@ from .arrays import (
     sum_dtype,
     target,
 )
-from .geometry import ConvGeometry, checked_shape, conv_geometry, transposed_geometry
+from .geometry import ConvGeometry, checked_shape, conv_geometry, geometry_of, transposed_geometry
 from .plan import choose
 
 __all__ = [
@@ -159,7 +159,7 @@ def _conv(
 ) -> Array:
     x, weight, bias = as_array("x", x), as_array("weight", weight), _optional("bias", bias)
     dtype = common_dtype(x=x, weight=weight, bias=bias)
-    geometry = conv_geometry(x.shape, weight.shape, stride, padding, dilation, groups, ndim=ndim)
+    geometry = geometry_of(x.shape, weight.shape, stride, padding, dilation, groups, ndim)
     final_shape = _final(geometry.output_shape, x.ndim == ndim + 2)
     values = _bias_values(bias, geometry.filters, ndim, dtype)
     if out is not None:
@@ -248,7 +248,7 @@ def _backward(
 ) -> ConvGrads:
     grad_output, x, weight = as_array("grad_output", grad_output), as_array("x", x), as_array("weight", weight)
     dtype = common_dtype(x=x, weight=weight, grad_output=grad_output)
-    geometry = conv_geometry(x.shape, weight.shape, stride, padding, dilation, groups, ndim=ndim)
+    geometry = geometry_of(x.shape, weight.shape, stride, padding, dilation, groups, ndim)
     batched = x.ndim == ndim + 2
     check_grad_output(grad_output, geometry, batched)
     mask = _output_mask(output_mask)
@@ -362,7 +362,7 @@ def _jvp(
     dtype = common_dtype(
         x=x, weight=weight, x_tangent=tangents[0], weight_tangent=tangents[1], bias_tangent=tangents[2]
     )
-    geometry = conv_geometry(x.shape, weight.shape, stride, padding, dilation, groups, ndim=ndim)
+    geometry = geometry_of(x.shape, weight.shape, stride, padding, dilation, groups, ndim)
     for name, tangent, primal in (("x_tangent", tangents[0], x), ("weight_tangent", tangents[1], weight)):
         if tangent is not None and tangent.shape != primal.shape:
             raise ValueError(f"{name} has shape {tangent.shape}: expected {primal.shape}")

@@ -29,14 +29,17 @@ def buffer(name: str, size: int, dtype: np.dtype[Any]) -> Array:
     MemoryError
         If it is larger than the machine's memory.
     """
-    size = max(size, 1)
+    try:
+        kept: dict[tuple[str, str], Array] = _local.buffers
+    except AttributeError:
+        kept = _local.buffers = {}
+    array = kept.get((name, dtype.char))
+    if array is not None and array.size >= size:
+        return array[:size]
     if size * dtype.itemsize > LARGEST_KEPT:
         return empty("scratch memory", (size,), dtype)
-    kept: dict[tuple[str, Any], Array] = _local.__dict__.setdefault("buffers", {})
-    array = kept.get((name, dtype))
-    if array is None or array.size < size:
-        kept.pop((name, dtype), None)
-        kept[name, dtype] = array = empty("scratch memory", (size,), dtype)
+    kept.pop((name, dtype.char), None)
+    kept[name, dtype.char] = array = empty("scratch memory", (max(size, 1),), dtype)
     return array[:size]
 
 

@@ -30,7 +30,20 @@ from numba.extending import intrinsic
 
 from .jit import ROWS, VECTOR_BYTES, VECTORS, shared
 
-__all__ = ["ACCUMULATORS", "ROWS", "VECTORS", "lanes", "outer_tile", "peak_tile", "pointwise_tile", "transpose_tile"]
+__all__ = [
+    "ACCUMULATORS",
+    "ROWS",
+    "VECTORS",
+    "copy",
+    "copy_tile",
+    "gather_tile",
+    "lanes",
+    "outer_tile",
+    "peak_tile",
+    "pointwise_tile",
+    "scatter_tile",
+    "transpose_tile",
+]
 
 Array = np.ndarray[Any, Any]
 
@@ -325,60 +338,152 @@ def _call_tile(context: Any, builder: Any, named: dict[str, tuple[Any, Any]], na
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _write_transpose_tile(function: Any, dtype: Any) -> None:
-    """Emit a transpose of lanes x lanes numbers, in log2(lanes) rounds of interleaving halves."""
+def _write_transpose_tile(function: Any, dtype: Any, kind: str) -> None:
+    """Emit transposes of ``squares`` times lanes x lanes numbers, each in log2(lanes) rounds.
+
+    In a round, blocks of ``size`` x ``size`` numbers change places with their neighbours across the diagonal.
+    """
     b = ir.IRBuilder(function.append_basic_block("entry"))
     w = Words(b, dtype)
-    source, source_rows, source_step, target, target_rows, target_step = function.args
+    source, source_step, target, target_step, table, squares = function.args
     n = w.lanes
-
-    def row(address: Any, rows: Any, step: Any, m: int) -> Any:
-        return w.at(address, b.mul(step, w.load(w.at(rows, I64(m), 8), I64)))
-
-    rows = [w.load(row(source, source_rows, source_step, m), w.vector) for m in range(n)]
-    low = ir.Constant(ir.VectorType(I32, n), [i // 2 + (i % 2) * n for i in range(n)])
-    high = ir.Constant(ir.VectorType(I32, n), [n // 2 + i // 2 + (i % 2) * n for i in range(n)])
-    # Interleaving row m with row m + n/2 is one step of a perfect shuffle of the n*n numbers; log2(n) steps transpose them.
-    size = 1
-    while size < n:
-        rows = [b.shuffle_vector(rows[m], rows[m + n // 2], half) for m in range(n // 2) for half in (low, high)]
-        size *= 2
-    for m, value in enumerate(rows):
-        w.store(value, row(target, target_rows, target_step, m))
+    source_step, target_step = b.mul(source_step, I64(w.size)), b.mul(target_step, I64(w.size))
+    with cgutils.for_range(b, squares) as square:
+        first = b.mul(square.index, I64(n))
+        # Rows lie a step apart; or, on one side, where the table says.
+        spread = [w.load(w.at(table, b.add(first, I64(m)), 8), I64) for m in range(n)] if kind != "plain" else []
+        here = w.at(source, I64(0) if kind == "gather" else first)
+        there = w.at(target, first) if kind == "gather" else target
+        rows, at = [], here
+        for m in range(n):
+            rows.append(w.load(b.add(here, b.mul(spread[m], source_step)) if kind == "gather" else at, w.vector))
+            at = b.add(at, source_step)
+        size = n // 2
+        while size:
+            upper = ir.Constant(ir.VectorType(I32, n), [n + i - size if i & size else i for i in range(n)])
+            lower = ir.Constant(ir.VectorType(I32, n), [n + i if i & size else i + size for i in range(n)])
+            for m in range(n):
+                if not m & size:
+                    pair = rows[m], rows[m + size]
+                    rows[m], rows[m + size] = b.shuffle_vector(*pair, upper), b.shuffle_vector(*pair, lower)
+            size //= 2
+        at = b.add(there, b.mul(first, target_step)) if kind == "plain" else there
+        for m, value in enumerate(rows):
+            w.store(value, b.add(there, b.mul(spread[m], target_step)) if kind == "scatter" else at)
+            at = b.add(at, target_step)
     b.ret_void()
 
 
-def _transpose_tile_twin(
-    source: Array, source_at: int, source_rows: Array, source_first: int, source_step: int,
-    target: Array, target_at: int, target_rows: Array, target_first: int, target_step: int,
+def _transpose_twin(kind: str) -> Any:
+    """Return the transposing tile in plain Python."""
+
+    def tile(
+        source: Array, source_at: int, source_step: int, target: Array, target_at: int, target_step: int, table: Array,
+        table_at: int, squares: int,
+    ) -> None:  # fmt: skip
+        n = lanes(source.itemsize)
+        for square in range(0, squares * n, n):
+            for m in range(n):
+                for k in range(n):
+                    if kind == "gather":
+                        here, there = table[table_at + square + m] * source_step + k, k * target_step + square + m
+                    else:
+                        row = table[table_at + square + k] if kind == "scatter" else square + k
+                        here, there = m * source_step + square + k, row * target_step + m
+                    target[target_at + there] = source[source_at + here]
+
+    return tile
+
+
+def _transpose_tile(kind: str) -> Any:
+    """Return the transposing tile as an intrinsic."""
+
+    @intrinsic
+    def tile(typingctx, source, source_at, source_step, target, target_at, target_step, table, table_at, squares):  # type: ignore[no-untyped-def]
+        number = types.intp
+        signature = types.void(source, number, number, target, number, number, table, number, number)
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            kinds = signature.args
+            w = Words(builder, kinds[0].dtype)
+            function, new = _private_function(builder.module, f"{kind}_tile_{w.suffix}", 6)
+            if new:
+                _write_transpose_tile(function, kinds[0].dtype, kind)
+            here, there = (w.at(_address(context, builder, kinds[n], args[n]), args[n + 1]) for n in (0, 3))
+            rows = w.at(_address(context, builder, kinds[6], args[6]), args[7], 8)
+            builder.call(function, [here, args[2], there, args[5], rows, args[8]])
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return tile
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Copying
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _write_copy_tile(function: Any, dtype: Any) -> None:
+    b = ir.IRBuilder(function.append_basic_block("entry"))
+    w = Words(b, dtype)
+    source, source_step, target, target_step, rows, vectors = function.args
+    for n in range(1, VECTORS + 1):
+        with b.if_then(b.icmp_signed("==", vectors, I64(n))), cgutils.for_range(b, rows) as row:
+            here, there = w.at(source, b.mul(row.index, source_step)), w.at(target, b.mul(row.index, target_step))
+            parts = [I64(w.size * w.lanes * v) for v in range(n)]
+            for part, value in [(part, w.load(b.add(here, part), w.vector)) for part in parts]:
+                w.store(value, b.add(there, part))
+    b.ret_void()
+
+
+def _copy_tile_twin(
+    source: Array, source_at: int, source_step: int, target: Array, target_at: int, target_step: int, rows: int, vectors: int
 ) -> None:  # fmt: skip
-    """The transposing tile in plain Python."""
-    n = lanes(source.itemsize)
-    for m in range(n):
-        for k in range(n):
-            to = target_at + target_rows[target_first + k] * target_step + m
-            target[to] = source[source_at + source_rows[source_first + m] * source_step + k]
+    """The copying tile in plain Python."""
+    width = vectors * lanes(source.itemsize)
+    for row in range(rows):
+        here, there = source_at + row * source_step, target_at + row * target_step
+        target[there : there + width] = source[here : here + width]
 
 
 @intrinsic
-def _transpose_tile_intrinsic(  # type: ignore[no-untyped-def]
-    typingctx, source, source_at, source_rows, source_first, source_step, target, target_at, target_rows, target_first,
-    target_step,
+def _copy_tile_intrinsic(  # type: ignore[no-untyped-def]
+    typingctx, source, source_at, source_step, target, target_at, target_step, rows, vectors
 ):  # fmt: skip
-    each = (source, types.intp, source_rows, types.intp, types.intp)
-    signature = types.void(*each, target, *each[1:2], target_rows, *each[3:])
+    signature = types.void(source, types.intp, types.intp, target, types.intp, types.intp, types.intp, types.intp)
     dtype = source.dtype
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         w = Words(builder, dtype)
-        function, new = _private_function(builder.module, f"transpose_tile_{w.suffix}", 6)
+        function, new = _private_function(builder.module, f"copy_tile_{w.suffix}", 6)
         if new:
-            _write_transpose_tile(function, dtype)
-        passed = []
-        for n in (0, 5):
-            image, rows = (_address(context, builder, signature.args[n + i], args[n + i]) for i in (0, 2))
-            passed += [w.at(image, args[n + 1]), w.at(rows, args[n + 3], 8), args[n + 4]]
-        builder.call(function, passed)
+            _write_copy_tile(function, dtype)
+        first = w.at(_address(context, builder, signature.args[0], args[0]), args[1])
+        second = w.at(_address(context, builder, signature.args[3], args[3]), args[4])
+        builder.call(function, [first, args[2], second, args[5], args[6], args[7]])
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+def _copy_twin(source: Array, source_at: int, target: Array, target_at: int, count: int) -> None:
+    """Copy in plain Python."""
+    target[target_at : target_at + count] = source[source_at : source_at + count]
+
+
+@intrinsic
+def _copy_intrinsic(typingctx, source, source_at, target, target_at, count):  # type: ignore[no-untyped-def]
+    signature = types.void(source, types.intp, target, types.intp, types.intp)
+    dtype = source.dtype
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        w = Words(builder, dtype)
+        here = w.at(_address(context, builder, signature.args[0], args[0]), args[1])
+        there = w.at(_address(context, builder, signature.args[2], args[2]), args[3])
+        byte = ir.IntType(8).as_pointer()
+        here, there = builder.inttoptr(here, byte), builder.inttoptr(there, byte)
+        cgutils.raw_memcpy(builder, there, here, args[4], I64(w.size))
         return context.get_dummy_value()
 
     return signature, codegen
@@ -472,12 +577,36 @@ pointwise_tile = _twin(splat=False) if config.DISABLE_JIT else _tile(splat=False
 The array called ``scalars`` is read at ``rows[m] + offsets[k] + v*lanes ...``, whole vectors too.
 """
 
-transpose_tile = _transpose_tile_twin if config.DISABLE_JIT else _transpose_tile_intrinsic
-"""A square of lanes x lanes numbers, turned over: for m, k below the number of lanes,
+_transposing = _transpose_twin if config.DISABLE_JIT else _transpose_tile
 
-target[target_at + target_rows[target_first + k]*target_step + m]
-    = source[source_at + source_rows[source_first + m]*source_step + k].
+transpose_tile = _transposing("plain")
+"""``squares`` times lanes x lanes numbers, turned over: for m < lanes, k < squares*lanes,
+
+    target[target_at + k*target_step + m] = source[source_at + m*source_step + k]
+
+The table is not read.
 """
+
+scatter_tile = _transposing("scatter")
+"""The same, but to rows that a table names: for m < lanes, k < squares*lanes,
+
+    target[target_at + table[table_at + k]*target_step + m] = source[source_at + m*source_step + k]
+"""
+
+gather_tile = _transposing("gather")
+"""The way back: for m < squares*lanes, k < lanes,
+
+    target[target_at + k*target_step + m] = source[source_at + table[table_at + m]*source_step + k]
+"""
+
+copy_tile = _copy_tile_twin if config.DISABLE_JIT else _copy_tile_intrinsic
+"""``rows`` times ``vectors`` whole vectors, at most VECTORS:
+
+    target[target_at + row*target_step + k] = source[source_at + row*source_step + k]
+"""
+
+copy = _copy_twin if config.DISABLE_JIT else _copy_intrinsic
+"""target[target_at + k] = source[source_at + k] for k < count, which is not negative."""
 
 peak_tile = _peak_tile_twin if config.DISABLE_JIT else _peak_tile_intrinsic
 """As many multiply-adds as a core can do: ``count`` times sum = sum*factor + factor, for ACCUMULATORS vectors at once.

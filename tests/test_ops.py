@@ -547,8 +547,8 @@ def test_outs_of_backward_are_refused():
             grad_output, x, weight, **ORDINARY.parameters, out=outs[0] if len(outs) == 1 else outs, **more
         )
 
-    dx, dw, db = np.empty_like(x), np.empty_like(weight), np.empty_like(bias)
-    memory = np.empty(x.size + 3)
+    dx, dw, db = np.zeros_like(x), np.zeros_like(weight), np.zeros_like(bias)
+    memory = np.zeros(x.size + 3)
     for outs, more, error, message in (
         ((dx,), {}, TypeError, "out is a ndarray: expected a ConvGrads"),
         ((dx, dw), {}, TypeError, "out is a tuple"),

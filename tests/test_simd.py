@@ -31,8 +31,28 @@ def run_pointwise(vectors, offsets, count, scalars, rows, out, targets, tiles, s
 
 
 @kernel
-def run_transpose(source, source_rows, target, target_rows):
-    simd.transpose_tile(source, 1, source_rows, 1, 2, target, 2, target_rows, 2, 3)
+def run_transpose(*arguments):
+    simd.transpose_tile(*arguments)
+
+
+@kernel
+def run_scatter(*arguments):
+    simd.scatter_tile(*arguments)
+
+
+@kernel
+def run_gather(*arguments):
+    simd.gather_tile(*arguments)
+
+
+@kernel
+def run_copy_tile(*arguments):
+    simd.copy_tile(*arguments)
+
+
+@kernel
+def run_copy(*arguments):
+    simd.copy(*arguments)
 
 
 TILES = {"outer": (run_outer, simd._twin(splat=True)), "pointwise": (run_pointwise, simd._twin(splat=False))}
@@ -79,18 +99,44 @@ def test_rows_may_repeat():
 
 
 def check_transpose(dtype):
+    """Compare with NumPy; margins stay as they are."""
     n = simd.lanes(np.dtype(dtype).itemsize)
+    squares, step = 3, 4 * n + 1
     rng = np.random.default_rng(0)
-    source = np.arange(1 + 2 * n * n, dtype=dtype)
-    target = np.full(2 + 3 * n * n, np.nan, dtype)
-    source_rows = np.concatenate([[99999], rng.integers(0, n * n // 2, n)])
-    target_rows = np.concatenate([[99999] * 2, rng.permutation(n) * (n // 3 + 1)])
-    expected = target.copy()
-    run_transpose(source, source_rows, target, target_rows)
-    simd._transpose_tile_twin(source, 1, source_rows, 1, 2, expected, 2, target_rows, 2, 3)
-    np.testing.assert_array_equal(target, expected)
-    for k, row in enumerate(target_rows[2:]):
-        np.testing.assert_array_equal(target[2 + 3 * row :][:n], source[1 + 2 * source_rows[1:] + k])
+    table = np.concatenate([[99999], rng.permutation(2 * n * squares)[: n * squares]])
+    for name, run in (("plain", run_transpose), ("scatter", run_scatter), ("gather", run_gather)):
+        source = rng.integers(0, 100, 1 + 2 * n * squares * step).astype(dtype)
+        target = np.full(2 + 2 * n * squares * step, np.nan, dtype)
+        expected, twin = target.copy(), target.copy()
+        grid, into = source[1:].reshape(-1, step), expected[2:].reshape(-1, step)
+        if name == "plain":
+            into[: n * squares, :n] = grid[:n, : n * squares].T
+        elif name == "scatter":
+            into[table[1:], :n] = grid[:n, : n * squares].T
+        else:
+            into[:n, : n * squares] = grid[table[1:], :n].T
+        run(source, 1, step, target, 2, step, table, 1, squares)
+        simd._transpose_twin(name)(source, 1, step, twin, 2, step, table, 1, squares)
+        np.testing.assert_array_equal(target, expected, err_msg=name)
+        np.testing.assert_array_equal(twin, expected, err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_copy(dtype):
+    n = simd.lanes(np.dtype(dtype).itemsize)
+    source = np.arange(200 * n, dtype=dtype)
+    for vectors in range(1, simd.VECTORS + 1):
+        results = np.full((2, 100 * n), np.nan, dtype)
+        for run, target in zip((run_copy_tile, simd._copy_tile_twin), results, strict=True):
+            run(source, 3, 5 * n + 1, target, 7, 6 * n, 4, vectors)
+        np.testing.assert_array_equal(*results)
+        assert np.isnan(results).sum() == 2 * (100 * n - 4 * vectors * n)
+    for count in (0, 1, n, 3 * n + 1):
+        results = np.full((2, 100 * n), np.nan, dtype)
+        for run, target in zip((run_copy, simd._copy_twin), results, strict=True):
+            run(source, 3, target, 7, count)
+        np.testing.assert_array_equal(*results)
+        assert np.isnan(results).sum() == 2 * (100 * n - count)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

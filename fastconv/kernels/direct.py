@@ -60,25 +60,25 @@ def runs(images: int, z: int, y: int, x: int, strip: Ints) -> tuple[int, int, in
 
 @parallel_kernel
 def gather(
-    tasks: int, scratch: Array, x: Array, shape: Ints, steps: Ints, packs: bool, box: Ints, box_steps: Ints, left: Ints,
-    x_step: Ints, strip: Ints, counts: Ints, parts: int, pairs: Array, phases: Array, sources: Array, targets: Array,
-    panels: Array, start: Array, groups: int, lane_count: int, group_step: int, block_step: int, out: Array, out_shape: Ints,
+    tasks: int, scratch: Array, x: Array, panels: Array, start: Array, out: Array, shape: Ints, steps: Ints, packs: bool,
+    box: Ints, box_steps: Ints, left: Ints, x_step: Ints, strip: Ints, counts: Ints, parts: int, pairs: Array, phases: Array,
+    sources: Array, targets: Array, groups: int, lane_count: int, group_step: int, block_step: int, out_shape: Ints,
     out_steps: Ints, out_step: Ints,
 ) -> None:  # fmt: skip
     """All tasks of `gather_tasks`, shared among the threads, each of which has a row of ``scratch``."""
     for task in prange(tasks):
         gather_tasks(
-            signed(task), signed(task) + 1, scratch[thread_number()], x, shape, steps, packs, box, box_steps, left, x_step,
-            strip, counts, parts, pairs, phases, sources, targets, panels, start, groups, lane_count, group_step, block_step,
-            out, out_shape, out_steps, out_step,
+            signed(task), signed(task) + 1, scratch[thread_number()], x, panels, start, out, shape, steps, packs, box, box_steps,
+            left, x_step, strip, counts, parts, pairs, phases, sources, targets, groups, lane_count, group_step, block_step,
+            out_shape, out_steps, out_step,
         )  # fmt: skip
 
 
 @kernel
 def gather_tasks(
-    begin: int, end: int, scratch: Array, x: Array, shape: Ints, steps: Ints, packs: bool, box: Ints, box_steps: Ints,
-    left: Ints, x_step: Ints, strip: Ints, counts: Ints, parts: int, pairs: Array, phases: Array, sources: Array,
-    targets: Array, panels: Array, start: Array, groups: int, lane_count: int, group_step: int, block_step: int, out: Array,
+    begin: int, end: int, scratch: Array, x: Array, panels: Array, start: Array, out: Array, shape: Ints, steps: Ints,
+    packs: bool, box: Ints, box_steps: Ints, left: Ints, x_step: Ints, strip: Ints, counts: Ints, parts: int, pairs: Array,
+    phases: Array, sources: Array, targets: Array, groups: int, lane_count: int, group_step: int, block_step: int,
     out_shape: Ints, out_steps: Ints, out_step: Ints,
 ) -> None:  # fmt: skip
     """out[pixel, g, lane] = start[g, lane] + sum over pairs k of panels[g, lane, k] * x[source of pixel + offset of pair k].
@@ -174,26 +174,26 @@ def gather_tasks(
 
 @parallel_kernel
 def correlate(
-    tasks: int, scratch: Array, x: Array, shape: Ints, steps: Ints, packs: bool, box: Ints, box_steps: Ints, left: Ints,
-    x_step: Ints, strip: Ints, counts: Ints, strips_each: int, parts: int, pairs: Array, sources: Array, targets: Array,
-    terms: int, gradient: Array, out_shape: Ints, out_steps: Ints, groups: int, filters: int, group_step: int, block_step: int,
-    panels: Array, each: int, start: Array,
+    tasks: int, scratch: Array, x: Array, gradient: Array, out_steps: Ints, panels: Array, start: Array, shape: Ints,
+    steps: Ints, packs: bool, box: Ints, box_steps: Ints, left: Ints, x_step: Ints, strip: Ints, counts: Ints,
+    strips_each: int, parts: int, pairs: Array, sources: Array, targets: Array, terms: int, out_shape: Ints, groups: int,
+    filters: int, group_step: int, block_step: int, each: int,
 ) -> None:  # fmt: skip
     """All tasks of `correlate_tasks`, shared among the threads, each of which has a row of ``scratch``."""
     for task in prange(tasks):
         correlate_tasks(
-            signed(task), signed(task) + 1, scratch[thread_number()], x, shape, steps, packs, box, box_steps, left, x_step,
-            strip, counts, strips_each, parts, pairs, sources, targets, terms, gradient, out_shape, out_steps, groups, filters,
-            group_step, block_step, panels, each, start,
+            signed(task), signed(task) + 1, scratch[thread_number()], x, gradient, out_steps, panels, start, shape, steps, packs,
+            box, box_steps, left, x_step, strip, counts, strips_each, parts, pairs, sources, targets, terms, out_shape, groups,
+            filters, group_step, block_step, each,
         )  # fmt: skip
 
 
 @kernel
 def correlate_tasks(
-    begin: int, end: int, scratch: Array, x: Array, shape: Ints, steps: Ints, packs: bool, box: Ints, box_steps: Ints,
-    left: Ints, x_step: Ints, strip: Ints, counts: Ints, strips_each: int, parts: int, pairs: Array, sources: Array,
-    targets: Array, terms: int, gradient: Array, out_shape: Ints, out_steps: Ints, groups: int, filters: int, group_step: int,
-    block_step: int, panels: Array, each: int, start: Array,
+    begin: int, end: int, scratch: Array, x: Array, gradient: Array, out_steps: Ints, panels: Array, start: Array, shape: Ints,
+    steps: Ints, packs: bool, box: Ints, box_steps: Ints, left: Ints, x_step: Ints, strip: Ints, counts: Ints,
+    strips_each: int, parts: int, pairs: Array, sources: Array, targets: Array, terms: int, out_shape: Ints, groups: int,
+    filters: int, group_step: int, block_step: int, each: int,
 ) -> None:  # fmt: skip
     """panels[s, g, lane, k] = sum over the pixels of chunk s of gradient[pixel, g, lane] * x[source of pixel + offset of pair k].
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..jit import kernel, parallel_kernel, prange, signed, unsigned
-from ..simd import VECTORS, lanes, transpose_tile
+from ..simd import VECTORS, copy, copy_tile, gather_tile, lanes, scatter_tile, transpose_tile
 
 __all__ = [
     "pack_box",
@@ -32,13 +32,6 @@ Ints = tuple[int, ...]
 
 
 @kernel
-def copy(source: Array, source_at: int, target: Array, target_at: int, count: int) -> None:
-    """target[k] = source[k] for k < count."""
-    for k in range(count):
-        target[unsigned(target_at + k)] = source[unsigned(source_at + k)]
-
-
-@kernel
 def clear(target: Array, first: int, last: int) -> None:
     """target[k] = 0 for first <= k < last."""
     for k in range(first, last):
@@ -52,14 +45,12 @@ def transpose(
     """target[k, m] = source[m, k] for m < rows, k < columns, in tiles as large as the vectors allow."""
     n = lanes(source.itemsize)
     whole_rows, whole_columns = rows - rows % n, columns - columns % n
-    if whole_rows > 0 and whole_columns > 0:
-        order = np.arange(n)
-        for m in range(0, whole_rows, n):
-            for k in range(0, whole_columns, n):
-                transpose_tile(
-                    source, source_at + m * source_step + k, order, 0, source_step,
-                    target, target_at + k * target_step + m, order, 0, target_step,
-                )  # fmt: skip
+    no_table = np.empty(0, np.int64)
+    for m in range(0, whole_rows, n):
+        transpose_tile(
+            source, source_at + m * source_step, source_step, target, target_at + m, target_step, no_table, 0,
+            whole_columns // n,
+        )  # fmt: skip
     for k in range(columns):
         first = 0 if k >= whole_columns else whole_rows
         for m in range(first, rows):
@@ -81,34 +72,61 @@ def pack_box(
     """
     N, C, D, H, W = shape
     _, _, BD, BH, BW = box
-    lower = min(max(0, -x0), BW)  # the columns that lie inside the image
-    upper = max(lower, min(BW, W - x0))
     pixel = box_steps[4]
+    left = min(max(0, -x0), BW)  # the rows and columns that lie inside the image
+    right = max(left, min(BW, W - x0))
+    top = min(max(0, -y0), BH)
+    bottom = max(top, min(BH, H - y0))
+    columns, rows = right - left, bottom - top
+    turned = box_steps[1] == 1 and steps[1] != 1
+    joined = turned and columns == W  # planes whose rows are whole are turned over as one run of pixels
+    table = np.empty(rows * columns if joined else 0, np.int64)
+    for k in range(table.size):
+        table[k] = k // W * BW + k % W
     for n in range(min(box[0], N - n0)):
         for bz in range(BD):
+            inside = z0 + bz >= 0 and z0 + bz < D
+            plane = (n0 + n) * steps[0] + (z0 + bz) * steps[2] + (y0 + top) * steps[3] + (x0 + left) * steps[4]
+            to = out_at + n * box_steps[0] + bz * box_steps[2]
             for by in range(BH):
-                z, y = z0 + bz, y0 + by
-                inside = z >= 0 and z < D and y >= 0 and y < H
-                first, last = (lower, upper) if inside else (BW, BW)
-                at = (n0 + n) * steps[0] + z * steps[2] + y * steps[3] + (x0 + lower) * steps[4]
-                to = out_at + n * box_steps[0] + bz * box_steps[2] + by * box_steps[3]
+                row = to + by * box_steps[3]
+                first, last = (left, right) if inside and by >= top and by < bottom else (BW, BW)
+                at = plane + (by - top) * steps[3]
                 if box_steps[1] == 1:  # a pixel's channels are neighbours
-                    clear(out, to, to + first * pixel)
-                    clear(out, to + last * pixel, to + BW * pixel)
-                    if inside and steps[1] == 1 and pixel == C:
-                        copy(x, at, out, to + first * C, (last - first) * C)
-                    elif inside and steps[1] == 1:
-                        for column in range(first, last):
-                            copy(x, at + (column - first) * C, out, to + column * pixel, C)
-                    elif inside:
-                        transpose(x, at, steps[1], C, last - first, out, to + first * pixel, pixel)
+                    clear(out, row, row + first * pixel)
+                    clear(out, row + last * pixel, row + BW * pixel)
+                    if first < last and turned and not joined:
+                        transpose(x, at, steps[1], C, columns, out, row + first * pixel, pixel)
+                    elif first < last and not turned and pixel == C:
+                        copy(x, at, out, row + first * C, columns * C)
+                    elif first < last and not turned:
+                        for column in range(columns):
+                            copy(x, at + column * C, out, row + (first + column) * pixel, C)
                 else:
                     for c in range(C):
-                        row = to + c * box_steps[1]
-                        clear(out, row, row + first)
-                        clear(out, row + last, row + BW)
-                        if inside:
-                            copy(x, at + c * steps[1], out, row + first, last - first)
+                        begin = row + c * box_steps[1]
+                        clear(out, begin, begin + first)
+                        clear(out, begin + last, begin + BW)
+                        if first < last:
+                            copy(x, at + c * steps[1], out, begin + first, columns)
+            if joined and inside:
+                scatter(x, plane, steps[1], C, table, out, to + top * box_steps[3] + left * pixel, pixel)
+
+
+@kernel
+def scatter(
+    source: Array, source_at: int, source_step: int, rows: int, table: Array, target: Array, target_at: int, target_step: int
+) -> None:  # fmt: skip
+    """target[table[k], m] = source[m, k] for m < rows and all k, in tiles as `transpose`."""
+    n = lanes(source.itemsize)
+    whole_rows, squares = rows - rows % n, table.size // n
+    for m in range(0, whole_rows, n):
+        scatter_tile(
+            source, source_at + m * source_step, source_step, target, target_at + m, target_step, table, 0, squares
+        )  # fmt: skip
+    for k in range(table.size):
+        for m in range(0 if k >= squares * n else whole_rows, rows):
+            target[unsigned(target_at + table[k] * target_step + m)] = source[unsigned(source_at + m * source_step + k)]
 
 
 @parallel_kernel
@@ -144,8 +162,12 @@ def pack_lanes(
 ) -> None:  # fmt: skip
     """out[p, l] = x[at + p*pixel_step + l*lane_step] for l < valid, 0 for l up to ``pitch``; one of the steps is 1."""
     if lane_step == 1:
-        for p in range(pixels):
-            copy(x, at + p * pixel_step, out, out_at + p * pitch, valid)
+        whole = valid // lanes(x.itemsize)
+        copy_tile(x, at, pixel_step, out, out_at, pitch, pixels, whole)
+        if whole * lanes(x.itemsize) < valid:
+            for p in range(pixels):
+                for lane in range(whole * lanes(x.itemsize), valid):
+                    out[unsigned(out_at + p * pitch + lane)] = x[unsigned(at + p * pixel_step + lane)]
     else:
         transpose(x, at, lane_step, valid, pixels, out, out_at, pitch)
     if valid < pitch:
@@ -168,19 +190,19 @@ def unpack_lanes(
 
 @parallel_kernel
 def pack_panels(
-    tasks: int, weight: Array, steps: Ints, depth: int, chunk: int, T: int, lane_count: int, panels: Array, panel_of: Array,
+    tasks: int, weight: Array, panels: Array, steps: Ints, depth: int, chunk: int, T: int, lane_count: int, panel_of: Array,
     terms_of: Array, row_of: Array,
 ) -> None:  # fmt: skip
     """All tasks of `pack_panels_tasks`, shared among the threads."""
     for task in prange(tasks):
         pack_panels_tasks(
-            signed(task), signed(task) + 1, weight, steps, depth, chunk, T, lane_count, panels, panel_of, terms_of, row_of,
+            signed(task), signed(task) + 1, weight, panels, steps, depth, chunk, T, lane_count, panel_of, terms_of, row_of,
         )  # fmt: skip
 
 
 @kernel
 def pack_panels_tasks(
-    begin: int, end: int, weight: Array, steps: Ints, depth: int, chunk: int, T: int, lane_count: int, panels: Array,
+    begin: int, end: int, weight: Array, panels: Array, steps: Ints, depth: int, chunk: int, T: int, lane_count: int,
     panel_of: Array, terms_of: Array, row_of: Array,
 ) -> None:  # fmt: skip
     """Write panels [group, block of lanes, term, lane], zero where a vector has lanes that do not exist.
@@ -191,20 +213,19 @@ def pack_panels_tasks(
     """
     n = lanes(weight.itemsize)
     parts, chunks = (lane_count + n - 1) // n, (depth + chunk - 1) // chunk
-    order = np.arange(n)
     for task in range(begin, end):
         g, number = divmod(task, chunks)
         first, last = number * chunk, min((number + 1) * chunk, depth)
         for part in range(parts):
             pack_lanes_of_panels(
-                weight, steps, g, part, first, last, T, lane_count, panels, panel_of, terms_of, row_of, order
+                weight, steps, g, part, first, last, T, lane_count, panels, panel_of, terms_of, row_of
             )  # fmt: skip
 
 
 @kernel
 def pack_lanes_of_panels(
     weight: Array, steps: Ints, g: int, part: int, first: int, last: int, T: int, lane_count: int, panels: Array,
-    panel_of: Array, terms_of: Array, row_of: Array, order: Array,
+    panel_of: Array, terms_of: Array, row_of: Array,
 ) -> None:  # fmt: skip
     """One vector of lanes, of the depths from ``first`` to ``last`` - 1: in squares that are transposed, if it can be."""
     n = lanes(weight.itemsize)
@@ -218,26 +239,28 @@ def pack_lanes_of_panels(
     panel = panel_of[0] + before * terms_of[0] + inside
     done = first * T
     if together and steps[2] == T:  # the terms of a lane follow each other
-        while done + n <= last * T:
-            transpose_tile(weight, at + done, order, 0, steps[1], panels, panel, row_of, done, pitch)
-            done += n
+        squares = (last - first) * T // n
+        scatter_tile(weight, at + done, steps[1], panels, panel, pitch, row_of, done, squares)
+        done += squares * n
     elif (
         together and steps[1] == T and n <= T
     ):  # the taps of neighbouring lanes do: the last square may overlap another
         for k in range(first, last):
             for t in range(0, T, n):
                 tap = min(t, T - n)
-                transpose_tile(weight, at + k * steps[2] + tap, order, 0, T, panels, panel, row_of, k * T + tap, pitch)
+                scatter_tile(weight, at + k * steps[2] + tap, T, panels, panel, pitch, row_of, k * T + tap, 1)
+        done = last * T
+    elif together and steps[1] == T == 1:  # so do the lanes themselves, and so do the rows of the depths
+        copy_tile(
+            weight, at + first * steps[2], steps[2], panels, panel + row_of[first] * pitch, pitch, last - first, 1
+        )
         done = last * T
     for term in range(done, last * T):
         k, t = divmod(term, T)
         if row_of[term] >= 0:
             here, to = at + k * steps[2] + t, panel_of[t] + before * terms_of[t] + row_of[term] * pitch + inside
-            if used == n and steps[1] == 1:
-                copy(weight, here, panels, to, n)
-            else:
-                for lane in range(n):
-                    panels[unsigned(to + lane)] = weight[unsigned(here + lane * steps[1])] if lane < used else 0
+            for lane in range(n):
+                panels[unsigned(to + lane)] = weight[unsigned(here + lane * steps[1])] if lane < used else 0
 
 
 @kernel
@@ -249,25 +272,22 @@ def panel_lane(part: int, lane_count: int, n: int) -> tuple[int, int, int]:
 
 
 @parallel_kernel
-def unpack_panels(
-    tasks: int, panels: Array, sums: int, lane_count: int, terms: int, row_of: Array, each: int, out: Array
-) -> None:  # fmt: skip
+def unpack_panels(tasks: int, panels: Array, out: Array, sums: int, lane_count: int, row_of: Array, each: int) -> None:
     """All tasks of `unpack_panels_tasks`, shared among the threads."""
     for task in prange(tasks):
-        unpack_panels_tasks(signed(task), signed(task) + 1, panels, sums, lane_count, terms, row_of, each, out)
+        unpack_panels_tasks(signed(task), signed(task) + 1, panels, out, sums, lane_count, row_of, each)
 
 
 @kernel
 def unpack_panels_tasks(
-    begin: int, end: int, panels: Array, sums: int, lane_count: int, terms: int, row_of: Array, each: int, out: Array
+    begin: int, end: int, panels: Array, out: Array, sums: int, lane_count: int, row_of: Array, each: int
 ) -> None:  # fmt: skip
     """out[group, lane, term] = sum over s of panels[s, group, block, row_of[term], lane], in the order of s.
 
     ``each`` is the distance of consecutive s, which are added up in the first.  A task is one vector of lanes.
     """
     n = lanes(out.itemsize)
-    parts = (lane_count + n - 1) // n
-    order = np.arange(n)
+    parts, terms = (lane_count + n - 1) // n, row_of.size
     for task in range(begin, end):
         g, part = divmod(task, parts)
         used = min(n, lane_count - part * n)
@@ -278,10 +298,8 @@ def unpack_panels_tasks(
             for row in range(terms):
                 for lane in range(n):
                     panels[unsigned(at + row * pitch + lane)] += panels[unsigned(at + s * each + row * pitch + lane)]
-        done = 0
-        while used == n and done + n <= terms:
-            transpose_tile(panels, at, row_of, done, pitch, out, to + done, order, 0, terms)
-            done += n
-        for term in range(done, terms):
+        squares = terms // n if used == n else 0
+        gather_tile(panels, at, pitch, out, to, terms, row_of, 0, squares)
+        for term in range(squares * n, terms):
             for lane in range(used):
                 out[unsigned(to + lane * terms + term)] = panels[unsigned(at + row_of[term] * pitch + lane)]
