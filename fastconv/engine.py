@@ -17,7 +17,6 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,16 +25,13 @@ from numba import config
 
 from .arrays import Array
 from .geometry import ConvGeometry, ceil_div, phase_taps
-from .kernels.direct import PHASE, correlate, correlate_tasks, gather, gather_tasks
+from .kernels.direct import PHASE, correlate, gather
 from .kernels.pack import (
     pack_boxes,
-    pack_boxes_tasks,
     pack_panels,
-    pack_panels_tasks,
     unpack_panels,
-    unpack_panels_tasks,
 )
-from .kernels.sums import sums, sums_tasks
+from .kernels.sums import sums
 from .scratch import buffer
 from .simd import ROWS, VECTORS, lanes
 
@@ -76,28 +72,16 @@ def is_depthwise(g: ConvGeometry) -> bool:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _share(
-    alone: bool, parallel: Callable[..., None], serial: Callable[..., None], tasks: int, *arguments: Any
-) -> None:
+def _share(alone: bool, kernel: Any, tasks: int, *arguments: Any) -> None:
     """Run all tasks of a kernel: on the calling thread alone, or on all threads."""
-    if alone:
-        serial(0, tasks, *arguments)
-    else:
-        parallel(tasks, *arguments)
+    (kernel.alone if alone else kernel)(tasks, *arguments)
 
 
-def _share_scratch(
-    alone: bool, parallel: Callable[..., None], serial: Callable[..., None], tasks: int, size: int, dtype: Any,
-    *arguments: Any,
-) -> None:  # fmt: skip
+def _share_scratch(alone: bool, kernel: Any, tasks: int, size: int, dtype: Any, *arguments: Any) -> None:
     """Run all tasks of a kernel as `_share` does, with scratch memory of ``size`` numbers for each thread."""
-    threads = 1 if alone else config.NUMBA_NUM_THREADS
-    size = max(size, 1)
+    threads = 1 if alone else min(config.NUMBA_NUM_THREADS, tasks)
     scratch = buffer("strips", threads * size, dtype).reshape(threads, size)
-    if alone:
-        serial(0, tasks, scratch[0], *arguments)
-    else:
-        parallel(tasks, scratch, *arguments)
+    _share(alone, kernel, tasks, scratch, *arguments)
 
 
 def _small(array: Array) -> bool:
@@ -317,7 +301,7 @@ def _prepared(source: _Source, x: Array, shape: Ints, channels_last: bool) -> Ar
     packed = buffer("image", box[0] * steps[0] + source.slack, x.dtype)
     packed[box[0] * steps[0] :] = 0
     _share(
-        _small(packed), pack_boxes, pack_boxes_tasks, box[0] * box[2] * box[3],
+        _small(packed), pack_boxes, box[0] * box[2] * box[3],
         x, shape, _image_steps(shape, channels_last), left, packed, box, steps,
     )  # fmt: skip
     return packed
@@ -404,7 +388,7 @@ def _plan_gather(
         (
             *source.arguments(), parts, np.concatenate(pairs), np.array(rows, np.int64).reshape(-1, len(PHASE)),
             np.concatenate(sources), np.concatenate(targets), groups, lane_count,
-            0 if depthwise else depth * source.pitches[1], width if depthwise else 0, out_shape, out_steps, out_step,
+            0 if depthwise else depth * source.pitches[1], width if depthwise else None, out_shape, out_steps, out_step,
         ),
         groups * ceil_div(depth, PACK_DEPTHS),
         panel_at,
@@ -498,10 +482,10 @@ def _gather(plan: _Gather, x: Array, shape: Ints, x_last: bool, weight: Array, s
         return
     panels = buffer("panels", plan.panel_size, out.dtype)
     _share(
-        _small(panels), pack_panels, pack_panels_tasks, plan.panel_tasks, weight.reshape(-1), panels, *plan.panel_arguments
+        _small(panels), pack_panels, plan.panel_tasks, weight.reshape(-1), panels, *plan.panel_arguments
     )  # fmt: skip
     _share_scratch(
-        plan.alone, gather, gather_tasks, plan.tasks, plan.scratch, out.dtype,
+        plan.alone, gather, plan.tasks, plan.scratch, out.dtype,
         _prepared(plan.source, x, shape, x_last), panels, start, out, *plan.arguments,
     )  # fmt: skip
 
@@ -553,7 +537,7 @@ def _plan_grad_weight(g: ConvGeometry, per_sample: bool, x_last: bool, itemsize:
         (
             *source.arguments(), strips_each, parts, pairs[filled], source.pixels(strip),
             np.concatenate((filled * width, filled * narrow)), pairs.size, g.output_shape, groups, filters,
-            0 if depthwise else depth * source.pitches[1], width if depthwise else 0, each,
+            0 if depthwise else depth * source.pitches[1], width if depthwise else None, each,
         ),
         units * ceil_div(filters, lanes(itemsize)),
         chunks * each,
@@ -574,12 +558,12 @@ def grad_weight(g: ConvGeometry, grad_output: Array, x: Array, out: Array) -> No
     zeros = buffer("start", _width(out.itemsize), out.dtype)
     zeros[:] = 0
     _share_scratch(
-        plan.alone, correlate, correlate_tasks, plan.tasks, plan.scratch, out.dtype,
+        plan.alone, correlate, plan.tasks, plan.scratch, out.dtype,
         _prepared(plan.source, x, g.input_shape, x_last), grad_output, _image_steps(g.output_shape, grad_last), panels,
         zeros, *plan.arguments,
     )  # fmt: skip
     _share(
-        _small(panels), unpack_panels, unpack_panels_tasks, plan.panel_tasks, panels, out.reshape(-1), *plan.panel_arguments
+        _small(panels), unpack_panels, plan.panel_tasks, panels, out.reshape(-1), *plan.panel_arguments
     )  # fmt: skip
 
 
@@ -588,7 +572,7 @@ def grad_bias(g: ConvGeometry, grad_output: Array, out: Array) -> None:
     grad_output, last = _memory(grad_output)
     per_task = min(64, ceil_div(g.filters, TASKS))
     _share(
-        _small(grad_output), sums, sums_tasks, ceil_div(g.filters, per_task),
+        _small(grad_output), sums, ceil_div(g.filters, per_task),
         grad_output, last, g.batch, g.filters, math.prod(g.output), per_task, out,
     )  # fmt: skip
 

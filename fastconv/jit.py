@@ -1,7 +1,8 @@
 """How fastconv's functions are compiled: the only file that sets a Numba option.
 
 ``kernel``           a serial compiled function
-``parallel_kernel``  the same with one ``prange``, its outermost loop, spread over the threads
+``parallel_kernel``  the same with one ``prange``, its outermost loop, spread over the threads; its attribute ``alone`` is the
+                     same on the calling thread only
 ``shared``           a small function that Python and the kernels both call
 
 Under ``NUMBA_DISABLE_JIT=1`` all three leave the Python function as it is, so every kernel also runs, and is covered
@@ -25,7 +26,7 @@ from typing import Any, TypeVar
 
 import numba
 import numpy as np
-from numba import config, get_thread_id, prange
+from numba import config, prange
 from numba.core import sigutils
 from numba.core.caching import FunctionCache, NullCache
 from numba.core.codegen import get_host_cpu_features
@@ -40,7 +41,6 @@ __all__ = [
     "prange",
     "shared",
     "source_hash",
-    "thread_number",
     "unsigned",
 ]
 
@@ -49,10 +49,6 @@ signed: Any = np.int64
 
 unsigned: Any = np.uintp
 """Type of an index that is known not to be negative: Numba leaves out the wrap-around for it."""
-
-
-thread_number: Any = (lambda: 0) if config.DISABLE_JIT else get_thread_id
-"""Number of the thread that runs an iteration of a ``prange``, below ``numba.config.NUMBA_NUM_THREADS``."""
 
 
 def _vector_bytes() -> int:
@@ -100,10 +96,14 @@ def source_hash() -> str:
 
 
 class _KeyedCache(FunctionCache):  # type: ignore[misc]
-    """Numba's cache of one function, keyed on the sources of all kernels and the width of a vector."""
+    """Numba's cache of one function, keyed on the sources of all kernels, the width of a vector and Numba's options."""
+
+    def __init__(self, func: Callable[..., Any], parallel: bool) -> None:
+        super().__init__(func)
+        self._parallel = parallel
 
     def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
-        return (*super()._index_key(sig, codegen), source_hash(), VECTOR_BYTES)
+        return (*super()._index_key(sig, codegen), source_hash(), VECTOR_BYTES, self._parallel)
 
 
 class KernelCache(NullCache):  # type: ignore[misc]
@@ -112,13 +112,13 @@ class KernelCache(NullCache):  # type: ignore[misc]
     It is opened on the kernel's first call: to open one, Numba writes a file into the folder to see whether it can.
     """
 
-    def __init__(self, func: Callable[..., Any]) -> None:
-        self._func = func
+    def __init__(self, func: Callable[..., Any], parallel: bool = False) -> None:
+        self._func, self._parallel = func, parallel
 
     @functools.cached_property
     def _on_disk(self) -> Any:
         try:
-            return _KeyedCache(self._func)
+            return _KeyedCache(self._func, self._parallel)
         except (RuntimeError, OSError):  # no folder that may be written to
             return NullCache()
 
@@ -148,21 +148,23 @@ class KernelCache(NullCache):  # type: ignore[misc]
         self._on_disk.flush()
 
 
-def _compiled(func: F, **options: Any) -> F:
-    dispatcher: F = numba.njit(**OPTIONS, **options)(func)
+def _compiled(func: F, parallel: bool) -> F:
+    dispatcher: F = numba.njit(**OPTIONS, parallel=parallel)(func)
     if not config.DISABLE_JIT:
-        dispatcher._cache = KernelCache(func)  # type: ignore[attr-defined]
+        dispatcher._cache = KernelCache(func, parallel)  # type: ignore[attr-defined]
     return dispatcher
 
 
 def kernel(func: F) -> F:
     """Compile a serial kernel on its first call, or take it from the cache."""
-    return _compiled(func)
+    return _compiled(func, False)
 
 
 def parallel_kernel(func: F) -> F:
-    """Compile a kernel whose outermost loop is a ``prange``."""
-    return _compiled(func, parallel=True)
+    """Compile a kernel whose outermost loop is a ``prange``, once with threads and once, as ``alone``, without."""
+    dispatcher = _compiled(func, True)
+    dispatcher.alone = _compiled(func, False)  # type: ignore[attr-defined]
+    return dispatcher
 
 
 def shared(func: F) -> F:

@@ -34,6 +34,8 @@ __all__ = [
     "ACCUMULATORS",
     "ROWS",
     "VECTORS",
+    "clear",
+    "compact",
     "copy",
     "copy_tile",
     "gather_tile",
@@ -65,7 +67,7 @@ class Words:
     """Loads, stores and arithmetic on vectors of one dtype.  Addresses are int64 and count bytes."""
 
     def __init__(self, builder: Any, dtype: Any) -> None:
-        self.b = builder
+        self.b, self.dtype = builder, dtype
         self.scalar = ir.FloatType() if dtype == types.float32 else ir.DoubleType()
         self.size = dtype.bitwidth // 8
         self.lanes = lanes(self.size)
@@ -82,21 +84,32 @@ class Words:
 
     def store_first(self, values: list[Any], targets: list[Any], vectors: int, count: Any, adds: Any) -> None:
         """Store the first ``count`` numbers of each row of vectors one by one, or add them to what is there: for edges."""
-        b, pitch = self.b, self.lanes * vectors
-        room = cgutils.alloca_once(b, ir.ArrayType(self.scalar, self.lanes * len(values)))
-        begin = b.ptrtoint(room, I64)
-        with b.if_then(adds):  # all rows are read before any is written: they may repeat
-            for m, target in enumerate(targets):
-                with cgutils.for_range(b, count) as loop:
-                    at = self.at(begin, b.add(loop.index, I64(m * pitch)))
-                    self.store(self.load(self.at(target, loop.index), self.scalar), at)
+        room = cgutils.alloca_once(self.b, ir.ArrayType(self.scalar, self.lanes * len(values)))
+        ends = cgutils.alloca_once(self.b, ir.ArrayType(I64, len(targets)))
+        room, ends = self.b.ptrtoint(room, I64), self.b.ptrtoint(ends, I64)
         for v, value in enumerate(values):
-            at = b.add(begin, I64(self.size * self.lanes * v))
-            self.store(b.select(adds, b.fadd(self.load(at, self.vector), value), value), at)
+            self.store(value, self.b.add(room, I64(self.size * self.lanes * v)))
         for m, target in enumerate(targets):
-            with cgutils.for_range(b, count) as loop:
-                at = self.at(begin, b.add(loop.index, I64(m * pitch)))
-                self.store(self.load(at, self.scalar), self.at(target, loop.index))
+            self.store(target, self.b.add(ends, I64(8 * m)))
+        function, new = _private_function(self.b.module, f"edge_{self.suffix}", 6)
+        if new:
+            function.attributes.add("minsize")  # or LLVM would unroll its loops, which takes long
+            b = ir.IRBuilder(function.append_basic_block("entry"))
+            Words(b, self.dtype).write_edge(*function.args)
+        self.b.call(function, [room, I64(self.lanes * vectors), ends, I64(len(targets)), count, self.b.zext(adds, I64)])
+
+    def write_edge(self, room: Any, pitch: Any, ends: Any, rows: Any, count: Any, adds: Any) -> None:
+        """Emit what `store_first` calls.  All rows are added up before any is written: they may repeat."""
+        b = self.b
+        added_rows = b.select(b.icmp_signed("!=", adds, I64(0)), rows, I64(0))
+        with cgutils.for_range(b, added_rows) as row, cgutils.for_range(b, count) as lane:
+            here = self.at(room, b.add(b.mul(row.index, pitch), lane.index))
+            there = self.at(self.load(self.at(ends, row.index, 8), I64), lane.index)
+            self.store(b.fadd(self.load(there, self.scalar), self.load(here, self.scalar)), here)
+        with cgutils.for_range(b, rows) as row, cgutils.for_range(b, count) as lane:
+            here = self.at(room, b.add(b.mul(row.index, pitch), lane.index))
+            self.store(self.load(here, self.scalar), self.at(self.load(self.at(ends, row.index, 8), I64), lane.index))
+        b.ret_void()
 
     def splat(self, value: Any) -> Any:
         undefined = ir.Constant(self.vector, ir.Undefined)
@@ -467,6 +480,25 @@ def _copy_tile_intrinsic(  # type: ignore[no-untyped-def]
     return signature, codegen
 
 
+def _clear_twin(target: Array, first: int, last: int) -> None:
+    """Clear in plain Python."""
+    target[first:last] = 0
+
+
+@intrinsic
+def _clear_intrinsic(typingctx, target, first, last):  # type: ignore[no-untyped-def]
+    signature = types.void(target, types.intp, types.intp)
+    dtype = target.dtype
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        w = Words(builder, dtype)
+        begin, end = (w.at(_address(context, builder, signature.args[0], args[0]), at) for at in args[1:])
+        cgutils.memset(builder, builder.inttoptr(begin, ir.IntType(8).as_pointer()), builder.sub(end, begin), 0)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
 def _copy_twin(source: Array, source_at: int, target: Array, target_at: int, count: int) -> None:
     """Copy in plain Python."""
     target[target_at : target_at + count] = source[source_at : source_at + count]
@@ -577,6 +609,20 @@ pointwise_tile = _twin(splat=False) if config.DISABLE_JIT else _tile(splat=False
 The array called ``scalars`` is read at ``rows[m] + offsets[k] + v*lanes ...``, whole vectors too.
 """
 
+
+@intrinsic
+def _compact_intrinsic(typingctx):  # type: ignore[no-untyped-def]
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.function.attributes.add("minsize")
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+compact = (lambda: None) if config.DISABLE_JIT else _compact_intrinsic
+"""Called in a kernel, has LLVM keep it small: one whose time goes into tiles, so that unrolled loops would only take time to
+compile."""
+
 _transposing = _transpose_twin if config.DISABLE_JIT else _transpose_tile
 
 transpose_tile = _transposing("plain")
@@ -604,6 +650,9 @@ copy_tile = _copy_tile_twin if config.DISABLE_JIT else _copy_tile_intrinsic
 
     target[target_at + row*target_step + k] = source[source_at + row*source_step + k]
 """
+
+clear = _clear_twin if config.DISABLE_JIT else _clear_intrinsic
+"""target[k] = 0 for first <= k < last; last is not less than first."""
 
 copy = _copy_twin if config.DISABLE_JIT else _copy_intrinsic
 """target[target_at + k] = source[source_at + k] for k < count, which is not negative."""

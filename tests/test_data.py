@@ -39,7 +39,7 @@ def idx_folder(folder: Path, *, mark: str = "-", packed: bool = False) -> dict[s
         arrays |= {f"x_{part}": images, f"y_{part}": labels}
         for name, array in ((f"{part}-images{mark}idx3-ubyte", images), (f"{part}-labels{mark}idx1-ubyte", labels)):
             if packed:
-                (folder / f"{name}.gz").write_bytes(gzip.compress(idx(array)))
+                (folder / f"{name}.gz").write_bytes(gzip.compress(idx(array), mtime=0))
             else:
                 (folder / name).write_bytes(idx(array))
     return arrays
@@ -256,7 +256,7 @@ def test_damaged_idx(tmp_path, name, change, parts, packed):
     idx_folder(tmp_path, packed=packed)
     path = tmp_path / (f"{name}.gz" if packed else name)
     content = gzip.decompress(path.read_bytes()) if packed else path.read_bytes()
-    path.write_bytes(gzip.compress(change(content)) if packed else change(content))
+    path.write_bytes(gzip.compress(change(content), mtime=0) if packed else change(content))
     fails(tmp_path, str(path), *parts)
 
 
@@ -370,7 +370,7 @@ def samples() -> dict[str, bytes]:
         "deflated.npz": packed.getvalue(),
         IMAGES: idx(X),
         LABELS: idx(Y),
-        f"{IMAGES}.gz": gzip.compress(idx(X)),
+        f"{IMAGES}.gz": gzip.compress(idx(X), mtime=0),
         "data_batch_1.bin": np.full(4 * 3073, 5, np.uint8).tobytes(),
     }
 
@@ -467,7 +467,7 @@ TEN_GIGABYTES = (10 * 2**30 // 8,)
         ("a.npz", lying_zip(header((2**40,), "<U0"))),
         ("a.npz", lying_zip(header((0, 2**62, 2**62)))),
         (IMAGES, bytes((0, 0, 8, 3)) + b"\0\0\x28\0" + b"\0\0\x04\0" * 2 + bytes(80)),
-        (f"{IMAGES}.gz", gzip.compress(bytes((0, 0, 8, 3)) + b"\0\0\x28\0" + b"\0\0\x04\0" * 2 + bytes(80))),
+        (f"{IMAGES}.gz", gzip.compress(bytes((0, 0, 8, 3)) + b"\0\0\x28\0" + b"\0\0\x04\0" * 2 + bytes(80), mtime=0)),
         (IMAGES, bytes((0, 0, 8, 3)) + b"\0\0\0\0" + b"\xff" * 8),
     ],
 )

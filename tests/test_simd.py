@@ -55,6 +55,11 @@ def run_copy(*arguments):
     simd.copy(*arguments)
 
 
+@kernel
+def run_clear(*arguments):
+    simd.clear(*arguments)
+
+
 TILES = {"outer": (run_outer, simd._twin(splat=True)), "pointwise": (run_pointwise, simd._twin(splat=False))}
 
 
@@ -137,6 +142,10 @@ def test_copy(dtype):
             run(source, 3, target, 7, count)
         np.testing.assert_array_equal(*results)
         assert np.isnan(results).sum() == 2 * (100 * n - count)
+        for run, target in zip((run_clear, simd._clear_twin), results, strict=True):
+            run(target, 50, 50 + count)
+        np.testing.assert_array_equal(*results)
+        np.testing.assert_array_equal(results[:, 50 : 50 + count], 0)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -13,18 +13,15 @@ from typing import Any
 import numpy as np
 
 from ..jit import kernel, parallel_kernel, prange, signed, unsigned
-from ..simd import VECTORS, copy, copy_tile, gather_tile, lanes, scatter_tile, transpose_tile
+from ..simd import VECTORS, clear, compact, copy, copy_tile, gather_tile, lanes, scatter_tile, transpose_tile
 
 __all__ = [
     "pack_box",
     "pack_boxes",
-    "pack_boxes_tasks",
     "pack_lanes",
     "pack_panels",
-    "pack_panels_tasks",
     "unpack_lanes",
     "unpack_panels",
-    "unpack_panels_tasks",
 ]
 
 Array = np.ndarray[Any, Any]
@@ -32,17 +29,11 @@ Ints = tuple[int, ...]
 
 
 @kernel
-def clear(target: Array, first: int, last: int) -> None:
-    """target[k] = 0 for first <= k < last."""
-    for k in range(first, last):
-        target[unsigned(k)] = 0
-
-
-@kernel
 def transpose(
     source: Array, source_at: int, source_step: int, rows: int, columns: int, target: Array, target_at: int, target_step: int
 ) -> None:  # fmt: skip
     """target[k, m] = source[m, k] for m < rows, k < columns, in tiles as large as the vectors allow."""
+    compact()
     n = lanes(source.itemsize)
     whole_rows, whole_columns = rows - rows % n, columns - columns % n
     no_table = np.empty(0, np.int64)
@@ -70,6 +61,7 @@ def pack_box(
 
     What lies outside the images is padding: 0, or left as it is behind the last image.
     """
+    compact()
     N, C, D, H, W = shape
     _, _, BD, BH, BW = box
     pixel = box_steps[4]
@@ -118,6 +110,7 @@ def scatter(
     source: Array, source_at: int, source_step: int, rows: int, table: Array, target: Array, target_at: int, target_step: int
 ) -> None:  # fmt: skip
     """target[table[k], m] = source[m, k] for m < rows and all k, in tiles as `transpose`."""
+    compact()
     n = lanes(source.itemsize)
     whole_rows, squares = rows - rows % n, table.size // n
     for m in range(0, whole_rows, n):
@@ -133,18 +126,10 @@ def scatter(
 def pack_boxes(
     tasks: int, x: Array, shape: Ints, steps: Ints, left: Ints, out: Array, box: Ints, box_steps: Ints
 ) -> None:  # fmt: skip
-    """All tasks of `pack_boxes_tasks`, shared among the threads."""
-    for task in prange(tasks):
-        pack_boxes_tasks(signed(task), signed(task) + 1, x, shape, steps, left, out, box, box_steps)
-
-
-@kernel
-def pack_boxes_tasks(
-    begin: int, end: int, x: Array, shape: Ints, steps: Ints, left: Ints, out: Array, box: Ints, box_steps: Ints
-) -> None:  # fmt: skip
     """Pack whole images with the padding ``left`` in front.  A task is a row of an image."""
     one_row = (1, box[1], 1, 1, box[4])
-    for task in range(begin, end):
+    for index in prange(tasks):
+        task = signed(index)
         rest, y = divmod(task, box[3])
         n, z = divmod(rest, box[2])
         to = n * box_steps[0] + z * box_steps[2] + y * box_steps[3]
@@ -161,6 +146,7 @@ def pack_lanes(
     x: Array, at: int, lane_step: int, pixel_step: int, pixels: int, valid: int, pitch: int, out: Array, out_at: int
 ) -> None:  # fmt: skip
     """out[p, l] = x[at + p*pixel_step + l*lane_step] for l < valid, 0 for l up to ``pitch``; one of the steps is 1."""
+    compact()
     if lane_step == 1:
         whole = valid // lanes(x.itemsize)
         copy_tile(x, at, pixel_step, out, out_at, pitch, pixels, whole)
@@ -190,19 +176,7 @@ def unpack_lanes(
 
 @parallel_kernel
 def pack_panels(
-    tasks: int, weight: Array, panels: Array, steps: Ints, depth: int, chunk: int, T: int, lane_count: int, panel_of: Array,
-    terms_of: Array, row_of: Array,
-) -> None:  # fmt: skip
-    """All tasks of `pack_panels_tasks`, shared among the threads."""
-    for task in prange(tasks):
-        pack_panels_tasks(
-            signed(task), signed(task) + 1, weight, panels, steps, depth, chunk, T, lane_count, panel_of, terms_of, row_of,
-        )  # fmt: skip
-
-
-@kernel
-def pack_panels_tasks(
-    begin: int, end: int, weight: Array, panels: Array, steps: Ints, depth: int, chunk: int, T: int, lane_count: int,
+    tasks: int, weight: Array, panels: Array, steps: Ints, depth: int, chunk: int, T: int, lane_count: int,
     panel_of: Array, terms_of: Array, row_of: Array,
 ) -> None:  # fmt: skip
     """Write panels [group, block of lanes, term, lane], zero where a vector has lanes that do not exist.
@@ -213,7 +187,8 @@ def pack_panels_tasks(
     """
     n = lanes(weight.itemsize)
     parts, chunks = (lane_count + n - 1) // n, (depth + chunk - 1) // chunk
-    for task in range(begin, end):
+    for index in prange(tasks):
+        task = signed(index)
         g, number = divmod(task, chunks)
         first, last = number * chunk, min((number + 1) * chunk, depth)
         for part in range(parts):
@@ -228,6 +203,7 @@ def pack_lanes_of_panels(
     panel_of: Array, terms_of: Array, row_of: Array,
 ) -> None:  # fmt: skip
     """One vector of lanes, of the depths from ``first`` to ``last`` - 1: in squares that are transposed, if it can be."""
+    compact()
     n = lanes(weight.itemsize)
     before, pitch, inside = panel_lane(part, lane_count, n)
     before += g * ((lane_count + n - 1) // n * n)
@@ -272,15 +248,8 @@ def panel_lane(part: int, lane_count: int, n: int) -> tuple[int, int, int]:
 
 
 @parallel_kernel
-def unpack_panels(tasks: int, panels: Array, out: Array, sums: int, lane_count: int, row_of: Array, each: int) -> None:
-    """All tasks of `unpack_panels_tasks`, shared among the threads."""
-    for task in prange(tasks):
-        unpack_panels_tasks(signed(task), signed(task) + 1, panels, out, sums, lane_count, row_of, each)
-
-
-@kernel
-def unpack_panels_tasks(
-    begin: int, end: int, panels: Array, out: Array, sums: int, lane_count: int, row_of: Array, each: int
+def unpack_panels(
+    tasks: int, panels: Array, out: Array, sums: int, lane_count: int, row_of: Array, each: int
 ) -> None:  # fmt: skip
     """out[group, lane, term] = sum over s of panels[s, group, block, row_of[term], lane], in the order of s.
 
@@ -288,7 +257,8 @@ def unpack_panels_tasks(
     """
     n = lanes(out.itemsize)
     parts, terms = (lane_count + n - 1) // n, row_of.size
-    for task in range(begin, end):
+    for index in prange(tasks):
+        task = signed(index)
         g, part = divmod(task, parts)
         used = min(n, lane_count - part * n)
         before, pitch, inside = panel_lane(part, lane_count, n)

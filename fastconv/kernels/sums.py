@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ..jit import kernel, parallel_kernel, prange, signed, unsigned
+from ..jit import parallel_kernel, prange, signed, unsigned
 
-__all__ = ["sums", "sums_tasks"]
+__all__ = ["sums"]
 
 Array = np.ndarray[Any, Any]
 
@@ -23,21 +23,13 @@ CHUNK = 64
 
 @parallel_kernel
 def sums(
-    tasks: int, gradient: Array, channels_last: bool, batch: int, channels: int, pixels: int, per_task: int, out: Array
-) -> None:
-    """All tasks of `sums_tasks`, shared among the threads."""
-    for task in prange(tasks):
-        sums_tasks(signed(task), signed(task) + 1, gradient, channels_last, batch, channels, pixels, per_task, out)
-
-
-@kernel
-def sums_tasks(
-    begin: int, end: int, gradient: Array, channels_last: bool, batch: int, channels: int, pixels: int, per_task: int,
+    tasks: int, gradient: Array, channels_last: bool, batch: int, channels: int, pixels: int, per_task: int,
     out: Array,
 ) -> None:  # fmt: skip
     """A task is a block of ``per_task`` channels, at most COLUMNS."""
-    columns, totals = np.empty(COLUMNS, np.float64), np.empty(COLUMNS, np.float64)
-    for task in range(begin, end):
+    for index in prange(tasks):
+        task = signed(index)
+        columns, totals = np.empty(COLUMNS, np.float64), np.empty(COLUMNS, np.float64)
         first = task * per_task
         count = min(per_task, channels - first)
         totals[:] = 0
