@@ -494,11 +494,21 @@ def test_ratios(report):
     assert (t.best("torch", "nchw"), t.best("torch", "best")) == (0.08, 0.01)
     assert (t.ratio("torch", "nchw"), t.ratio("torch", "best")) == (4, 0.5)
     assert t.gflops(OURS, "nchw") == pytest.approx(50)
-    assert t.of_peak("best") == pytest.approx(0.5)
+    assert report.of_peak(t, "best") == pytest.approx(0.5)
     assert t.of_copy("best") == pytest.approx(0.5)
     assert t.intensity == 10
     assert not t.memory_bound
     assert dataclasses.replace(t, bytes=10**8 + 1).memory_bound
+
+
+def test_a_disturbed_peak(report):
+    """Nothing is faster than the peak because another program ran while that was measured."""
+    first, second = report.timings[:2]
+    disturbed = dataclasses.replace(first, peak={"1": [1.0], "all": [10.0]})
+    whole = dataclasses.replace(report, timings=[disturbed, second])
+    assert whole.of_peak(disturbed, "best") == pytest.approx(
+        first.gflops(OURS, "best") / (0.9 * max(second.peak["all"]))
+    )
 
 
 def test_means(report):

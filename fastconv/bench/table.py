@@ -67,7 +67,7 @@ def _rows(report: Report, suite: str) -> Iterator[list[str]]:
         yield [
             t.layer.name, t.computes, t.algorithm, f"{t.flops / 1e9:.3f}",
             *(f"{t.gflops(c, way):.1f}" for c in (OURS, *report.peers) for way in report.ways),
-            f"{100 * t.of_peak(way):.0f}", f"{100 * t.of_copy(way):.0f}",
+            f"{100 * report.of_peak(t, way):.0f}", f"{100 * t.of_copy(way):.0f}",
             *(f"{t.ratio(peer, way):.2f}" for peer in report.peers for way in report.ways),
         ]  # fmt: skip
 
@@ -155,18 +155,18 @@ def _markdown_suite(report: Report, suite: str) -> str:
             if timing is None:  # a run that was interrupted
                 row += [""] * (1 + len(report.peers))
                 continue
-            row.append(_with_limit(timing, report.ways[-1]))
+            row.append(_with_limit(report, timing, report.ways[-1]))
             row += [" / ".join(_bold(timing.ratio(peer, way)) for way in report.ways) for peer in report.peers]
         rows.append(row)
     return _markdown_table(rows)
 
 
-def _with_limit(timing: Timing, way: str) -> str:
+def _with_limit(report: Report, timing: Timing, way: str) -> str:
     """GFLOP/s, and the share of what limits the machine at this intensity."""
     limit = (
         f"{100 * timing.of_copy(way):.0f} % of copy"
         if timing.memory_bound
-        else f"{100 * timing.of_peak(way):.0f} % of peak"
+        else f"{100 * report.of_peak(timing, way):.0f} % of peak"
     )
     gflops = timing.gflops(OURS, way)
     return f"{gflops:.{0 if gflops >= 10 else 1}f} ({limit})"
