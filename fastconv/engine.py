@@ -26,11 +26,7 @@ from numba import config
 from .arrays import Array
 from .geometry import ConvGeometry, ceil_div, phase_taps
 from .kernels.direct import PHASE, correlate, gather
-from .kernels.pack import (
-    pack_boxes,
-    pack_panels,
-    unpack_panels,
-)
+from .kernels.pack import pack_boxes, pack_panels, unpack_panels
 from .kernels.sums import sums
 from .scratch import buffer
 from .simd import ROWS, VECTORS, lanes
@@ -44,14 +40,14 @@ TASKS = 16
 
 FEWEST_PIXELS, MOST_PIXELS, MOST_SUMMED = 96, 384, 256
 """Pixels of a strip: enough to use a panel for, few enough to share among cores; and where they are summed over, so few that
-their part of a block of filters, 64 bytes a pixel with AVX2, stays in the first-level cache: 400 cost 2 % more, 128 4 %."""
+their part of a block of filters, 64 bytes a pixel with AVX2, stays in the first-level cache."""
 
 STRIP_BYTES = 2**18
 """Most bytes of input in a strip, without what its neighbours need too: it is to stay in the second-level cache."""
 
 DEPTHS = 64
-"""Channels of a pixel that a sum takes in turn, before it goes on to the next tap: four lines of the cache.  Taps within a
-channel cost 4 % more; whole pixels cost nothing, but then packing a weight writes to places all over its panel."""
+"""Channels of a pixel that a sum takes in turn, before it goes on to the next tap: four lines of the cache.  To sum the
+taps of one channel first is slower, and whole pixels at once would have packing write to places all over a panel."""
 
 PACK_DEPTHS = 32
 """Depths of the weight that a task packs, of all lanes."""
@@ -274,8 +270,8 @@ def _source(
     the padding in front of the first.
     """
     _, C, *inside = shape
-    # A box lies channels-last but for images of few planes: tiles that read planes as they lie were a quarter slower than
-    # planes turned over and tiles together.  In a depthwise convolution lanes are channels of the input.
+    # A box lies channels-last but for images of few planes: tiles that read planes as they lie were slower than turning
+    # the planes over.  In a depthwise convolution lanes are channels of the input.
     last = channels_last or depthwise or lanes(itemsize) <= C
     slack = _width(itemsize) if depthwise and C % lanes(itemsize) else 0
 
@@ -329,11 +325,10 @@ class _Phase:
 
 
 @dataclass(frozen=True)
-class _Gather:
-    """What `gather` and `pack_panels` are told of a pass, beside the arrays of a call."""
+class _Pass:
+    """What a driver and the packing of its panels are told, beside the arrays of a call."""
 
     source: _Source
-    lane_count: int
     alone: bool
     tasks: int
     scratch: int
@@ -341,6 +336,13 @@ class _Gather:
     panel_tasks: int
     panel_size: int
     panel_arguments: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class _Gather(_Pass):
+    """Equation (1) or (2): ``start_shape`` are the groups, and the lanes of each up to whole vectors."""
+
+    lane_count: int
     start_shape: tuple[int, int]
 
 
@@ -383,7 +385,6 @@ def _plan_gather(
         panel_at += groups * _whole(lane_count, itemsize) * terms
     return _Gather(
         source,
-        lane_count,
         g.flops <= SERIAL_FLOPS,
         source.strips * parts,
         source.box_size + (0 if out_last else source.strip[0] * math.prod(extents) * width),
@@ -395,6 +396,7 @@ def _plan_gather(
         groups * ceil_div(depth, PACK_DEPTHS),
         panel_at,
         (weight_steps, depth, PACK_DEPTHS, T, lane_count, panel_of, terms_of, row_of.reshape(-1)),
+        lane_count,
         (groups, _whole(lane_count, itemsize)),
     )  # fmt: skip
 
@@ -497,22 +499,8 @@ def _gather(plan: _Gather, x: Array, shape: Ints, x_last: bool, weight: Array, s
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Correlate:
-    """What `correlate` and `unpack_panels` are told of a pass, beside the arrays of a call."""
-
-    source: _Source
-    alone: bool
-    tasks: int
-    scratch: int
-    arguments: tuple[Any, ...]
-    panel_tasks: int
-    panel_size: int
-    panel_arguments: tuple[Any, ...]
-
-
 @functools.lru_cache(maxsize=256)
-def _plan_grad_weight(g: ConvGeometry, per_sample: bool, x_last: bool, itemsize: int) -> _Correlate:
+def _plan_grad_weight(g: ConvGeometry, per_sample: bool, x_last: bool, itemsize: int) -> _Pass:
     depthwise = is_depthwise(g)
     groups = 1 if depthwise else g.groups
     filters, depth, width = g.filters // groups, g.channels // g.groups, _width(itemsize)
@@ -531,7 +519,7 @@ def _plan_grad_weight(g: ConvGeometry, per_sample: bool, x_last: bool, itemsize:
     narrow = _whole(filters, itemsize) % width or width
     each = groups * _whole(filters, itemsize) * pairs.size
     sums_of, units = (1, chunks * groups) if per_sample else (chunks, groups)
-    return _Correlate(
+    return _Pass(
         source,
         g.flops <= SERIAL_FLOPS,
         chunks * parts,
@@ -600,7 +588,7 @@ def scratch_bytes(computes: str, geometry: ConvGeometry, itemsize: int) -> int:
     if computes == "grad_bias":
         return 0
     g = geometry.volume
-    plan: _Gather | _Correlate
+    plan: _Pass
     if computes == "grad_weight":
         plan = _plan_grad_weight(g, False, False, itemsize)
     else:

@@ -70,9 +70,9 @@ def check_tile(name, dtype):
     n = simd.lanes(np.dtype(dtype).itemsize)
     width, tiles = simd.VECTORS * n, 2
     pitch = width + 3
-    for valid, count, add in itertools.product(
-        range(1, width + 1), (0, 1, 4, 5, simd.TERMS, 2 * simd.TERMS + 3), (0, 1)
-    ):
+    cases = [*itertools.product(range(1, width + 1), (0, 1, 4, 5), (0, 1))]
+    cases += itertools.product((1, n, width), (simd.TERMS, 2 * simd.TERMS + 3), (0, 1))
+    for valid, count, add in cases:
         whole = -(-valid // n) * n
         vectors = np.full(2 + count * whole + 1, np.nan, dtype)
         vectors[2 : 2 + count * whole] = rng.integers(-4, 5, count * whole)
