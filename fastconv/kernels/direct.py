@@ -25,7 +25,7 @@ import numpy as np
 
 from ..jit import kernel, parallel_kernel, prange, signed
 from ..simd import ROWS, VECTORS, compact, lanes, outer_tile, pointwise_tile
-from .pack import pack_box, pack_lanes, unpack_lanes
+from .pack import pack_box, pack_lanes, transpose
 
 __all__ = ["PHASE", "correlate", "gather"]
 
@@ -38,13 +38,21 @@ pixels along each axis of the whole output, and of a whole strip."""
 
 
 @kernel
-def strip_at(number: int, counts: Ints, strip: Ints) -> tuple[int, int, int, int]:
-    """First image, plane, row and column of a strip."""
+def open_strip(
+    number: int, counts: Ints, strip: Ints, x: Array, shape: Ints, steps: Ints, packs: bool, box: Ints, box_steps: Ints,
+    left: Ints, x_step: Ints, room: Array,
+) -> tuple[int, int, int, int, int]:  # fmt: skip
+    """First image, plane, row and column of a strip, and where its input begins: in x, or in its box, which is packed here."""
     compact()
-    rest, x = divmod(number, counts[3])
-    rest, y = divmod(rest, counts[2])
-    n, z = divmod(rest, counts[1])
-    return n * strip[0], z * strip[1], y * strip[2], x * strip[3]
+    rest, column = divmod(number, counts[3])
+    rest, row = divmod(rest, counts[2])
+    image, plane = divmod(rest, counts[1])
+    n, z, y, x0 = image * strip[0], plane * strip[1], row * strip[2], column * strip[3]
+    z_in, y_in, x_in = x_step[0] * z - left[0], x_step[1] * y - left[1], x_step[2] * x0 - left[2]
+    if packs:
+        pack_box(x, shape, steps, n, z_in, y_in, x_in, room, 0, box, box_steps)
+        return n, z, y, x0, 0
+    return n, z, y, x0, n * steps[0] + z_in * steps[2] + y_in * steps[3] + x_in * steps[4]
 
 
 @kernel
@@ -117,13 +125,10 @@ def gather(
         out_last = out_steps[1] == 1
         for task in range(worker * tasks // workers, (worker + 1) * tasks // workers):
             number, part = divmod(task, parts)
-            n0, z0, y0, x0 = strip_at(number, counts, strip)
+            n0, z0, y0, x0, base = open_strip(
+                number, counts, strip, x, shape, steps, packs, box, box_steps, left, x_step, room
+            )  # fmt: skip
             images = min(strip[0], out_shape[0] - n0)
-            z_in, y_in, x_in = x_step[0] * z0 - left[0], x_step[1] * y0 - left[1], x_step[2] * x0 - left[2]
-            base = n0 * steps[0] + z_in * steps[2] + y_in * steps[3] + x_in * steps[4]
-            if packs:
-                pack_box(x, shape, steps, n0, z_in, y_in, x_in, room, 0, box, box_steps)
-                base = 0
             z_out, y_out, x_out = out_step[0] * z0, out_step[1] * y0, out_step[2] * x0
             corner = n0 * out_steps[0] + z_out * out_steps[2] + y_out * out_steps[3] + x_out * out_steps[4]
             for g_block in range(part * groups * blocks // parts, (part + 1) * groups * blocks // parts):
@@ -173,7 +178,7 @@ def unpack_strip(
     for b in range(images):
         for plane in range(z):
             for row in range(rows):
-                unpack_lanes(
+                transpose(
                     pixels, pixels_at + ((b * Z + plane) * Y + row) * X * pitch, pitch, run, valid, out,
                     channel + b * out_steps[0] + plane * out_steps[2] + row * out_steps[3], out_steps[1],
                 )  # fmt: skip
@@ -206,15 +211,12 @@ def correlate(
         for task in range(worker * tasks // workers, (worker + 1) * tasks // workers):
             s, part = divmod(task, parts)
             for number in range(s * strips_each, min((s + 1) * strips_each, strips)):
-                n0, z0, y0, x0 = strip_at(number, counts, strip)
+                n0, z0, y0, x0, base = open_strip(
+                    number, counts, strip, x, shape, steps, packs, box, box_steps, left, x_step, room
+                )  # fmt: skip
                 images = min(strip[0], out_shape[0] - n0)
                 z, y = min(strip[1], out_shape[2] - z0), min(strip[2], out_shape[3] - y0)
                 columns = min(strip[3], out_shape[4] - x0)
-                z_in, y_in, x_in = x_step[0] * z0 - left[0], x_step[1] * y0 - left[1], x_step[2] * x0 - left[2]
-                base = n0 * steps[0] + z_in * steps[2] + y_in * steps[3] + x_in * steps[4]
-                if packs:
-                    pack_box(x, shape, steps, n0, z_in, y_in, x_in, room, 0, box, box_steps)
-                    base = 0
                 corner = n0 * out_steps[0] + z0 * out_steps[2] + y0 * out_steps[3] + x0 * out_steps[4]
                 b_runs, z_runs, y_runs, run = runs(images, z, y, columns, along)
                 for g_block in range(part * groups * blocks // parts, (part + 1) * groups * blocks // parts):

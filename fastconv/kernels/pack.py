@@ -1,9 +1,9 @@
 """Packing: between the arrays of a user and what the register tiles read and write.
 
 A *box* is the part of the input that a strip of output pixels needs, with its padding.  It lies channels-last, or plane by
-plane where there are few channels.  Weights become
-*panels*, [group, block of lanes, term, lane]; gradients that a tile takes as vectors become [pixel, lane].  All arrays are
-flat; sizes and distances come as tuples, along (batch, channels, depth, height, width).
+plane where there are few channels.  Weights become *panels*, [group, block of lanes, term, lane]; gradients that a tile takes
+as vectors become [pixel, lane].  All arrays are flat; sizes and distances come as tuples, along (batch, channels, depth,
+height, width).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = [
     "pack_boxes",
     "pack_lanes",
     "pack_panels",
-    "unpack_lanes",
+    "transpose",
     "unpack_panels",
 ]
 
@@ -159,14 +159,6 @@ def pack_lanes(
     if valid < pitch:
         for p in range(pixels):
             clear(out, out_at + p * pitch + valid, out_at + (p + 1) * pitch)
-
-
-@kernel
-def unpack_lanes(
-    pixels_of: Array, pixels_at: int, pitch: int, pixels: int, valid: int, out: Array, at: int, lane_step: int
-) -> None:  # fmt: skip
-    """out[at + l*lane_step + p] = pixels_of[p, l] for l < valid."""
-    transpose(pixels_of, pixels_at, pitch, pixels, valid, out, at, lane_step)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
