@@ -1,14 +1,9 @@
-"""Direct convolution, between the plan and the kernels: what a geometry means in offsets.
+"""Direct convolution, between the plan and the kernels: what each pass of a geometry means in tables.
 
-For each pass this file cuts the output into strips and makes the offset tables that tell the register tiles what to multiply
-with what, once for each geometry and memory layout; then it calls the kernels (`fastconv.kernels.pack` and
-`fastconv.kernels.direct`), which see arrays and integers only.
+For each pass this file makes the tables that tell the register tiles what to multiply with what, once for each geometry and
+memory layout (`fastconv.strips` says how); then it runs the tasks of `fastconv.kernels`, which see arrays and integers only.
 
-Two tables say it all: where in the input the pixels of a strip lie, and how far from there the pairs of a channel and a tap
-lead.  Stride, dilation, padding, groups, layout and dimension are in these numbers.
-
-A depthwise convolution, where every channel is a group with one filter, is the same with other lanes: a vector of channels
-is multiplied with a vector of weights, and nothing is summed over channels.  To the drivers it is one group without depth.
+Of a *program* there are four kinds, one for each way to lay channels and pixels into the rows and lanes of a tile.
 """
 
 from __future__ import annotations
@@ -17,6 +12,7 @@ import dataclasses
 import functools
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,38 +21,61 @@ from numba import config
 
 from .arrays import Array
 from .geometry import ConvGeometry, ceil_div, phase_taps
-from .kernels.direct import PHASE, correlate, gather
-from .kernels.pack import pack_boxes, pack_panels, unpack_panels
+from .kernels.depthwise import correlate_depthwise, gather_depthwise
+from .kernels.direct import correlate, gather, gather_planes
+from .kernels.pack import pack_image, pack_panel, unpack_panel
 from .kernels.sums import sums
 from .scratch import buffer
-from .simd import ROWS, VECTORS, lanes
+from .simd import ROWS, SHORT, SLIDES, VECTORS, lanes
+from .strips import (
+    MOST_PIXELS,
+    MOST_SUMMED,
+    TASKS,
+    Axis,
+    AxisPhase,
+    Ints,
+    Source,
+    Tables,
+    by_output,
+    by_tap,
+    choose_padding,
+    choose_strip,
+    fill_tiles,
+    find_kinds,
+    grid_offsets,
+    lay_numbers,
+    make_source,
+    panel_pitch,
+    runs_of,
+    steps_of_box,
+    steps_of_image,
+    strip_numbers,
+    tile_width,
+    whole_lanes,
+)
+from .tasks import Task
 
 __all__ = ["grad_bias", "grad_input", "grad_weight", "is_depthwise", "lane_flops", "output", "scratch_bytes"]
 
-Ints = tuple[int, ...]
+STAGE_BYTES = 160 << 10
+"""Most bytes of a panel that a stage of a sum takes: it is to stay in the second-level cache while a strip's pixels pass."""
 
-TASKS = 16
-"""Tasks to split a pass into at least, where it has the work: the split must not ask for the number of cores."""
-
-FEWEST_PIXELS, MOST_PIXELS, MOST_SUMMED = 96, 384, 256
-"""Pixels of a strip: enough to use a panel for, few enough to share among cores; and where they are summed over, so few that
-their part of a block of filters, 64 bytes a pixel with AVX2, stays in the first-level cache."""
-
-STRIP_BYTES = 2**18
-"""Most bytes of input in a strip, without what its neighbours need too: it is to stay in the second-level cache."""
-
-DEPTHS = 64
-"""Channels of a pixel that a sum takes in turn, before it goes on to the next tap: four lines of the cache.  To sum the
-taps of one channel first is slower, and whole pixels at once would have packing write to places all over a panel."""
-
-PACK_DEPTHS = 32
-"""Depths of the weight that a task packs, of all lanes."""
+PACK_TERMS = 4096
+"""Terms of a vector of lanes that a task packs: enough to read each lane's in one go."""
 
 CHUNK_PIXELS = 256
 """Fewest pixels per chunk of dW: each chunk has sums of its own, which must not cost more than they save."""
 
+PART_TILES = 48
+"""Fewest tiles per part of dW's rows: each part reads the gradients anew."""
+
+TILE_TERMS = 12
+"""Terms that take as long as beginning and ending a tile."""
+
 SERIAL_FLOPS, SERIAL_BYTES = 1_000_000, 100_000
-"""Up to this much arithmetic, or copying, a kernel runs on the calling thread alone: waking others takes longer."""
+"""Up to this much arithmetic, or copying, tasks run on the calling thread alone: waking others takes longer."""
+
+NO_TABLE = np.zeros(1, np.int64)
 
 
 def is_depthwise(g: ConvGeometry) -> bool:
@@ -64,69 +83,323 @@ def is_depthwise(g: ConvGeometry) -> bool:
     return g.groups == g.channels == g.filters > 1
 
 
+def lanes_are_pixels(g: ConvGeometry, step: Ints, channels: int, itemsize: int) -> bool:
+    """Say whether a pass computes so few channels that pixels had better be the lanes."""
+    return not is_depthwise(g) and max(step) == 1 and 2 * channels <= lanes(itemsize)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
-# Memory
+# Programs
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _share(alone: bool, kernel: Any, tasks: int, *arguments: Any) -> None:
-    """Run all tasks of a kernel: on the calling thread alone, or on all threads."""
-    (kernel.alone if alone else kernel)(tasks, *arguments)
+@dataclass(frozen=True)
+class Program:
+    """A task and all that it is told but the arrays of a call.
 
-
-def _share_scratch(alone: bool, kernel: Any, tasks: int, size: int, dtype: Any, *arguments: Any) -> None:
-    """Run all tasks of a kernel as `_share` does, with scratch memory of ``size`` numbers for each thread."""
-    threads = 1 if alone else min(config.NUMBA_NUM_THREADS, tasks)
-    scratch = buffer("strips", threads * size, dtype).reshape(threads, size)
-    _share(alone, kernel, tasks, scratch, *arguments)
-
-
-def _small(array: Array) -> bool:
-    return array.nbytes <= SERIAL_BYTES
-
-
-def _memory(array: Array) -> tuple[Array, bool]:
-    """Return an image's memory as a flat array, and whether it lies channels-last, as every image of one pixel does."""
-    if array.flags.c_contiguous:
-        return array.reshape(-1), math.prod(array.shape[2:]) == 1
-    return array.transpose(0, 2, 3, 4, 1).reshape(-1), True
-
-
-def _image_steps(shape: Ints, channels_last: bool) -> Ints:
-    """Distance of neighbours along (batch, channels, depth, height, width) in an image of this shape."""
-    _, C, D, H, W = shape
-    if channels_last:
-        return (D * H * W * C, 1, H * W * C, W * C, C)
-    return (C * D * H * W, D * H * W, H * W, W, 1)
-
-
-def _box_steps(box: Ints, channels_last: bool, itemsize: int) -> Ints:
-    """Distance of neighbours in a packed box.
-
-    Planes, or pixels of many channels, lie an odd number of cache lines apart: at a power of two, all that a tile reads at
-    once would compete for a few lines of the cache.
+    Attributes
+    ----------
+    task, tasks, numbers, tables, room, alone
+        What it runs, how often, with which numbers and tables, and with how much scratch memory for each thread; and
+        whether on the calling thread alone.
+    source : Source
+        How it finds its input.
+    packing, pack_tasks, pack_numbers, pack_table, panels
+        What turns a weight into panels before it, or panels into a weight after it, or None; and numbers in the panels.
+    start : tuple of int
+        Groups, lanes of a group, numbers for these, and zeros behind them, that sums begin with.
     """
-    _, C, D, H, W = box
-    line = 64 // itemsize
-    if channels_last:
-        pixel = (ceil_div(C, line) | 1) * line if 4 * line < C else C
-        return (D * H * W * pixel, 1, H * W * pixel, W * pixel, pixel)
-    plane = (ceil_div(D * H * W, line) | 1) * line
-    return (C * plane, plane, H * W, W, 1)
+
+    task: Task
+    tasks: int
+    numbers: Array
+    tables: Array
+    room: int
+    alone: bool
+    source: Source
+    packing: Task | None
+    pack_tasks: int
+    pack_numbers: Array
+    pack_table: Array
+    panels: int
+    start: tuple[int, int, int, int]
+
+    def prepared(self, x: Array, shape: Ints, channels_last: bool) -> Array:
+        """Return the input as the tasks take it: as it is, or packed as a whole."""
+        if self.source.whole is None:
+            return x
+        box, steps, left = self.source.whole
+        packed = buffer("image", box[0] * steps[0], x.dtype)
+        told = np.array((*shape, *steps_of_image(shape, channels_last), *left, *box, *steps), np.int64)
+        pack_image(box[0] * box[2] * box[3], told, NO_TABLE, x, packed, alone=packed.nbytes <= SERIAL_BYTES)
+        return packed
+
+    def run(self, *arrays: Array) -> None:
+        """Run all tasks."""
+        self.task(self.tasks, self.numbers, self.tables, *arrays, room=self.room, alone=self.alone)
+
+    def pack(self, source: Array, target: Array) -> None:
+        """Run all tasks that turn weights into panels or panels into weights."""
+        assert self.packing is not None
+        alone = min(source.nbytes, target.nbytes) <= SERIAL_BYTES
+        self.packing(self.pack_tasks, self.pack_numbers, self.pack_table, source, target, alone=alone)
+
+    def begin(self, bias: Array | None, dtype: np.dtype[Any]) -> Array:
+        """Return what sums begin with: the bias or zeros, up to whole vectors, and a tile's zeros."""
+        groups, used, padded, zeros = self.start
+        start = buffer("start", groups * padded + zeros, dtype)
+        start[:] = 0
+        if bias is not None:
+            start[: groups * padded].reshape(groups, padded)[:, :used] = bias.reshape(groups, used)
+        return start
 
 
-def _table(values: Any) -> Array:
-    return np.array(values, np.int64).reshape(-1)
+def _term_rows(depth: int, T: int, depths: int, fast_channels: bool) -> Array:
+    """Number the rows of a panel: the row of each (depth, tap), stage by stage of so many depths.
+
+    Neighbours in memory are neighbours in a panel: the channels of a pixel, or the taps of a plane.
+    """
+    rows = np.empty((depth, T), np.int64)
+    for first in range(0, depth, depths):
+        taken = min(depths, depth - first)
+        order = np.arange(taken * T) + first * T
+        rows[first : first + taken] = order.reshape(T, taken).T if fast_channels else order.reshape(taken, T)
+    return rows
 
 
-def _width(itemsize: int) -> int:
-    """Lanes in the widest tile."""
-    return VECTORS * lanes(itemsize)
+def _pairs(source: Source, rows: Array, places: list[int], numbers: list[int], depths: int) -> Array:
+    """List the pairs of a depth and some taps in the order of their rows: their offsets in the input, and their rows."""
+    channel = source.pitches[1]
+    offsets = np.arange(len(rows))[:, None] * channel + np.array(places, np.int64)
+    chosen = rows[:, numbers]
+    parts = []
+    for first in range(0, len(rows), depths):
+        order = np.argsort(chosen[first : first + depths], axis=None)
+        taken = (table[first : first + depths].reshape(-1)[order] for table in (offsets, chosen))
+        parts.append(np.stack(list(taken), 1))
+    return np.concatenate(parts)
 
 
-def _whole(count: int, itemsize: int) -> int:
-    """Numbers in the vectors that hold so many lanes."""
-    return ceil_div(count, lanes(itemsize)) * lanes(itemsize)
+def _tap_numbers(
+    g: ConvGeometry, along: Sequence[Sequence[tuple[int, int]]]
+) -> list[tuple[int, tuple[tuple[int, int], ...]]]:
+    """Combine taps along each axis: the number of each combination in the weight, and its parts."""
+    _, height, width = g.kernel
+    return [((z[0] * height + y[0]) * width + x[0], (z, y, x)) for z, y, x in itertools.product(*along)]
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    """What equations (1) and (2) have in common: a pass that computes pixels of ``channels`` from sums of ``depth``.
+
+    ``weight_steps`` are the distances of groups, lanes and depths in the weight.
+    """
+
+    g: ConvGeometry
+    axes: tuple[Axis, ...]
+    in_shape: Ints
+    in_last: bool
+    out_shape: Ints
+    out_last: bool
+    out_step: Ints
+    channels: int
+    depth: int
+    weight_steps: Ints
+    itemsize: int
+
+    @property
+    def T(self) -> int:
+        """Count the taps."""
+        return math.prod(self.g.kernel)
+
+    @property
+    def sizes(self) -> Ints:
+        """Pixels along each axis."""
+        return (self.g.batch, *(axis.grid for axis in self.axes))
+
+    @property
+    def stride(self) -> Ints:
+        """Distance in the input of neighbouring pixels."""
+        return tuple(axis.step for axis in self.axes)
+
+    def scratch_steps(self, strip: Ints, pitch: int) -> Ints:
+        """Distance of neighbours in scratch, where a strip's part of the output lies pixel by pixel."""
+        extents = tuple(min(s * n, m) for s, n, m in zip(self.out_step, strip[1:], self.out_shape[2:], strict=True))
+        return steps_of_image((1, pitch, *extents), True)
+
+    def scratch_size(self, strip: Ints, pitch: int) -> int:
+        """Numbers of scratch memory that a strip's part of the output takes; none if it is written as it lies."""
+        return 0 if self.out_last else strip[0] * self.scratch_steps(strip, pitch)[0]
+
+
+def _gather_program(p: _Pixels) -> Program:
+    """Rows are pixels, lanes are channels."""
+    g, axes, itemsize, T = p.g, p.axes, p.itemsize, p.T
+    width, depth, groups = tile_width(itemsize), p.depth, p.g.groups
+    lane_count = p.channels // groups
+    pitch, padded = panel_pitch(lane_count, itemsize), whole_lanes(lane_count, itemsize)
+    blocks = ceil_div(lane_count, width)
+    strip = choose_strip(p.sizes, p.in_shape[1] * itemsize * math.prod(p.stride), MOST_PIXELS)
+    strips = math.prod(ceil_div(n, m) for n, m in zip(p.sizes, strip, strict=True))
+    parts = min(groups * blocks, ceil_div(TASKS, max(1, strips)))
+    # A box lies channels-last but for images of few planes: tiles that read planes as they lie were slower than turning
+    # the planes over.
+    last = p.in_last or lanes(itemsize) <= p.in_shape[1]
+
+    def work(pixels: int, taps: int) -> int:
+        return ceil_div(pixels, ROWS) * (taps * depth + TILE_TERMS) * groups * blocks
+
+    packing = math.prod(p.in_shape) // lanes(itemsize) // 6
+    kinds, packs = choose_padding(g.batch, axes, strip, by_output, p.in_last == last, work, packing)
+    source = make_source(p.in_shape, p.in_last, itemsize, g.batch, axes, strip, last, packs, parts > 1)
+    stages = max(1, ceil_div(depth * T * pitch * itemsize, STAGE_BYTES))
+    depths = max(1, ceil_div(depth, stages))
+    rows = _term_rows(depth, T, depths, source.pitches[1] == 1)
+    out_steps = steps_of_image(p.out_shape, p.out_last)
+    steps = out_steps if p.out_last else p.scratch_steps(strip, width)
+    inside = tuple(s * step for s, step in zip(p.out_step, steps[2:], strict=True))
+    tables = Tables()
+    numbers = strip_numbers(source, kinds, tables, p.out_shape, out_steps, p.out_step)
+    pairs: dict[Any, int] = {}
+    first_run, runs = [0], []
+    for _, segments in kinds.all():
+        for phases, run in runs_of(segments):
+            taps = tuple(tap for _, _, tap in run[1:])
+            met = _tap_numbers(g, taps)
+            if taps not in pairs:
+                table = _pairs(source, rows, [source.place(at) for _, at in met], [n for n, _ in met], depths)
+                pairs[taps] = tables.add(table * (1, pitch))
+            firsts = (axis.phases[n].first for axis, n in zip(axes, phases, strict=True))
+            to = grid_offsets(run, (steps[0], *inside)) + sum(f * s for f, s in zip(firsts, steps[2:], strict=True))
+            at = fill_tiles(grid_offsets(run, source.pixel_steps))
+            runs.append((pairs[taps], len(met), tables.add(at), tables.add(fill_tiles(to)), at.size // ROWS))
+        first_run.append(len(runs))
+    numbers |= {"runs_at": tables.add(first_run), "run_list_at": tables.add(runs)}
+    numbers |= {
+        "parts": parts, "groups": groups, "lane_count": lane_count, "pitch": pitch,
+        "group_step": depth * source.pitches[1], "stages": max(1, ceil_div(depth, depths)), "depths": depths, "depth": depth,
+        "taps": T,
+    }  # fmt: skip
+    chunk = max(1, PACK_TERMS // T)
+    told = (*p.weight_steps, depth, chunk, T, lane_count, pitch, math.prod(g.weight_shape))
+    return Program(
+        gather, source.strips * parts, lay_numbers(**numbers), tables.whole(),
+        source.box_size + p.scratch_size(strip, width), g.flops <= SERIAL_FLOPS, source, pack_panel,
+        groups * ceil_div(lane_count, lanes(itemsize)) * ceil_div(depth, chunk), np.array(told, np.int64), rows.reshape(-1),
+        groups * blocks * depth * T * pitch, (groups, lane_count, padded, width),
+    )  # fmt: skip
+
+
+def _planes_program(p: _Pixels) -> Program:
+    """Rows are channels, lanes are pixels."""
+    g, axes, itemsize, depth, groups = p.g, p.axes, p.itemsize, p.depth, p.g.groups
+    lane_count = p.channels // groups
+    height = lane_count if lane_count in SHORT else ROWS
+    width = SHORT.get(height, VECTORS) * lanes(itemsize)
+    strip = choose_strip(p.sizes, p.in_shape[1] * itemsize, MOST_PIXELS * VECTORS)
+    kinds = find_kinds(g.batch, axes, strip, (False,) * 3, by_output)
+    source = make_source(p.in_shape, p.in_last, itemsize, g.batch, axes, strip, False, True, False, slack=2 * width)
+    *_, rows_of_box, columns = source.box
+    plane = ceil_div((strip[1] * rows_of_box) * columns, width) * width + width
+    tables = Tables()
+    out_steps = steps_of_image(p.out_shape, p.out_last)
+    numbers = strip_numbers(source, kinds, tables, p.out_shape, out_steps, p.out_step)
+    lane_step = p.weight_steps[1]
+    tiles = ceil_div(lane_count, height)
+    rows_at = tables.add(fill_tiles(np.arange(lane_count) * lane_step, height))
+    targets_at = tables.add(np.arange(tiles * height) * plane)
+    first_run, runs = [0], []
+    for _, segments in kinds.all():
+        for phases, run in runs_of(segments):
+            met = _tap_numbers(g, [tap for _, _, tap in run[1:]])
+            k = np.arange(depth)[:, None]
+            offsets = k * p.weight_steps[2] + np.array([n for n, _ in met], np.int64)
+            columns_of = k * source.pitches[1] + np.array([source.place(at) for _, at in met], np.int64)
+            pairs_at = tables.add(np.stack([offsets.reshape(-1), columns_of.reshape(-1)], 1))
+            firsts = (axis.phases[n].first for axis, n in zip(axes, phases, strict=True))
+            extents = (b - a for a, b, _ in run[1:])
+            runs.append((pairs_at, depth * len(met), rows_at, targets_at, *firsts, *extents))
+        first_run.append(len(runs))
+    numbers |= {"runs_at": tables.add(first_run), "run_list_at": tables.add(runs)}
+    numbers |= {
+        "groups": groups, "lane_count": lane_count, "group_step": depth * source.pitches[1], "height": height,
+        "width": width, "plane": plane, "weight_step": p.weight_steps[0],
+    }  # fmt: skip
+    return Program(
+        gather_planes, source.strips, lay_numbers(**numbers), tables.whole(), source.box_size + tiles * height * plane,
+        g.flops <= SERIAL_FLOPS, source, None, 0, NO_TABLE, NO_TABLE, 0, (groups, lane_count, lane_count, width),
+    )  # fmt: skip
+
+
+def _slide(taps: Sequence[tuple[int, int]], step: int) -> bool:
+    """Say whether there is a tile that slides over a line of these taps."""
+    neighbours = all(b - a == 1 for (_, a), (_, b) in itertools.pairwise(taps))
+    return len(taps) > 1 and neighbours and (len(taps), step) in SLIDES
+
+
+def _gather_depthwise_program(p: _Pixels) -> Program:
+    """Lanes are channels, which do not mix."""
+    g, axes, itemsize, T = p.g, p.axes, p.itemsize, p.T
+    pitch, width = panel_pitch(p.channels, itemsize), tile_width(itemsize)
+    blocks = ceil_div(p.channels, width)
+    strip = choose_strip(p.sizes, pitch * itemsize * math.prod(p.stride), MOST_PIXELS)
+    kinds = find_kinds(g.batch, axes, strip, (False,) * 3, by_output)
+    source = make_source(p.in_shape, p.in_last, itemsize, g.batch, axes, strip, True, True, False, channels=pitch)
+    source = dataclasses.replace(source, box_steps=steps_of_image(source.box, True))
+    tables = Tables()
+    numbers = strip_numbers(source, kinds, tables, p.out_shape, steps_of_image(p.out_shape, p.out_last), p.out_step)
+    rows, runs, term = np.zeros(T, np.int64), [], 0
+    for phases in itertools.product(*(axis.phases for axis in axes)):
+        z_taps, y_taps, x_taps = (phase.taps for phase in phases)
+        slides = _slide(x_taps, p.stride[2])
+        lines = [(z, y) for z, y in itertools.product(z_taps, y_taps)]
+        met = _tap_numbers(g, (z_taps, y_taps, x_taps))
+        rows[[n for n, _ in met]] = term + np.arange(len(met))
+        offsets = np.array([source.place(at) for _, at in met], np.int64)
+        each = len(x_taps) if slides else 1
+        # The rows that lines lead to from an output's, if lines of one plane are all there are.
+        found = (
+            np.repeat([y + axes[1].left for _, (_, y) in lines], 1 if slides else len(x_taps))
+            if len(z_taps) == 1
+            else []
+        )
+        runs.append((
+            *(phase.count for phase in phases), *(phase.first for phase in phases), each, p.stride[2] if slides else 1,
+            len(met) // each, tables.add(offsets[::each] if len(met) else []), tables.add(found) if len(found) else -1,
+            tables.add(offsets), term,
+        ))  # fmt: skip
+        term += len(met)
+    unmet = sorted(
+        set(range(T))
+        - {
+            n
+            for phases in itertools.product(*(a.phases for a in axes))
+            for n, _ in _tap_numbers(g, [f.taps for f in phases])
+        }
+    )
+    rows[unmet] = term + np.arange(len(unmet))
+    numbers |= {"runs_at": tables.add(runs), "run_list_at": 0}
+    numbers |= {"channels": p.channels, "pitch": pitch, "taps": T, "phases": len(runs)}
+    told = (*p.weight_steps, 1, 1, T, p.channels, pitch, math.prod(g.weight_shape))
+    return Program(
+        gather_depthwise, source.strips * blocks, lay_numbers(**numbers), tables.whole(),
+        source.box_size + p.scratch_size(strip, width), g.flops <= SERIAL_FLOPS, source, pack_panel,
+        ceil_div(p.channels, lanes(itemsize)), np.array(told, np.int64), rows, blocks * T * pitch,
+        (1, p.channels, whole_lanes(p.channels, itemsize), 0),
+    )  # fmt: skip
+
+
+def _program(p: _Pixels) -> Program:
+    if is_depthwise(p.g):
+        return _gather_depthwise_program(p)
+    if lanes_are_pixels(p.g, p.stride, p.channels // p.g.groups, p.itemsize):
+        return _planes_program(p)
+    return _gather_program(p)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Equations (1) and (2): pixels
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=256)
@@ -141,317 +414,53 @@ def _flat(g: ConvGeometry, images_too: bool) -> ConvGeometry:
     return dataclasses.replace(g, batch=batch, input=along, output=along, padding=((0, 0),) * 3)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Strips
-# ---------------------------------------------------------------------------------------------------------------------
+def _memory(array: Array) -> tuple[Array, bool]:
+    """Return an image's memory as a flat array, and whether it lies channels-last, as every image of one pixel does."""
+    if array.flags.c_contiguous:
+        return array.reshape(-1), math.prod(array.shape[2:]) == 1
+    return array.transpose(0, 2, 3, 4, 1).reshape(-1), True
 
 
-@dataclass(frozen=True)
-class _Source:
-    """How the kernels find the input of a strip of (images, planes, rows, columns).
-
-    Strips stand ``counts`` along each axis.  A strip that begins at pixel p begins at pixel ``step*p - left`` of an input with
-    ``shape`` and ``steps``.  If it ``packs``, that part is copied, with padding, into a ``box`` with distances ``box_steps``.
-    If ``whole`` is given, (shape, steps, left) of the input with its padding, the input is first packed into that: several
-    tasks need each strip.
-    """
-
-    strip: Ints
-    counts: Ints
-    shape: Ints
-    steps: Ints
-    left: Ints
-    step: Ints
-    packs: bool
-    box: Ints
-    box_steps: Ints
-    slack: int
-    whole: tuple[Ints, Ints, Ints] | None
-
-    @property
-    def strips(self) -> int:
-        """Count the strips."""
-        return math.prod(self.counts)
-
-    @property
-    def pitches(self) -> Ints:
-        """Distance of neighbours in what the tiles read."""
-        return self.box_steps if self.packs else self.steps
-
-    @property
-    def box_size(self) -> int:
-        """Numbers of scratch memory for a box."""
-        return self.box[0] * self.box_steps[0] + self.slack if self.packs else 0
-
-    def pixels(self, sizes: Ints) -> Array:
-        """Where the pixels of a strip of ``sizes`` (images, planes, rows, columns) lie."""
-        batch, _, *steps = self.pitches
-        along = (batch, *(s * step for s, step in zip(self.step, steps, strict=True)))
-        return _offsets(sizes, along)
-
-    def pairs(self, depth: int, places: list[Ints]) -> tuple[Array, Array]:
-        """How far the pairs of a channel and a tap lie from a pixel, and the row of that table for each (channel, tap).
-
-        Neighbours in memory are neighbours in the table: the taps of a plane, or DEPTHS channels of a pixel.
-        """
-        _, channel, *steps = self.pitches
-        taps = np.array([sum(p * step for p, step in zip(place, steps, strict=True)) for place in places], np.int64)
-        offsets = (np.arange(depth)[:, None] * channel + taps).reshape(-1)
-        numbers = np.arange(offsets.size).reshape(depth, -1)
-        order = numbers.reshape(-1)
-        if channel == 1:
-            order = np.concatenate([numbers[k : k + DEPTHS].T.reshape(-1) for k in range(0, depth, DEPTHS)])
-        rows = np.empty_like(order)
-        rows[order] = np.arange(order.size)
-        return offsets[order], rows.reshape(depth, -1)
-
-    def arguments(self) -> tuple[Any, ...]:
-        """What the drivers are told."""
-        return (
-            self.shape,
-            self.steps,
-            self.packs,
-            self.box,
-            self.box_steps,
-            self.left,
-            self.step,
-            self.strip,
-            self.counts,
+def _forward_axes(g: ConvGeometry) -> tuple[Axis, ...]:
+    """Output t meets input s*t + d*k - P through tap k."""
+    return tuple(
+        Axis(n, s, (AxisPhase(0, n_out, tuple((k, d * k - left) for k in range(f))),))
+        for n, n_out, f, s, d, (left, _) in zip(
+            g.input, g.output, g.kernel, g.stride, g.dilation, g.padding, strict=True
         )
-
-
-def _offsets(sizes: Ints, steps: Ints) -> Array:
-    """Offsets of all places of a grid in order."""
-    result = np.zeros(1, np.int64)
-    for n, step in zip(sizes, steps, strict=True):
-        result = (result[:, None] + step * np.arange(n)).reshape(-1)
-    return result
-
-
-def _strip(sizes: Ints, pixel_bytes: int, most: int) -> Ints:
-    """Choose (images, planes, rows, columns) of a strip, of all pixels with ``sizes``: whole rows, planes, images if it can."""
-    if math.prod(sizes) == 0:
-        return (1, 1, 1, 1)
-    least, most = FEWEST_PIXELS, min(most, max(ROWS, STRIP_BYTES // pixel_bytes))
-    wanted = min(max(math.prod(sizes) // TASKS, least), most)
-    strip = [1, 1, 1, 1]
-    for axis in (3, 2, 1, 0):
-        inside, n = math.prod(strip), sizes[axis]
-        if n * inside <= wanted:
-            strip[axis] = max(1, n)
-            continue
-        # About the wanted size, whichever fills tiles best and shares evenly.
-        about = max(1, round(wanted / inside))
-        step = ROWS if axis == 3 and about >= ROWS else 1
-        choices = range(ceil_div(max(1, 2 * about // 3), step) * step, max(1, min(n, 4 * about // 3)) + 1, step)
-        strip[axis] = min(
-            choices or (min(about, n),), key=lambda size: (_waste(n, size, inside, math.prod(sizes[:axis])), -size)
-        )
-        break
-    return tuple(strip)
-
-
-def _waste(n: int, size: int, inside: int, others: int) -> float:
-    """Work per pixel, of the busiest of two or four threads, if n*inside pixels are cut into strips of a size."""
-    whole, rest = divmod(n, size)
-    tiles = others * (whole * ceil_div(size * inside, ROWS) + ceil_div(rest * inside, ROWS))
-    strips = others * (whole + (rest > 0))
-    tasks = strips * ceil_div(TASKS, strips)  # few strips are shared by tasks that compute different lanes
-    return tiles * ROWS / (n * inside * others) * sum(ceil_div(tasks, t) * t / tasks for t in (2, 4))
-
-
-def _source(
-    shape: Ints, channels_last: bool, itemsize: int, sizes: Ints, step: Ints, left: Ints, span: Ints, strip: Ints,
-    tasks_each: int, depthwise: bool,
-) -> _Source:  # fmt: skip
-    """Describe how an image of this shape is read, for ``tasks_each`` tasks that compute different lanes of a strip.
-
-    ``sizes`` are all pixels to compute, which lie ``step`` apart in the input, ``span`` is how far a pixel's taps reach, ``left``
-    the padding in front of the first.
-    """
-    _, C, *inside = shape
-    # A box lies channels-last but for images of few planes: tiles that read planes as they lie were slower than turning
-    # the planes over.  In a depthwise convolution lanes are channels of the input.
-    last = channels_last or depthwise or lanes(itemsize) <= C
-    slack = _width(itemsize) if depthwise and C % lanes(itemsize) else 0
-
-    def box(sizes: Ints) -> Ints:
-        extents = ((n - 1) * s + reach + 1 for n, s, reach in zip(sizes[1:], step, span, strict=True))
-        return (sizes[0], C, *extents)
-
-    part, everything = box(strip), box(sizes)
-    pads = any(left) or any(n > m for n, m in zip(everything[2:], inside, strict=True))
-    packs = pads or slack > 0 or last != channels_last
-    counts = tuple(ceil_div(n, m) for n, m in zip(sizes, strip, strict=True))
-    steps, whole = _image_steps(shape, channels_last), None
-    if packs and tasks_each > 1:
-        whole = (everything, _box_steps(everything, last, itemsize), left)
-        shape, steps, left, packs = everything, whole[1], (0, 0, 0), False
-    part_steps = _box_steps(part, last, itemsize)
-    return _Source(strip, counts, shape, steps, left, step, packs, part, part_steps, slack, whole)
-
-
-def _prepared(source: _Source, x: Array, shape: Ints, channels_last: bool) -> Array:
-    """Return the input as the drivers take it: as it is, or packed as a whole."""
-    if source.whole is None:
-        return x
-    box, steps, left = source.whole
-    packed = buffer("image", box[0] * steps[0] + source.slack, x.dtype)
-    packed[box[0] * steps[0] :] = 0
-    _share(
-        _small(packed), pack_boxes, box[0] * box[2] * box[3],
-        x, shape, _image_steps(shape, channels_last), left, packed, box, steps,
-    )  # fmt: skip
-    return packed
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Equations (1) and (2): pixels
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Phase:
-    """Output pixels that meet the same taps: all of them in equation (1), one residue class in equation (2).
-
-    ``taps`` are the numbers of the taps in the weight, ``places`` lead to their factors from where a strip's input begins,
-    ``first`` and ``sizes`` say where the pixels lie.
-    """
-
-    taps: list[int]
-    places: list[Ints]
-    first: Ints
-    sizes: Ints
-
-
-@dataclass(frozen=True)
-class _Pass:
-    """What a driver and the packing of its panels are told, beside the arrays of a call."""
-
-    source: _Source
-    alone: bool
-    tasks: int
-    scratch: int
-    arguments: tuple[Any, ...]
-    panel_tasks: int
-    panel_size: int
-    panel_arguments: tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class _Gather(_Pass):
-    """Equation (1) or (2): ``start_shape`` are the groups, and the lanes of each up to whole vectors."""
-
-    lane_count: int
-    start_shape: tuple[int, int]
-
-
-def _plan_gather(
-    g: ConvGeometry, in_shape: Ints, in_last: bool, in_step: Ints, left: Ints, span: Ints, phases: list[_Phase],
-    channels: int, depth: int, weight_steps: Ints, out_shape: Ints, out_last: bool, out_step: Ints, itemsize: int,
-) -> _Gather:  # fmt: skip
-    """Cut the output into strips and make the tables of a pass that computes ``channels`` from sums of ``depth``.
-
-    ``in_step``, ``left`` and ``span`` say what the pixels of the phases, of which the first has most, need: see `_source`.
-    ``weight_steps`` are the distances of groups, lanes and depths in the weight.
-    """
-    width, T = _width(itemsize), math.prod(g.kernel)
-    depthwise = is_depthwise(g)
-    groups = 1 if depthwise else g.groups
-    lane_count = channels // groups
-    sizes = (g.batch, *phases[0].sizes)
-    strip = _strip(sizes, in_shape[1] * itemsize * math.prod(in_step), MOST_PIXELS)
-    strips = math.prod(ceil_div(n, m) for n, m in zip(sizes, strip, strict=True))
-    parts = min(groups * ceil_div(lane_count, width), ceil_div(TASKS, max(1, strips)))
-    source = _source(in_shape, in_last, itemsize, sizes, in_step, left, span, strip, parts, depthwise)
-    out_steps = _image_steps(out_shape, out_last)
-    # Within a strip, output pixels lie as in the output, or else one after another in scratch.
-    extents = tuple(min(s * n, m) for s, n, m in zip(out_step, source.strip[1:], out_shape[2:], strict=True))
-    steps = out_steps if out_last else _image_steps((1, width, *extents), True)
-    along = (steps[0], *(s * step for s, step in zip(out_step, steps[2:], strict=True)))
-    rows, pairs, sources, targets = [], [_table([])], [_table([])], [_table([])]
-    panel_of, terms_of, row_of = np.zeros(T, np.int64), np.zeros(T, np.int64), np.full((depth, T), -1)
-    pairs_at = pixels_at = panel_at = 0
-    for phase in phases:
-        strip = (source.strip[0], *map(min, source.strip[1:], phase.sizes))
-        terms = depth * len(phase.taps)
-        offsets, row_of[:, phase.taps] = source.pairs(depth, phase.places)
-        pairs.append(offsets)
-        sources.append(source.pixels(strip))
-        targets.append(_offsets(strip, along) + sum(p * s for p, s in zip(phase.first, steps[2:], strict=True)))
-        rows.append((terms, pairs_at, pixels_at, panel_at, *phase.sizes, *strip[1:]))
-        panel_of[phase.taps], terms_of[phase.taps] = panel_at, terms
-        pairs_at, pixels_at = pairs_at + terms, pixels_at + math.prod(strip)
-        panel_at += groups * _whole(lane_count, itemsize) * terms
-    return _Gather(
-        source,
-        g.flops <= SERIAL_FLOPS,
-        source.strips * parts,
-        source.box_size + (0 if out_last else source.strip[0] * math.prod(extents) * width),
-        (
-            *source.arguments(), parts, np.concatenate(pairs), np.array(rows, np.int64).reshape(-1, len(PHASE)),
-            np.concatenate(sources), np.concatenate(targets), groups, lane_count,
-            0 if depthwise else depth * source.pitches[1], width if depthwise else None, out_shape, out_steps, out_step,
-        ),
-        groups * ceil_div(depth, PACK_DEPTHS),
-        panel_at,
-        (weight_steps, depth, PACK_DEPTHS, T, lane_count, panel_of, terms_of, row_of.reshape(-1)),
-        lane_count,
-        (groups, _whole(lane_count, itemsize)),
-    )  # fmt: skip
-
-
-def _taps(g: ConvGeometry) -> list[Ints]:
-    """Where the taps lie in the padded image, from a pixel's first."""
-    return [
-        tuple(d * k for d, k in zip(g.dilation, tap, strict=True)) for tap in itertools.product(*map(range, g.kernel))
-    ]
-
-
-def _reach(g: ConvGeometry) -> tuple[Ints, Ints]:
-    """Padding in front, and how far a pixel's taps reach."""
-    return tuple(left for left, _ in g.padding), tuple(d * (f - 1) for d, f in zip(g.dilation, g.kernel, strict=True))
+    )
 
 
 @functools.lru_cache(maxsize=256)
-def _plan_output(g: ConvGeometry, x_last: bool, out_last: bool, itemsize: int) -> _Gather:
-    taps, depth = _taps(g), g.channels // g.groups
-    phase = _Phase(list(range(len(taps))), taps, (0, 0, 0), g.output)
+def _plan_output(g: ConvGeometry, x_last: bool, out_last: bool, itemsize: int) -> Program:
+    T, depth = math.prod(g.kernel), g.channels // g.groups
     filters = g.filters // (1 if is_depthwise(g) else g.groups)
-    weight_steps = (filters * depth * len(taps), depth * len(taps), len(taps))
-    return _plan_gather(
-        g, g.input_shape, x_last, g.stride, *_reach(g), [phase], g.filters, depth, weight_steps, g.output_shape, out_last,
-        (1, 1, 1), itemsize,
+    return _program(
+        _Pixels(
+            g, _forward_axes(g), g.input_shape, x_last, g.output_shape, out_last, (1, 1, 1), g.filters, depth,
+            (filters * depth * T, depth * T, T), itemsize,
+        )
     )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=256)
-def _plan_grad_input(g: ConvGeometry, grad_last: bool, out_last: bool, itemsize: int) -> _Gather:
-    # Along each axis, for each phase: its first pixel, its number of pixels t, and for each of its taps k the output
-    # i = t + shift that it leads to.
-    axes: list[list[tuple[int, int, list[tuple[int, int]]]]] = []
-    for n, f, s, d, (front, _) in zip(g.input, g.kernel, g.stride, g.dilation, g.padding, strict=True):
+def _plan_grad_input(g: ConvGeometry, grad_last: bool, out_last: bool, itemsize: int) -> Program:
+    """Pixels of dX in one residue class are a phase: pixel p = s*t + first meets output t + shift through tap k."""
+    axes = []
+    for n, n_out, f, s, d, (left, _) in zip(g.input, g.output, g.kernel, g.stride, g.dilation, g.padding, strict=True):
         phases = []
         for p in range(min(s, n)):
-            k0, step = phase_taps(p, s, d, front)
-            taps = [(k, (p + front - d * k) // s) for k in range(max(0, k0), f, step) if k0 >= 0]
-            phases.append((p, ceil_div(n - p, s), taps[::-1]))  # so that shifts ascend
-        axes.append(phases)
-    shifts = [[shift for _, _, taps in phases for _, shift in taps] for phases in axes]
-    left = tuple(-min(along, default=0) for along in shifts)
-    span = tuple(max(along, default=0) - min(along, default=0) for along in shifts)
-    _, height, columns = g.kernel
-    result = []
-    for along in itertools.product(*axes):
-        meet = list(itertools.product(*(taps for _, _, taps in along)))
-        places = [tuple(i + before for (_, i), before in zip(at, left, strict=True)) for at in meet]
-        taps_met = [(kz * height + ky) * columns + kx for (kz, _), (ky, _), (kx, _) in meet]
-        result.append(_Phase(taps_met, places, tuple(p for p, _, _ in along), tuple(count for _, count, _ in along)))
+            k0, step = phase_taps(p, s, d, left)
+            taps = [(k, (p + left - d * k) // s) for k in range(max(0, k0), f, step) if k0 >= 0]
+            phases.append(AxisPhase(p, ceil_div(n - p, s), tuple(taps[::-1])))  # so that shifts ascend
+        axes.append(Axis(n_out, 1, tuple(phases)))
     T, depth = math.prod(g.kernel), g.filters // g.groups
     channels = g.channels // (1 if is_depthwise(g) else g.groups)
-    return _plan_gather(
-        g, g.output_shape, grad_last, (1, 1, 1), left, span, result, g.channels, depth,
-        (depth * channels * T, T, channels * T), g.input_shape, out_last, g.stride, itemsize,
+    return _program(
+        _Pixels(
+            g, tuple(axes), g.output_shape, grad_last, g.input_shape, out_last, g.stride, g.channels, depth,
+            (depth * channels * T, T, channels * T), itemsize,
+        )
     )  # fmt: skip
 
 
@@ -459,39 +468,30 @@ def output(g: ConvGeometry, x: Array, weight: Array, bias: Array, out: Array) ->
     """Equation (1): lanes are filters, factors are the pixels under the taps."""
     (x, x_last), (memory, out_last) = _memory(x), _memory(out)
     g = _flat(g, x_last and out_last)
-    plan = _plan_output(g, x_last, out_last, out.itemsize)
-    groups, whole = plan.start_shape
-    start = buffer("start", groups * whole, out.dtype)
-    if plan.lane_count == whole:
-        start[:] = bias
-    else:
-        start.reshape(groups, whole)[:, : plan.lane_count] = bias.reshape(groups, plan.lane_count)
-        start.reshape(groups, whole)[:, plan.lane_count :] = 0
-    _gather(plan, x, g.input_shape, x_last, weight, start, memory)
+    program = _plan_output(g, x_last, out_last, out.itemsize)
+    _compute_pixels(program, x, g.input_shape, x_last, weight, bias, memory)
 
 
 def grad_input(g: ConvGeometry, grad_output: Array, weight: Array, out: Array) -> None:
     """Equation (2), phase by phase: lanes are input channels, factors are pixels of dO."""
     (grad_output, grad_last), (memory, out_last) = _memory(grad_output), _memory(out)
     g = _flat(g, grad_last and out_last)
-    plan = _plan_grad_input(g, grad_last, out_last, out.itemsize)
-    start = buffer("start", math.prod(plan.start_shape), out.dtype)
-    start[:] = 0
-    _gather(plan, grad_output, g.output_shape, grad_last, weight, start, memory)
+    program = _plan_grad_input(g, grad_last, out_last, out.itemsize)
+    _compute_pixels(program, grad_output, g.output_shape, grad_last, weight, None, memory)
 
 
-def _gather(plan: _Gather, x: Array, shape: Ints, x_last: bool, weight: Array, start: Array, out: Array) -> None:
-    """Pack the weight and compute all pixels."""
+def _compute_pixels(
+    program: Program, x: Array, shape: Ints, x_last: bool, weight: Array, bias: Array | None, out: Array
+) -> None:  # fmt: skip
+    """Pack the weight, if it is to be packed, and compute all pixels."""
     if out.size == 0:
         return
-    panels = buffer("panels", plan.panel_size, out.dtype)
-    _share(
-        _small(panels), pack_panels, plan.panel_tasks, weight.reshape(-1), panels, *plan.panel_arguments
-    )  # fmt: skip
-    _share_scratch(
-        plan.alone, gather, plan.tasks, plan.scratch, out.dtype,
-        _prepared(plan.source, x, shape, x_last), panels, start, out, *plan.arguments,
-    )  # fmt: skip
+    factors = weight.reshape(-1)
+    if program.packing is not None:
+        panels = buffer("panels", program.panels, out.dtype)
+        program.pack(factors, panels)
+        factors = panels
+    program.run(program.prepared(x, shape, x_last), factors, program.begin(bias, out.dtype), out)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -499,39 +499,135 @@ def _gather(plan: _Gather, x: Array, shape: Ints, x_last: bool, weight: Array, s
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def _chunks(
+    strips: int, strips_per_image: int, pixels: int, batch: int, wanted: int, per_sample: bool
+) -> tuple[int, int]:
+    """Chunks of strips that have sums of their own, and strips of each."""
+    if per_sample:
+        return max(1, batch), strips_per_image
+    chunks = max(1, min(strips, wanted, pixels // CHUNK_PIXELS))
+    each = max(1, ceil_div(strips, chunks))
+    return max(1, ceil_div(strips, each)), each
+
+
+def _reads(grad_last: bool, channels: int, itemsize: int) -> bool:
+    """Say whether gradients are read as they lie: whole vectors, of pixels that do not lie far apart."""
+    return grad_last and channels % lanes(itemsize) == 0 and channels * itemsize <= 512
+
+
 @functools.lru_cache(maxsize=256)
-def _plan_grad_weight(g: ConvGeometry, per_sample: bool, x_last: bool, itemsize: int) -> _Pass:
-    depthwise = is_depthwise(g)
-    groups = 1 if depthwise else g.groups
-    filters, depth, width = g.filters // groups, g.channels // g.groups, _width(itemsize)
+def _plan_grad_weight(g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: bool, itemsize: int) -> Program:
+    make = _correlate_depthwise_program if is_depthwise(g) else _correlate_program
+    return make(g, per_sample, x_last, grad_last, itemsize)
+
+
+def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: bool, itemsize: int) -> Program:
+    """Rows are pairs of a channel and a tap, lanes are filters."""
+    axes, groups, T = _forward_axes(g), g.groups, math.prod(g.kernel)
+    filters, depth, width = g.filters // groups, g.channels // groups, tile_width(itemsize)
     sizes = (g.batch, *g.output)
-    strip = _strip(sizes, g.channels * itemsize * math.prod(g.stride), MOST_SUMMED)
+    strip = choose_strip(sizes, g.channels * itemsize * math.prod(g.stride), MOST_SUMMED)
     if per_sample:
         strip = (1, *strip[1:])
     counts = [ceil_div(n, m) for n, m in zip(sizes, strip, strict=True)]
-    chunks = max(1, g.batch) if per_sample else max(1, min(math.prod(counts), TASKS, math.prod(sizes) // CHUNK_PIXELS))
-    strips_each = max(1, ceil_div(math.prod(counts), chunks))
-    chunks = max(1, ceil_div(math.prod(counts), strips_each))
-    parts = min(groups * ceil_div(filters, width), ceil_div(TASKS, chunks))
-    source = _source(g.input_shape, x_last, itemsize, sizes, g.stride, *_reach(g), strip, parts, depthwise)
-    pairs, rows = source.pairs(depth, _taps(g))
-    filled = np.minimum(np.arange(ceil_div(pairs.size, ROWS) * ROWS), pairs.size - 1)  # up to a whole tile
-    narrow = _whole(filters, itemsize) % width or width
-    each = groups * _whole(filters, itemsize) * pairs.size
+    blocks, pitch = groups * ceil_div(filters, width), panel_pitch(filters, itemsize)
+    parts = max(1, min(ceil_div(TASKS, blocks), ceil_div(depth * T, ROWS) // PART_TILES, depth))
+    depths = ceil_div(depth, parts)
+    parts = ceil_div(depth, depths)
+    wanted = ceil_div(TASKS, blocks * parts)
+    chunks, per_chunk = _chunks(math.prod(counts), math.prod(counts[1:]), math.prod(sizes), g.batch, wanted, per_sample)
+    last = x_last or lanes(itemsize) <= g.channels
+
+    def work(pixels: int, taps: int) -> int:
+        return ceil_div(taps * depths, ROWS) * (pixels + TILE_TERMS) * parts * blocks
+
+    packing = math.prod(g.input_shape) // lanes(itemsize) // 6
+    kinds, packs = choose_padding(g.batch, axes, strip, by_tap, x_last == last, work, packing)
+    source = make_source(g.input_shape, x_last, itemsize, g.batch, axes, strip, last, packs, blocks * parts > 1)
+    rows = _term_rows(depth, T, depths, source.pitches[1] == 1)
+    reads = _reads(grad_last, g.filters, itemsize)
+    out_steps = steps_of_image(g.output_shape, grad_last)
+    tables = Tables()
+    numbers = strip_numbers(source, kinds, tables, g.output_shape, out_steps, (1, 1, 1))
+    local = (math.prod(strip[1:]), math.prod(strip[2:]), strip[3], 1)
+    taken: dict[Any, list[int]] = {}
+    first_run, runs = [0], []
+    for _, segments in kinds.all():
+        for _, run in runs_of(segments):
+            taps = tuple(tap for _, _, tap in run[1:])
+            met = _tap_numbers(g, taps)
+            if taps not in taken:
+                table = _pairs(source, rows, [source.place(at) for _, at in met], [n for n, _ in met], depths)
+                taken[taps] = []
+                for part in range(parts):
+                    mine = table[part * depths * len(met) : (part + 1) * depths * len(met)]
+                    at, to = fill_tiles(mine[:, 0]), fill_tiles(mine[:, 1] * pitch)
+                    taken[taps] += [tables.add(at), tables.add(to), at.size // ROWS]
+            at = grid_offsets(run, source.pixel_steps)
+            if reads:
+                pixels = [grid_offsets(run, (out_steps[0], *out_steps[2:]))] * 2
+            else:
+                pixels = [
+                    grid_offsets(run, local) * p for p in (pitch, whole_lanes(filters, itemsize) % width or width)
+                ]
+            runs.append((*(tables.add(np.stack([at, to], 1)) for to in pixels), at.size, *taken[taps]))
+        first_run.append(len(runs))
+    numbers |= {"runs_at": tables.add(first_run), "run_list_at": tables.add(runs)}
+    each = blocks * depth * T * pitch
+    numbers |= {
+        "per_chunk": per_chunk, "parts": parts, "groups": groups, "lane_count": filters, "pitch": pitch,
+        "group_step": depth * source.pitches[1], "depths": depths, "depth": depth, "taps": T, "each": each, "reads": reads,
+    }  # fmt: skip
     sums_of, units = (1, chunks * groups) if per_sample else (chunks, groups)
-    return _Pass(
-        source,
-        g.flops <= SERIAL_FLOPS,
-        chunks * parts,
-        source.box_size + math.prod(strip) * width,
-        (
-            *source.arguments(), strips_each, parts, pairs[filled], source.pixels(strip),
-            np.concatenate((filled * width, filled * narrow)), pairs.size, g.output_shape, groups, filters,
-            0 if depthwise else depth * source.pitches[1], width if depthwise else None, each,
-        ),
-        units * ceil_div(filters, lanes(itemsize)),
-        chunks * each,
-        (sums_of, filters, rows.reshape(-1), each),
+    return Program(
+        correlate, chunks * blocks * parts, lay_numbers(**numbers), tables.whole(),
+        source.box_size + (0 if reads else math.prod(strip) * width), g.flops <= SERIAL_FLOPS, source, unpack_panel,
+        units * ceil_div(filters, lanes(itemsize)), np.array((sums_of, each, filters, depth * T, pitch), np.int64),
+        rows.reshape(-1), chunks * each, (1, width, width, 0),
+    )  # fmt: skip
+
+
+def _correlate_depthwise_program(
+    g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: bool, itemsize: int
+) -> Program:
+    """Lanes are channels, which do not mix."""
+    axes, T, channels = _forward_axes(g), math.prod(g.kernel), g.channels
+    pitch, width = panel_pitch(channels, itemsize), tile_width(itemsize)
+    blocks, sizes = ceil_div(channels, width), (g.batch, *g.output)
+    strip = choose_strip(sizes, pitch * itemsize * math.prod(g.stride), MOST_SUMMED)
+    if per_sample:
+        strip = (1, *strip[1:])
+    counts = [ceil_div(n, m) for n, m in zip(sizes, strip, strict=True)]
+    chunks, per_chunk = _chunks(
+        math.prod(counts), math.prod(counts[1:]), math.prod(sizes), g.batch, ceil_div(TASKS, blocks), per_sample
+    )  # fmt: skip
+    kinds = find_kinds(g.batch, axes, strip, (False,) * 3, by_tap)
+    source = make_source(g.input_shape, x_last, itemsize, g.batch, axes, strip, True, True, False, channels=pitch)
+    source = dataclasses.replace(source, box_steps=steps_of_image(source.box, True))
+    tables = Tables()
+    numbers = strip_numbers(source, kinds, tables, g.output_shape, steps_of_image(g.output_shape, grad_last), (1, 1, 1))
+    z_taps, y_taps, x_taps = (axis.phases[0].taps for axis in axes)
+    slides = _slide(x_taps, g.stride[2])
+    each_line = x_taps[:1] if slides else x_taps
+    lines = [
+        (source.place((z, y, x)), z[1] + axes[0].left, y[1] + axes[1].left)
+        for z, y, x in itertools.product(z_taps, y_taps, each_line)
+    ]
+    reads = _reads(grad_last, channels, itemsize)
+    each = blocks * T * pitch
+    numbers |= {"runs_at": 0, "run_list_at": 0}
+    numbers |= {
+        "channels": channels, "pitch": pitch, "taps": T, "per_chunk": per_chunk, "each": each, "reads": reads,
+        "row_taps": len(x_taps) if slides else 1, "stride": g.stride[2] if slides else 1, "lines": len(lines),
+        "lines_at": 0,
+    }  # fmt: skip
+    numbers["lines_at"] = tables.add(lines)
+    sums_of, units = (1, chunks) if per_sample else (chunks, 1)
+    return Program(
+        correlate_depthwise, chunks * blocks, lay_numbers(**numbers), tables.whole(),
+        source.box_size + (0 if reads else math.prod(strip) * pitch), g.flops <= SERIAL_FLOPS, source, unpack_panel,
+        units * ceil_div(channels, lanes(itemsize)), np.array((sums_of, each, channels, T, pitch), np.int64), np.arange(T),
+        chunks * each, (1, 0, 0, 0),
     )  # fmt: skip
 
 
@@ -543,27 +639,19 @@ def grad_weight(g: ConvGeometry, grad_output: Array, x: Array, out: Array) -> No
     (grad_output, grad_last), (x, x_last) = _memory(grad_output), _memory(x)
     per_sample = out.shape[0] > 1
     g = _flat(g, grad_last and x_last and not per_sample)
-    plan = _plan_grad_weight(g, per_sample, x_last, out.itemsize)
-    panels = buffer("panels", plan.panel_size, out.dtype)
-    zeros = buffer("start", _width(out.itemsize), out.dtype)
-    zeros[:] = 0
-    _share_scratch(
-        plan.alone, correlate, plan.tasks, plan.scratch, out.dtype,
-        _prepared(plan.source, x, g.input_shape, x_last), grad_output, _image_steps(g.output_shape, grad_last), panels,
-        zeros, *plan.arguments,
-    )  # fmt: skip
-    _share(
-        _small(panels), unpack_panels, plan.panel_tasks, panels, out.reshape(-1), *plan.panel_arguments
-    )  # fmt: skip
+    program = _plan_grad_weight(g, per_sample, x_last, grad_last, out.itemsize)
+    panels = buffer("panels", program.panels, out.dtype)
+    program.run(program.prepared(x, g.input_shape, x_last), grad_output, panels, program.begin(None, out.dtype))
+    program.pack(panels, out.reshape(-1))
 
 
 def grad_bias(g: ConvGeometry, grad_output: Array, out: Array) -> None:
     """Equation (4)."""
     grad_output, last = _memory(grad_output)
     per_task = min(64, ceil_div(g.filters, TASKS))
-    _share(
-        _small(grad_output), sums, ceil_div(g.filters, per_task),
-        grad_output, last, g.batch, g.filters, math.prod(g.output), per_task, out,
+    told = np.array((last, g.batch, g.filters, math.prod(g.output), per_task), np.int64)
+    sums(
+        ceil_div(g.filters, per_task), told, NO_TABLE, grad_output, out, alone=grad_output.nbytes <= SERIAL_BYTES
     )  # fmt: skip
 
 
@@ -572,15 +660,13 @@ def grad_bias(g: ConvGeometry, grad_output: Array, out: Array) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _lane_count(computes: str, g: ConvGeometry) -> int:
-    """Channels that stand side by side in the tile's lanes."""
-    return (g.channels if computes == "grad_input" else g.filters) // (1 if is_depthwise(g) else g.groups)
-
-
 def lane_flops(computes: str, g: ConvGeometry, itemsize: int) -> float:
     """Count the operations that the tiles perform, lanes without a channel included."""
-    used, n = _lane_count(computes, g), lanes(itemsize)
-    return g.flops / used * ceil_div(used, n) * n
+    used = (g.channels if computes == "grad_input" else g.filters) // (1 if is_depthwise(g) else g.groups)
+    stride = (1, 1, 1) if computes == "grad_input" else g.volume.stride
+    if computes == "grad_weight" or not lanes_are_pixels(g, stride, used, itemsize):
+        return g.flops / used * whole_lanes(used, itemsize)
+    return float(g.flops)
 
 
 def scratch_bytes(computes: str, geometry: ConvGeometry, itemsize: int) -> int:
@@ -588,11 +674,10 @@ def scratch_bytes(computes: str, geometry: ConvGeometry, itemsize: int) -> int:
     if computes == "grad_bias":
         return 0
     g = geometry.volume
-    plan: _Pass
     if computes == "grad_weight":
-        plan = _plan_grad_weight(g, False, False, itemsize)
+        program = _plan_grad_weight(g, False, False, False, itemsize)
     else:
-        plan = (_plan_grad_input if computes == "grad_input" else _plan_output)(g, False, False, itemsize)
-    source, size, strips = plan.source, plan.panel_size, plan.scratch
-    whole = int(source.whole[0][0] * source.whole[1][0]) if source.whole else 0
-    return itemsize * (size + whole + int(config.NUMBA_NUM_THREADS) * strips)
+        program = (_plan_grad_input if computes == "grad_input" else _plan_output)(g, False, False, itemsize)
+    image = int(program.source.whole[0][0] * program.source.whole[1][0]) if program.source.whole else 0
+    workers = 1 if program.alone else min(int(config.NUMBA_NUM_THREADS), program.tasks)
+    return itemsize * (program.panels + image + workers * program.room)

@@ -1,11 +1,12 @@
 """How fastconv's functions are compiled: the only file that sets a Numba option.
 
 ``kernel``           a serial compiled function
-``parallel_kernel``  the same with one ``prange``, its outermost loop, spread over the threads; its attribute ``alone`` is the
-                     same on the calling thread only
+``parallel_kernel``  the same with one ``prange``, its outermost loop, spread over the threads
+``callback``         a compiled function that others call by its address: no caller is compiled again with it
+``inlined``          a function whose text becomes part of those that call it
 ``shared``           a small function that Python and the kernels both call
 
-Under ``NUMBA_DISABLE_JIT=1`` all three leave the Python function as it is, so every kernel also runs, and is covered
+Under ``NUMBA_DISABLE_JIT=1`` all of them leave the Python function as it is, so every kernel also runs, and is covered
 by tests, without the compiler.
 
 The compiled code is kept on disk.  Numba files it under the kernel's own source file, and so would serve a stale
@@ -26,9 +27,10 @@ from typing import Any, TypeVar
 
 import numba
 import numpy as np
-from numba import config, prange
+from numba import config, prange, types
 from numba.core import sigutils
 from numba.core.caching import FunctionCache, NullCache
+from numba.core.ccallback import CFunc
 from numba.core.codegen import get_host_cpu_features
 from numba.extending import register_jitable
 
@@ -36,6 +38,8 @@ __all__ = [
     "ROWS",
     "VECTORS",
     "VECTOR_BYTES",
+    "callback",
+    "inlined",
     "kernel",
     "parallel_kernel",
     "prange",
@@ -87,7 +91,7 @@ OPTIONS = {
 def source_hash() -> str:
     """Hash of every source file that compiled code can come from: the only ones that use this file's decorators."""
     package = pathlib.Path(__file__).parent
-    files = [package / f"{name}.py" for name in ("geometry", "jit", "reference", "simd")]
+    files = [package / f"{name}.py" for name in ("geometry", "jit", "reference", "simd", "tasks")]
     digest = hashlib.sha256()
     for path in sorted([*files, *(package / "kernels").glob("*.py")]):
         if path.exists():
@@ -96,14 +100,14 @@ def source_hash() -> str:
 
 
 class _KeyedCache(FunctionCache):  # type: ignore[misc]
-    """Numba's cache of one function, keyed on the sources of all kernels, the width of a vector and Numba's options."""
+    """Numba's cache of one function, keyed on the sources of all kernels, the width of a vector and how it is compiled."""
 
-    def __init__(self, func: Callable[..., Any], parallel: bool) -> None:
+    def __init__(self, func: Callable[..., Any], form: str) -> None:
         super().__init__(func)
-        self._parallel = parallel
+        self._form = form
 
     def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
-        return (*super()._index_key(sig, codegen), source_hash(), VECTOR_BYTES, self._parallel)
+        return (sig, codegen.magic_tuple(), source_hash(), VECTOR_BYTES, self._form)
 
 
 class KernelCache(NullCache):  # type: ignore[misc]
@@ -112,13 +116,13 @@ class KernelCache(NullCache):  # type: ignore[misc]
     It is opened on the kernel's first call: to open one, Numba writes a file into the folder to see whether it can.
     """
 
-    def __init__(self, func: Callable[..., Any], parallel: bool = False) -> None:
-        self._func, self._parallel = func, parallel
+    def __init__(self, func: Callable[..., Any], form: str) -> None:
+        self._func, self._form = func, form
 
     @functools.cached_property
     def _on_disk(self) -> Any:
         try:
-            return _KeyedCache(self._func, self._parallel)
+            return _KeyedCache(self._func, self._form)
         except (RuntimeError, OSError):  # no folder that may be written to
             return NullCache()
 
@@ -151,7 +155,7 @@ class KernelCache(NullCache):  # type: ignore[misc]
 def _compiled(func: F, parallel: bool) -> F:
     dispatcher: F = numba.njit(**OPTIONS, parallel=parallel)(func)
     if not config.DISABLE_JIT:
-        dispatcher._cache = KernelCache(func, parallel)  # type: ignore[attr-defined]
+        dispatcher._cache = KernelCache(func, "parallel" if parallel else "serial")  # type: ignore[attr-defined]
     return dispatcher
 
 
@@ -161,10 +165,32 @@ def kernel(func: F) -> F:
 
 
 def parallel_kernel(func: F) -> F:
-    """Compile a kernel whose outermost loop is a ``prange``, once with threads and once, as ``alone``, without."""
-    dispatcher = _compiled(func, True)
-    dispatcher.alone = _compiled(func, False)  # type: ignore[attr-defined]
-    return dispatcher
+    """Compile a kernel whose outermost loop is a ``prange``, spread over the threads."""
+    return _compiled(func, True)
+
+
+def inlined(func: F) -> F:
+    """Have a function's text compiled into each function that calls it."""
+    result: F = numba.njit(inline="always", **OPTIONS)(func)
+    return result
+
+
+def callback(func: Callable[..., None], name: str, *kinds: Any) -> int:
+    """Compile a function of these types, or take it from the cache; return its address, where C would call it.
+
+    ``name`` tells it from others that stand at the same place in the source.
+    """
+    options = {name: value for name, value in OPTIONS.items() if name != "nogil"}  # the caller has released the GIL
+    compiled = CFunc(func, sigutils.normalize_signature(types.void(*kinds)), {}, {"nopython": True, **options})
+    compiled._cache = KernelCache(func, name)
+    compiled.compile()
+    _callbacks.append(compiled)
+    address: int = compiled.address
+    return address
+
+
+_callbacks: list[Any] = []
+"""What owns the code at the addresses that were given out."""
 
 
 def shared(func: F) -> F:

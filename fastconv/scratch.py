@@ -18,6 +18,9 @@ __all__ = ["LARGEST_KEPT", "buffer", "release"]
 LARGEST_KEPT = 2**28
 """Bytes of a buffer that is kept for the next call; a larger one lives only as long as its call."""
 
+LINE = 64
+"""Bytes of a line of the cache."""
+
 _local = threading.local()
 
 
@@ -37,10 +40,17 @@ def buffer(name: str, size: int, dtype: np.dtype[Any]) -> Array:
     if array is not None and array.size >= size:
         return array[:size]
     if size * dtype.itemsize > LARGEST_KEPT:
-        return empty("scratch memory", (size,), dtype)
+        return _aligned(size, dtype)
     kept.pop((name, dtype.char), None)
-    kept[name, dtype.char] = array = empty("scratch memory", (max(size, 1),), dtype)
+    kept[name, dtype.char] = array = _aligned(max(size, 1), dtype)
     return array[:size]
+
+
+def _aligned(size: int, dtype: np.dtype[Any]) -> Array:
+    """Allocate numbers from the beginning of a cache line on: vectors then lie in one line each."""
+    memory = empty("scratch memory", (size + LINE // dtype.itemsize,), dtype)
+    first = -memory.ctypes.data % LINE // dtype.itemsize
+    return memory[first : first + size]
 
 
 def release() -> None:

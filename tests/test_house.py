@@ -24,7 +24,10 @@ MODULES = {
 FLOORS = (
     {"jit", "archive"},
     {"geometry", "arrays", "simd"},
-    {"reference", "kernels", "scratch", "padding"},
+    {"scratch"},
+    {"tasks"},
+    {"reference", "kernels", "padding"},
+    {"strips"},
     {"engine"},
     {"plan"},
     {"ops"},
@@ -140,7 +143,11 @@ def decorators(module):
 
 def test_every_file_with_compiled_code_is_part_of_the_key(tmp_path):
     """`jit.source_hash` covers each file that uses a decorator of jit.py, or gives kernels a function of its own."""
-    users = [module for module in MODULES if {"kernel", "parallel_kernel", "shared", "intrinsic"} & decorators(module)]
+    users = [
+        module
+        for module in MODULES
+        if {"kernel", "parallel_kernel", "task", "shared", "intrinsic"} & decorators(module)
+    ]
     assert {"geometry", "reference", "kernels.loops"} <= set(users)
     shutil.copytree(PACKAGE, tmp_path / "fastconv", ignore=shutil.ignore_patterns("__pycache__"))
     program = f"""

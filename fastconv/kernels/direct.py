@@ -1,20 +1,16 @@
-"""Direct convolution on the register tile, lanes along channels.
+"""Direct convolution on the register tiles.
 
-Two drivers serve all three passes.  `gather` computes pixels: a row of the tile is an output pixel, its lanes are a block of
-output channels, and the sum runs over pairs of an input channel and a tap; with the weight packed one way this is equation
-(1), with the other, phase by phase, it is equation (2).  `correlate` computes weights: a row is a pair of a channel and a
-tap, its lanes are a block of filters, and the sum runs over pixels: equation (3).  What is what is said by the offset tables
-that `fastconv.engine` makes.
+Three tasks serve all passes in which channels mix.  `gather` computes pixels: a row of the tile is an output pixel, its lanes
+are a block of output channels, and the sum runs over pairs of an input channel and a tap; with the weight packed one way this
+is equation (1), with the other, phase by phase, it is equation (2).  `gather_planes` does the same for few output channels:
+they are the rows, and lanes are pixels.  `correlate` computes weights: a row is a pair of a channel and a tap, its lanes are a
+block of filters, and the sum runs over pixels: equation (3).  What is what is said by the tables that `fastconv.engine` makes.
 
-In a depthwise convolution each lane has a channel of its own: ``block_step``, elsewhere None, then leads from one block's
-channels to the next, and the pointwise tile multiplies.  (Numba compiles a kernel for each of the two.)
+The output's pixels are cut into strips, (images, planes, rows, columns), few enough that what they need of the input stays in
+the second-level cache.  Strips of one *kind* meet the padding alike, and share their tables: a kind is a list of *runs*, pixels
+that meet the same taps.
 
-The output's pixels are cut into strips, (images, planes, rows, columns), small enough that what a strip needs of the input,
-its box with the padding, stays in the second-level cache.  A driver packs the box, unless the input can be read as it lies,
-and computes all of its task's lanes from it.
-
-Each worker, a thread, has a row of scratch memory and an equal share of the tasks, in their order; what a task computes does
-not depend on who does it.
+A task's numbers begin with what STRIPS names; its own follow.
 """
 
 from __future__ import annotations
@@ -23,245 +19,231 @@ from typing import Any
 
 import numpy as np
 
-from ..jit import kernel, parallel_kernel, prange, signed
-from ..simd import ROWS, VECTORS, compact, lanes, outer_tile, pointwise_tile
-from .pack import pack_box, pack_lanes, transpose
+from ..jit import kernel, unsigned
+from ..simd import VECTORS, clear, compact, lanes, outer_tile, short_tile
+from ..tasks import task
+from .pack import five, four, pack_box, pack_strip, three, unpack_strip
 
-__all__ = ["PHASE", "correlate", "gather"]
+__all__ = ["CORRELATE", "GATHER", "PLANES", "STRIPS", "correlate", "gather", "gather_planes"]
 
 Array = np.ndarray[Any, Any]
 Ints = tuple[int, ...]
 
-PHASE = ("terms", "pairs_at", "pixels_at", "panel_at", "depth", "height", "width", "strip_z", "strip_y", "strip_x")
-"""What a row of ``phases`` says of a phase: the number of its pairs, where its part of each table and its panels begin, its
-pixels along each axis of the whole output, and of a whole strip."""
+STRIPS = (
+    ("shape", 5), ("steps", 5), ("box", 5), ("box_steps", 5), ("strip", 4), ("counts", 4), ("left", 3), ("x_step", 3),
+    ("packs", 1), ("box_size", 1), ("kinds_at", 4), ("out_shape", 5), ("out_steps", 5), ("out_step", 3), ("runs_at", 1),
+    ("run_list_at", 1),
+)  # fmt: skip
+"""The input and its steps, the box of a strip and its steps, a strip and how many there are along (images, planes, rows,
+columns), the padding in front, the distance in the input of neighbouring outputs, whether a strip's box is packed, its size,
+where tables hold for each strip along each axis its part of the kind, the output, its steps, the distance in it of neighbouring
+pixels of a strip, and where tables hold for each kind its first run, and the runs."""
+
+OWN = sum(n for _, n in STRIPS)
+
+GATHER = ("parts", "groups", "lane_count", "pitch", "group_step", "stages", "depths", "depth", "taps")
+"""Parts of the lanes for tasks of their own, groups, lanes of each, numbers in a row of a panel, the distance in x of groups,
+how many stages a sum has and depths each of them, depths in all, and taps of the weight."""
+
+PLANES = ("groups", "lane_count", "group_step", "height", "width", "plane", "weight_step")
+"""Groups, channels of each, the distance in x of groups, rows and lanes of a tile, numbers of a plane in scratch, and the
+distance in the weight of groups."""
+
+CORRELATE = (
+    "per_chunk", "parts", "groups", "lane_count", "pitch", "group_step", "depths", "depth", "taps", "each", "reads"
+)  # fmt: skip
+"""Strips of a chunk, parts of the rows for tasks of their own, groups, filters of each, numbers in a row of a panel, the
+distance in x of groups, depths of a part, depths in all, taps, the distance of chunks' panels, and whether gradients are read as
+they lie."""
 
 
 @kernel
-def open_strip(
-    number: int, counts: Ints, strip: Ints, x: Array, shape: Ints, steps: Ints, packs: bool, box: Ints, box_steps: Ints,
-    left: Ints, x_step: Ints, room: Array,
-) -> tuple[int, int, int, int, int]:  # fmt: skip
-    """First image, plane, row and column of a strip, and where its input begins: in x, or in its box, which is packed here."""
+def place_strip(number: int, numbers: Array, tables: Array) -> tuple[int, int, int, int, int]:
+    """First image, plane, row and column of a strip, and its kind."""
     compact()
+    strip, counts, kinds_at = four(numbers, 20), four(numbers, 24), four(numbers, 36)
     rest, column = divmod(number, counts[3])
     rest, row = divmod(rest, counts[2])
     image, plane = divmod(rest, counts[1])
-    n, z, y, x0 = image * strip[0], plane * strip[1], row * strip[2], column * strip[3]
+    kind = (
+        tables[kinds_at[0] + image]
+        + tables[kinds_at[1] + plane]
+        + tables[kinds_at[2] + row]
+        + tables[kinds_at[3] + column]
+    )
+    return image * strip[0], plane * strip[1], row * strip[2], column * strip[3], kind
+
+
+@kernel
+def open_strip(numbers: Array, x: Array, n: int, z: int, y: int, x0: int, room: Array) -> int:
+    """Where the input of a strip begins: in x, or in its box, which is packed here."""
+    compact()
+    steps, left, x_step = five(numbers, 5), three(numbers, 28), three(numbers, 31)
     z_in, y_in, x_in = x_step[0] * z - left[0], x_step[1] * y - left[1], x_step[2] * x0 - left[2]
-    if packs:
-        pack_box(x, shape, steps, n, z_in, y_in, x_in, room, 0, box, box_steps)
-        return n, z, y, x0, 0
-    return n, z, y, x0, n * steps[0] + z_in * steps[2] + y_in * steps[3] + x_in * steps[4]
+    if numbers[34]:
+        pack_box(x, 0, five(numbers, 0), steps, n, z_in, y_in, x_in, room, 0, five(numbers, 10), five(numbers, 15))
+        return 0
+    return n * steps[0] + z_in * steps[2] + y_in * steps[3] + x_in * steps[4]
 
 
-@kernel
-def runs(images: int, z: int, y: int, x: int, strip: Ints) -> tuple[int, int, int, int]:
-    """Join the rows of a strip, where nothing is cut off between them, to (images, planes, rows) of runs of so many pixels."""
-    compact()
-    if x < strip[2]:
-        return images, z, y, x
-    if y < strip[1]:
-        return images, z, 1, y * x
-    if z < strip[0]:
-        return images, 1, 1, z * y * x
-    return 1, 1, 1, images * z * y * x
-
-
-@kernel
-def compute_pixels(
-    block_step: int | None, panels: Array, panel: int, pairs: Array, pairs_at: int, terms: int, x: Array, source: int,
-    sources: Array, out: Array, target: int, targets: Array, at: int, pixels: int, start: Array, lane: int, valid: int,
-) -> None:  # fmt: skip
-    """A block of lanes of a run of pixels, numbered from ``at`` on in their tables."""
-    compact()
-    tiles = pixels // ROWS
-    if block_step is None:
-        outer_tile(
-            panels, panel, pairs, pairs_at, terms, x, source, sources, at, out, target, targets, at, tiles, start, lane, 0,
-            valid,
-        )  # fmt: skip
-    else:
-        pointwise_tile(
-            panels, panel, pairs, pairs_at, terms, x, source, sources, at, out, target, targets, at, tiles, start, lane, 0,
-            valid,
-        )  # fmt: skip
-    if tiles * ROWS < pixels:  # the last tile is filled up with copies of the last pixel
-        ends = np.empty(2 * ROWS, np.int64)
-        for m in range(ROWS):
-            pixel = at + min(tiles * ROWS + m, pixels - 1)
-            ends[m], ends[ROWS + m] = sources[pixel], targets[pixel]
-        if block_step is None:
-            outer_tile(
-                panels, panel, pairs, pairs_at, terms, x, source, ends, 0, out, target, ends, ROWS, 1, start, lane, 0, valid
-            )  # fmt: skip
-        else:
-            pointwise_tile(
-                panels, panel, pairs, pairs_at, terms, x, source, ends, 0, out, target, ends, ROWS, 1, start, lane, 0, valid
-            )  # fmt: skip
-
-
-@parallel_kernel
+@task
 def gather(
-    tasks: int, scratch: Array, x: Array, panels: Array, start: Array, out: Array, shape: Ints, steps: Ints, packs: bool,
-    box: Ints, box_steps: Ints, left: Ints, x_step: Ints, strip: Ints, counts: Ints, parts: int, pairs: Array, phases: Array,
-    sources: Array, targets: Array, groups: int, lane_count: int, group_step: int, block_step: int | None, out_shape: Ints,
-    out_steps: Ints, out_step: Ints,
+    task: int, room: Array, numbers: Array, tables: Array, x: Array, panels: Array, start: Array, out: Array
 ) -> None:  # fmt: skip
     """out[pixel, g, lane] = start[g, lane] + sum over pairs k of panels[g, lane, k] * x[source of pixel + offset of pair k].
 
-    A task is a strip and a part of the blocks of lanes.  Where the output is not channels-last, a block's pixels are written
-    to scratch and transposed from there.
+    A task is a strip and a part of the blocks of lanes.  Sums are taken in stages, whose part of a panel stays in the cache
+    while all pixels of the strip pass.  Where the output is not channels-last, a block's pixels are written to scratch and
+    transposed from there.
     """
-    workers = scratch.shape[0]
-    for index in prange(workers):
-        worker = signed(index)
-        room = scratch[worker]
-        n = lanes(out.itemsize)
-        width = VECTORS * n
-        blocks = (lane_count + width - 1) // width
-        padded = (lane_count + n - 1) // n * n
-        box_size = box[0] * box_steps[0] if packs else 0
-        out_last = out_steps[1] == 1
-        for task in range(worker * tasks // workers, (worker + 1) * tasks // workers):
-            number, part = divmod(task, parts)
-            n0, z0, y0, x0, base = open_strip(
-                number, counts, strip, x, shape, steps, packs, box, box_steps, left, x_step, room
+    parts, groups, lane_count, pitch, group_step, stages, depths, depth, taps = (
+        numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3], numbers[OWN + 4], numbers[OWN + 5],
+        numbers[OWN + 6], numbers[OWN + 7], numbers[OWN + 8],
+    )  # fmt: skip
+    strip, out_shape, out_steps, out_step = four(numbers, 20), five(numbers, 40), five(numbers, 45), three(numbers, 50)
+    number, part = divmod(task, parts)
+    n0, z0, y0, x0, kind = place_strip(number, numbers, tables)
+    base = open_strip(numbers, x, n0, z0, y0, x0, room)
+    n = lanes(out.itemsize)
+    width = VECTORS * n
+    blocks = (lane_count + width - 1) // width
+    padded = (lane_count + n - 1) // n * n
+    box_size, packs, out_last = numbers[35], numbers[34], out_steps[1] == 1
+    first_run, last_run = tables[numbers[53] + kind], tables[numbers[53] + kind + 1]
+    z_out, y_out, x_out = out_step[0] * z0, out_step[1] * y0, out_step[2] * x0
+    corner = n0 * out_steps[0] + z_out * out_steps[2] + y_out * out_steps[3] + x_out * out_steps[4]
+    image = room if packs else x
+    pixels = out if out_last else room
+    for g_block in range(part * groups * blocks // parts, (part + 1) * groups * blocks // parts):
+        g, block = divmod(g_block, blocks)
+        valid = min(width, lane_count - block * width)
+        stored = valid if out_last else (valid + n - 1) // n * n  # in scratch there is room for whole vectors
+        target = corner + g * lane_count + block * width if out_last else box_size
+        panel = g_block * depth * taps * pitch
+        for stage in range(stages):
+            lane = g * padded + block * width if stage == 0 else groups * padded  # then begin with zeros
+            taken = min(depths, depth - stage * depths)
+            for run in range(first_run, last_run):
+                at = numbers[54] + 5 * run
+                terms = tables[at + 1]
+                outer_tile(
+                    panels, panel, tables, tables[at] + 2 * stage * depths * terms, taken * terms, image,
+                    base + g * group_step, tables[at + 2], pixels, target, tables[at + 3], tables[at + 4], start, lane, stage,
+                    stored,
+                )  # fmt: skip
+        if not out_last:
+            unpack_strip(
+                room, box_size, width, min(strip[0], out_shape[0] - n0), (z_out, y_out, x_out), out_step,
+                (strip[0], strip[1], strip[2], strip[3]), valid, out,
+                corner + (g * lane_count + block * width) * out_steps[1], out_shape, out_steps,
             )  # fmt: skip
-            images = min(strip[0], out_shape[0] - n0)
-            z_out, y_out, x_out = out_step[0] * z0, out_step[1] * y0, out_step[2] * x0
-            corner = n0 * out_steps[0] + z_out * out_steps[2] + y_out * out_steps[3] + x_out * out_steps[4]
-            for g_block in range(part * groups * blocks // parts, (part + 1) * groups * blocks // parts):
-                g, block = divmod(g_block, blocks)
-                valid = min(width, lane_count - block * width)
-                stored = valid if out_last else (valid + n - 1) // n * n  # in scratch there is room for whole vectors
-                lane = g * padded + block * width
-                source = base + g * group_step
-                if block_step is not None:
-                    source += block * block_step
-                target = corner + g * lane_count + block * width if out_last else box_size
-                for p in range(phases.shape[0]):
-                    along = (phases[p, 7], phases[p, 8], phases[p, 9])
-                    z, y = min(along[0], phases[p, 4] - z0), min(along[1], phases[p, 5] - y0)
-                    columns = min(along[2], phases[p, 6] - x0)
-                    if z <= 0 or y <= 0 or columns <= 0:
-                        continue
-                    b_runs, z_runs, y_runs, run = runs(images, z, y, columns, along)
-                    for i in range(b_runs * z_runs * y_runs):
-                        rest, row = divmod(i, y_runs)
-                        b, plane = divmod(rest, z_runs)
-                        at = phases[p, 2] + ((b * along[0] + plane) * along[1] + row) * along[2]
-                        compute_pixels(
-                            block_step, panels, phases[p, 3] + lane * phases[p, 0], pairs, phases[p, 1], phases[p, 0],
-                            room if packs else x, source, sources, out if out_last else room, target, targets, at, run, start,
-                            lane, stored,
-                        )  # fmt: skip
-                if not out_last:
-                    channel = corner + (g * lane_count + block * width) * out_steps[1]
-                    unpack_strip(
-                        room, box_size, width, images, (z_out, y_out, x_out), out_step, strip, valid, out, channel, out_shape,
-                        out_steps,
+
+
+@task
+def gather_planes(
+    task: int, room: Array, numbers: Array, tables: Array, x: Array, weight: Array, start: Array, out: Array
+) -> None:  # fmt: skip
+    """The same sums with output channels as rows and pixels as lanes; ``start`` are the bias and a tile's zeros.
+
+    A strip's box is packed plane by plane, and its pixels are computed as one run, ends of rows included: what stands between
+    the rows of the box is left in scratch.  The weight is read as it lies.
+    """
+    groups, lane_count, group_step, height, width, plane, weight_step = (
+        numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3], numbers[OWN + 4], numbers[OWN + 5],
+        numbers[OWN + 6],
+    )  # fmt: skip
+    box, box_steps, strip = five(numbers, 10), five(numbers, 15), four(numbers, 20)
+    out_shape, out_steps, out_step = five(numbers, 40), five(numbers, 45), three(numbers, 50)
+    n0, z0, y0, x0, kind = place_strip(task, numbers, tables)
+    open_strip(numbers, x, n0, z0, y0, x0, room)
+    box_size = numbers[35]
+    tiles = (lane_count + height - 1) // height
+    for b in range(min(strip[0], out_shape[0] - n0)):
+        for g in range(groups):
+            for run in range(tables[numbers[53] + kind], tables[numbers[53] + kind + 1]):
+                # A run is a phase: its pairs, how many, its rows, their targets, its first pixel and how many along each axis.
+                at = numbers[54] + 10 * run
+                Z, Y, X = tables[at + 7], tables[at + 8], tables[at + 9]
+                pixels = ((Z - 1) * box[3] + Y - 1) * box[4] + X
+                for q in range(0, pixels, width):
+                    short_tile(
+                        height, room, b * box_steps[0] + g * group_step + q, tables, tables[at], tables[at + 1], weight,
+                        g * weight_step, tables[at + 2], room, box_size + q, tables[at + 3], tiles, start,
+                        groups * lane_count, 0, width,
                     )  # fmt: skip
+                to = (n0 + b) * out_steps[0] + (out_step[0] * z0 + tables[at + 4]) * out_steps[2]
+                to += (out_step[1] * y0 + tables[at + 5]) * out_steps[3] + (
+                    out_step[2] * x0 + tables[at + 6]
+                ) * out_steps[4]
+                for m in range(lane_count):
+                    bias = start[g * lane_count + m]
+                    for z in range(Z):
+                        for y in range(Y):
+                            spread_row(
+                                room, box_size + m * plane + (z * box[3] + y) * box[4], X, bias, out,
+                                to + (g * lane_count + m) * out_steps[1] + z * out_step[0] * out_steps[2]
+                                + y * out_step[1] * out_steps[3],
+                                out_step[2] * out_steps[4],
+                            )  # fmt: skip
 
 
 @kernel
-def unpack_strip(
-    pixels: Array, pixels_at: int, pitch: int, images: int, first: Ints, out_step: Ints, strip: Ints, valid: int, out: Array,
-    channel: int, out_shape: Ints, out_steps: Ints,
-) -> None:  # fmt: skip
-    """Transpose a block of lanes of a strip from scratch into the planes of an NCHW output; ``first`` is its first pixel."""
-    compact()
-    _, _, D, H, W = out_shape
-    Z, Y, X = min(out_step[0] * strip[1], D), min(out_step[1] * strip[2], H), min(out_step[2] * strip[3], W)
-    z, y, x = min(Z, D - first[0]), min(Y, H - first[1]), min(X, W - first[2])
-    rows, run = (1, y * x) if x == W else (y, x)
-    for b in range(images):
-        for plane in range(z):
-            for row in range(rows):
-                transpose(
-                    pixels, pixels_at + ((b * Z + plane) * Y + row) * X * pitch, pitch, run, valid, out,
-                    channel + b * out_steps[0] + plane * out_steps[2] + row * out_steps[3], out_steps[1],
-                )  # fmt: skip
+def spread_row(row: Array, row_at: int, count: int, bias: float, out: Array, out_at: int, out_step: int) -> None:
+    """out[k*out_step] = row[k] + bias for k < count."""
+    if out_step == 1:
+        for k in range(count):
+            out[unsigned(out_at + k)] = row[unsigned(row_at + k)] + bias
+    else:
+        for k in range(count):
+            out[unsigned(out_at + k * out_step)] = row[unsigned(row_at + k)] + bias
 
 
-@parallel_kernel
+@task
 def correlate(
-    tasks: int, scratch: Array, x: Array, gradient: Array, out_steps: Ints, panels: Array, start: Array, shape: Ints,
-    steps: Ints, packs: bool, box: Ints, box_steps: Ints, left: Ints, x_step: Ints, strip: Ints, counts: Ints,
-    strips_each: int, parts: int, pairs: Array, sources: Array, targets: Array, terms: int, out_shape: Ints, groups: int,
-    filters: int, group_step: int, block_step: int | None, each: int,
+    task: int, room: Array, numbers: Array, tables: Array, x: Array, gradient: Array, panels: Array, zeros: Array
 ) -> None:  # fmt: skip
     """panels[s, g, lane, k] = sum over the pixels of chunk s of gradient[pixel, g, lane] * x[source of pixel + offset of pair k].
 
-    A chunk is ``strips_each`` consecutive strips; a task is a chunk and a part of the blocks of filters.  ``terms`` is the
-    number of pairs, whose table is filled up to whole tiles.
+    A task is a chunk of consecutive strips, a block of filters, and a part of the depths.
     """
-    workers = scratch.shape[0]
-    for index in prange(workers):
-        worker = signed(index)
-        room = scratch[worker]
-        n = lanes(panels.itemsize)
-        width = VECTORS * n
-        blocks = (filters + width - 1) // width
-        padded = (filters + n - 1) // n * n
-        box_size = box[0] * box_steps[0] if packs else 0
-        strips = counts[0] * counts[1] * counts[2] * counts[3]
-        tiles = pairs.size // ROWS
-        along = (strip[1], strip[2], strip[3])
-        for task in range(worker * tasks // workers, (worker + 1) * tasks // workers):
-            s, part = divmod(task, parts)
-            for number in range(s * strips_each, min((s + 1) * strips_each, strips)):
-                n0, z0, y0, x0, base = open_strip(
-                    number, counts, strip, x, shape, steps, packs, box, box_steps, left, x_step, room
-                )  # fmt: skip
-                images = min(strip[0], out_shape[0] - n0)
-                z, y = min(strip[1], out_shape[2] - z0), min(strip[2], out_shape[3] - y0)
-                columns = min(strip[3], out_shape[4] - x0)
-                corner = n0 * out_steps[0] + z0 * out_steps[2] + y0 * out_steps[3] + x0 * out_steps[4]
-                b_runs, z_runs, y_runs, run = runs(images, z, y, columns, along)
-                for g_block in range(part * groups * blocks // parts, (part + 1) * groups * blocks // parts):
-                    g, block = divmod(g_block, blocks)
-                    valid = min(width, filters - block * width)
-                    pitch = (valid + n - 1) // n * n
-                    pack_strip(
-                        gradient, corner + (g * filters + block * width) * out_steps[1], out_shape, out_steps, images, z, y,
-                        columns, along, valid, pitch, room, box_size,
-                    )  # fmt: skip
-                    source = base + g * group_step
-                    if block_step is not None:
-                        source += block * block_step
-                    panel = s * each + (g * padded + block * width) * terms
-                    target = 0 if pitch == width else pairs.size
-                    for i in range(b_runs * z_runs * y_runs):
-                        rest, row = divmod(i, y_runs)
-                        b, plane = divmod(rest, z_runs)
-                        at = ((b * along[0] + plane) * along[1] + row) * along[2]
-                        add = number - s * strips_each + i
-                        image = room if packs else x
-                        if block_step is None:
-                            outer_tile(
-                                room, box_size + at * pitch, sources, at, run, image, source, pairs, 0, panels, panel, targets,
-                                target, tiles, start, 0, add, pitch,
-                            )  # fmt: skip
-                        else:
-                            pointwise_tile(
-                                room, box_size + at * pitch, sources, at, run, image, source, pairs, 0, panels, panel, targets,
-                                target, tiles, start, 0, add, pitch,
-                            )  # fmt: skip
-
-
-@kernel
-def pack_strip(
-    gradient: Array, corner: int, shape: Ints, steps: Ints, images: int, z: int, y: int, x: int, along: Ints, valid: int,
-    pitch: int, out: Array, out_at: int,
-) -> None:  # fmt: skip
-    """Pack a block of lanes of the (images, z, y, x) pixels of a strip, whose rows lie as in one of ``along``."""
-    compact()
-    rows, pixels = (1, y * x) if x == shape[4] else (y, x)  # rows that follow each other are packed together
-    for b in range(images):
-        for plane in range(z):
-            for row in range(rows):
-                pack_lanes(
-                    gradient, corner + b * steps[0] + plane * steps[2] + row * steps[3], steps[1], steps[4], pixels, valid,
-                    pitch, out, out_at + ((b * along[0] + plane) * along[1] + row) * along[2] * pitch,
-                )  # fmt: skip
+    per_chunk, parts, groups, filters, pitch, group_step, depths, depth, taps, each, reads = (
+        numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3], numbers[OWN + 4], numbers[OWN + 5],
+        numbers[OWN + 6], numbers[OWN + 7], numbers[OWN + 8], numbers[OWN + 9], numbers[OWN + 10],
+    )  # fmt: skip
+    strip, counts, packs, box_size = four(numbers, 20), four(numbers, 24), numbers[34], numbers[35]
+    out_shape, out_steps = five(numbers, 40), five(numbers, 45)
+    n = lanes(panels.itemsize)
+    width = VECTORS * n
+    blocks = (filters + width - 1) // width
+    rest, part = divmod(task, parts)
+    s, g_block = divmod(rest, groups * blocks)
+    g, block = divmod(g_block, blocks)
+    valid = min(width, filters - block * width)
+    whole = (valid + n - 1) // n * n
+    panel = s * each + g_block * depth * taps * pitch
+    rows = panel + part * depths * taps * pitch
+    clear(panels, rows, rows + min(depths, depth - part * depths) * taps * pitch)
+    image = room if packs else x
+    strips = counts[0] * counts[1] * counts[2] * counts[3]
+    for number in range(s * per_chunk, min((s + 1) * per_chunk, strips)):
+        n0, z0, y0, x0, kind = place_strip(number, numbers, tables)
+        base = open_strip(numbers, x, n0, z0, y0, x0, room)
+        corner = n0 * out_steps[0] + z0 * out_steps[2] + y0 * out_steps[3] + x0 * out_steps[4]
+        lane = corner + (g * filters + block * width) * out_steps[1]
+        if not reads:
+            sizes = (
+                min(strip[0], out_shape[0] - n0), min(strip[1], out_shape[2] - z0), min(strip[2], out_shape[3] - y0),
+                min(strip[3], out_shape[4] - x0),
+            )  # fmt: skip
+            pack_strip(gradient, lane, out_shape, out_steps, sizes, strip, valid, whole, room, box_size)
+            lane = box_size
+        vectors = gradient if reads else room
+        for run in range(tables[numbers[53] + kind], tables[numbers[53] + kind + 1]):
+            # A run are taps that meet the same pixels: their pairs in two widths, how many, and for each part the table of
+            # rows, that of their targets, and tiles.
+            at = numbers[54] + (3 + 3 * parts) * run
+            mine = at + 3 + 3 * part
+            outer_tile(
+                vectors, lane, tables, tables[at] if whole == pitch or reads else tables[at + 1], tables[at + 2], image,
+                base + g * group_step, tables[mine], panels, panel, tables[mine + 1], tables[mine + 2], zeros, 0, 1, whole,
+            )  # fmt: skip

@@ -1,9 +1,9 @@
 """Packing: between the arrays of a user and what the register tiles read and write.
 
 A *box* is the part of the input that a strip of output pixels needs, with its padding.  It lies channels-last, or plane by
-plane where there are few channels.  Weights become *panels*, [group, block of lanes, term, lane]; gradients that a tile takes
-as vectors become [pixel, lane].  All arrays are flat; sizes and distances come as tuples, along (batch, channels, depth,
-height, width).
+plane where there are few channels.  Weights become *panels*, [group, block of lanes, term, lane], where a term is a pair of a
+channel and a tap; gradients that a tile takes as vectors become [pixel, lane].  All arrays are flat; sizes and distances come
+as tuples, along (batch, channels, depth, height, width).
 """
 
 from __future__ import annotations
@@ -12,20 +12,43 @@ from typing import Any
 
 import numpy as np
 
-from ..jit import kernel, parallel_kernel, prange, signed, unsigned
+from ..jit import kernel, unsigned
 from ..simd import VECTORS, clear, compact, copy, copy_tile, gather_tile, lanes, scatter_tile, transpose_tile
+from ..tasks import task
 
 __all__ = [
+    "five",
+    "four",
     "pack_box",
-    "pack_boxes",
-    "pack_lanes",
-    "pack_panels",
+    "pack_image",
+    "pack_panel",
+    "pack_strip",
+    "three",
     "transpose",
-    "unpack_panels",
+    "unpack_panel",
+    "unpack_strip",
 ]
 
 Array = np.ndarray[Any, Any]
 Ints = tuple[int, ...]
+
+
+@kernel
+def three(numbers: Array, at: int) -> Ints:
+    """Three numbers as a tuple."""
+    return numbers[at], numbers[at + 1], numbers[at + 2]
+
+
+@kernel
+def four(numbers: Array, at: int) -> Ints:
+    """Four numbers as a tuple."""
+    return numbers[at], numbers[at + 1], numbers[at + 2], numbers[at + 3]
+
+
+@kernel
+def five(numbers: Array, at: int) -> Ints:
+    """Five numbers as a tuple."""
+    return numbers[at], numbers[at + 1], numbers[at + 2], numbers[at + 3], numbers[at + 4]
 
 
 @kernel
@@ -40,7 +63,7 @@ def transpose(
     for m in range(0, whole_rows, n):
         transpose_tile(
             source, source_at + m * source_step, source_step, target, target_at + m, target_step, no_table, 0,
-            whole_columns // n,
+            whole_columns // n, n,
         )  # fmt: skip
     for k in range(columns):
         first = 0 if k >= whole_columns else whole_rows
@@ -55,15 +78,16 @@ def transpose(
 
 @kernel
 def pack_box(
-    x: Array, shape: Ints, steps: Ints, n0: int, z0: int, y0: int, x0: int, out: Array, out_at: int, box: Ints, box_steps: Ints
+    x: Array, x_at: int, shape: Ints, steps: Ints, n0: int, z0: int, y0: int, x0: int, out: Array, out_at: int, box: Ints,
+    box_steps: Ints,
 ) -> None:  # fmt: skip
     """Copy a box of images, ``box`` = (images, channels, depth, height, width) from pixel (n0, z0, y0, x0) on.
 
     What lies outside the images is padding: 0, or left as it is behind the last image.
     """
     compact()
-    N, C, D, H, W = shape
-    _, _, BD, BH, BW = box
+    N, _, D, H, W = shape
+    _, C, BD, BH, BW = box
     pixel = box_steps[4]
     left = min(max(0, -x0), BW)  # the rows and columns that lie inside the image
     right = max(left, min(BW, W - x0))
@@ -78,7 +102,7 @@ def pack_box(
     for n in range(min(box[0], N - n0)):
         for bz in range(BD):
             inside = z0 + bz >= 0 and z0 + bz < D
-            plane = (n0 + n) * steps[0] + (z0 + bz) * steps[2] + (y0 + top) * steps[3] + (x0 + left) * steps[4]
+            plane = x_at + (n0 + n) * steps[0] + (z0 + bz) * steps[2] + (y0 + top) * steps[3] + (x0 + left) * steps[4]
             to = out_at + n * box_steps[0] + bz * box_steps[2]
             for by in range(BH):
                 row = to + by * box_steps[3]
@@ -89,20 +113,41 @@ def pack_box(
                     clear(out, row + last * pixel, row + BW * pixel)
                     if first < last and turned and not joined:
                         transpose(x, at, steps[1], C, columns, out, row + first * pixel, pixel)
-                    elif first < last and not turned and pixel == C:
+                    elif first < last and not turned and pixel == C and steps[4] == C:
                         copy(x, at, out, row + first * C, columns * C)
                     elif first < last and not turned:
-                        for column in range(columns):
-                            copy(x, at + column * C, out, row + (first + column) * pixel, C)
+                        copy_columns(x, at, steps[4], out, row + first * pixel, pixel, columns, C)
                 else:
                     for c in range(C):
                         begin = row + c * box_steps[1]
                         clear(out, begin, begin + first)
                         clear(out, begin + last, begin + BW)
-                        if first < last:
+                        if first < last and steps[4] == 1:
                             copy(x, at + c * steps[1], out, begin + first, columns)
+                    if first < last and steps[4] != 1:
+                        transpose(x, at, steps[4], columns, C, out, row + first, box_steps[1])
             if joined and inside:
                 scatter(x, plane, steps[1], C, table, out, to + top * box_steps[3] + left * pixel, pixel)
+
+
+@kernel
+def copy_columns(
+    source: Array, source_at: int, source_step: int, target: Array, target_at: int, target_step: int, rows: int, count: int
+) -> None:  # fmt: skip
+    """target[row*target_step + k] = source[row*source_step + k] for k < count: whole vectors first."""
+    compact()
+    n = lanes(source.itemsize)
+    done = 0
+    while count - done >= n:
+        vectors = min((count - done) // n, VECTORS)
+        copy_tile(source, source_at + done, source_step, target, target_at + done, target_step, rows, vectors)
+        done += vectors * n
+    if done < count:
+        for row in range(rows):
+            for k in range(done, count):
+                target[unsigned(target_at + row * target_step + k)] = source[
+                    unsigned(source_at + row * source_step + k)
+                ]
 
 
 @kernel
@@ -115,25 +160,25 @@ def scatter(
     whole_rows, squares = rows - rows % n, table.size // n
     for m in range(0, whole_rows, n):
         scatter_tile(
-            source, source_at + m * source_step, source_step, target, target_at + m, target_step, table, 0, squares
+            source, source_at + m * source_step, source_step, target, target_at + m, target_step, table, 0, squares, n
         )  # fmt: skip
     for k in range(table.size):
         for m in range(0 if k >= squares * n else whole_rows, rows):
             target[unsigned(target_at + table[k] * target_step + m)] = source[unsigned(source_at + m * source_step + k)]
 
 
-@parallel_kernel
-def pack_boxes(
-    tasks: int, x: Array, shape: Ints, steps: Ints, left: Ints, out: Array, box: Ints, box_steps: Ints
-) -> None:  # fmt: skip
-    """Pack whole images with the padding ``left`` in front.  A task is a row of an image."""
+@task
+def pack_image(
+    task: int, room: Array, numbers: Array, tables: Array, x: Array, out: Array, _: Array, __: Array
+) -> None:
+    """Pack a row of an image: ``numbers`` are its shape, steps, the padding in front, and the box and its steps."""
+    shape, steps, left = five(numbers, 0), five(numbers, 5), three(numbers, 10)
+    box, box_steps = five(numbers, 13), five(numbers, 18)
+    rest, y = divmod(task, box[3])
+    n, z = divmod(rest, box[2])
+    to = n * box_steps[0] + z * box_steps[2] + y * box_steps[3]
     one_row = (1, box[1], 1, 1, box[4])
-    for index in prange(tasks):
-        task = signed(index)
-        rest, y = divmod(task, box[3])
-        n, z = divmod(rest, box[2])
-        to = n * box_steps[0] + z * box_steps[2] + y * box_steps[3]
-        pack_box(x, shape, steps, n, z - left[0], y - left[1], -left[2], out, to, one_row, box_steps)
+    pack_box(x, 0, shape, steps, n, z - left[0], y - left[1], -left[2], out, to, one_row, box_steps)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -142,23 +187,50 @@ def pack_boxes(
 
 
 @kernel
-def pack_lanes(
-    x: Array, at: int, lane_step: int, pixel_step: int, pixels: int, valid: int, pitch: int, out: Array, out_at: int
+def pack_strip(
+    x: Array, corner: int, shape: Ints, steps: Ints, sizes: Ints, along: Ints, valid: int, pitch: int, out: Array, out_at: int
 ) -> None:  # fmt: skip
-    """out[p, l] = x[at + p*pixel_step + l*lane_step] for l < valid, 0 for l up to ``pitch``; one of the steps is 1."""
+    """Pack a block of lanes of a strip with ``sizes`` (images, planes, rows, columns), whose pixels lie as in one of ``along``.
+
+    out[p, l] = lane l of pixel p for l < valid, 0 for l up to ``pitch``.
+    """
     compact()
-    if lane_step == 1:
-        whole = valid // lanes(x.itemsize)
-        copy_tile(x, at, pixel_step, out, out_at, pitch, pixels, whole)
-        if whole * lanes(x.itemsize) < valid:
-            for p in range(pixels):
-                for lane in range(whole * lanes(x.itemsize), valid):
-                    out[unsigned(out_at + p * pitch + lane)] = x[unsigned(at + p * pixel_step + lane)]
-    else:
-        transpose(x, at, lane_step, valid, pixels, out, out_at, pitch)
-    if valid < pitch:
-        for p in range(pixels):
-            clear(out, out_at + p * pitch + valid, out_at + (p + 1) * pitch)
+    images, z, y, columns = sizes
+    rows, pixels = (
+        (1, y * columns) if columns == shape[4] else (y, columns)
+    )  # rows that follow each other are taken together
+    for b in range(images):
+        for plane in range(z):
+            for row in range(rows):
+                at = corner + b * steps[0] + plane * steps[2] + row * steps[3]
+                to = out_at + ((b * along[1] + plane) * along[2] + row) * along[3] * pitch
+                if steps[1] == 1:
+                    copy_columns(x, at, steps[4], out, to, pitch, pixels, valid)
+                else:
+                    transpose(x, at, steps[1], valid, pixels, out, to, pitch)
+                if valid < pitch:
+                    for p in range(pixels):
+                        clear(out, to + p * pitch + valid, to + (p + 1) * pitch)
+
+
+@kernel
+def unpack_strip(
+    pixels: Array, pixels_at: int, pitch: int, images: int, first: Ints, out_step: Ints, strip: Ints, valid: int, out: Array,
+    channel: int, out_shape: Ints, out_steps: Ints,
+) -> None:  # fmt: skip
+    """Transpose a block of lanes of a strip from scratch into the planes of an NCHW output; ``first`` is its first pixel."""
+    compact()
+    _, _, D, H, W = out_shape
+    Z, Y, X = min(out_step[0] * strip[1], D), min(out_step[1] * strip[2], H), min(out_step[2] * strip[3], W)
+    z, y, x = min(Z, D - first[0]), min(Y, H - first[1]), min(X, W - first[2])
+    rows, run = (1, y * x) if x == W else (y, x)
+    for b in range(images):
+        for plane in range(z):
+            for row in range(rows):
+                transpose(
+                    pixels, pixels_at + ((b * Z + plane) * Y + row) * X * pitch, pitch, run, valid, out,
+                    channel + b * out_steps[0] + plane * out_steps[2] + row * out_steps[3], out_steps[1],
+                )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -166,102 +238,80 @@ def pack_lanes(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@parallel_kernel
-def pack_panels(
-    tasks: int, weight: Array, panels: Array, steps: Ints, depth: int, chunk: int, T: int, lane_count: int,
-    panel_of: Array, terms_of: Array, row_of: Array,
+@task
+def pack_panel(
+    task: int, room: Array, numbers: Array, tables: Array, weight: Array, panels: Array, _: Array, __: Array
 ) -> None:  # fmt: skip
-    """Write panels [group, block of lanes, term, lane], zero where a vector has lanes that do not exist.
+    """Write one vector of lanes of a chunk of the depths into panels, zero where it has lanes that do not exist.
 
-    A term is a pair of a depth k and a tap t.  ``steps`` are the distances of (groups, lanes, depths) in the weight; a tap's
-    panels begin at ``panel_of[t]``, have ``terms_of[t]`` rows each, of which ``row_of[k*T + t]`` is the term's; one with row -1
-    has none.  A task is a chunk of depths.
+    ``numbers`` are the distances of groups, lanes and depths in the weight, the depths, how many a chunk has, the taps, the
+    lanes, the pitch of a panel, and the weight's size; ``tables`` holds the row of a panel for each (depth, tap).  Squares of lanes are transposed, if that
+    can be: where the terms of a lane follow each other, or the taps of neighbouring lanes, or the lanes themselves.
     """
     n = lanes(weight.itemsize)
+    group_step, lane_step, depth_step, depth, chunk, T, lane_count, pitch, size = (
+        numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5], numbers[6], numbers[7], numbers[8]
+    )  # fmt: skip
     parts, chunks = (lane_count + n - 1) // n, (depth + chunk - 1) // chunk
-    for index in prange(tasks):
-        task = signed(index)
-        g, number = divmod(task, chunks)
-        first, last = number * chunk, min((number + 1) * chunk, depth)
-        for part in range(parts):
-            pack_lanes_of_panels(
-                weight, steps, g, part, first, last, T, lane_count, panels, panel_of, terms_of, row_of
-            )  # fmt: skip
-
-
-@kernel
-def pack_lanes_of_panels(
-    weight: Array, steps: Ints, g: int, part: int, first: int, last: int, T: int, lane_count: int, panels: Array,
-    panel_of: Array, terms_of: Array, row_of: Array,
-) -> None:  # fmt: skip
-    """One vector of lanes, of the depths from ``first`` to ``last`` - 1: in squares that are transposed, if it can be."""
-    compact()
-    n = lanes(weight.itemsize)
-    before, pitch, inside = panel_lane(part, lane_count, n)
-    before += g * ((lane_count + n - 1) // n * n)
+    rest, number = divmod(task, chunks)
+    g, part = divmod(rest, parts)
+    first, last = number * chunk, min((number + 1) * chunk, depth)
     used = min(n, lane_count - part * n)
-    at = g * steps[0] + part * n * steps[1]
-    together = used == n  # whether all terms of a depth are in one panel, so that those of a square are
-    for t in range(T):
-        together &= panel_of[t] == panel_of[0] and row_of[first * T + t] >= 0
-    panel = panel_of[0] + before * terms_of[0] + inside
+    at = g * group_step + part * n * lane_step
+    blocks = (lane_count + VECTORS * n - 1) // (VECTORS * n)
+    to = (g * blocks + part // VECTORS) * depth * T * pitch + part % VECTORS * n
     done = first * T
-    if together and steps[2] == T:  # the terms of a lane follow each other
+    if used == n and depth_step == T:
         squares = (last - first) * T // n
-        scatter_tile(weight, at + done, steps[1], panels, panel, pitch, row_of, done, squares)
+        scatter_tile(weight, at + done, lane_step, panels, to, pitch, tables, done, squares, n)
         done += squares * n
-    elif (
-        together and steps[1] == T and n <= T
-    ):  # the taps of neighbouring lanes do: the last square may overlap another
+    elif used == n and lane_step == T and T > 1:
         for k in range(first, last):
             for t in range(0, T, n):
-                tap = min(t, T - n)
-                scatter_tile(weight, at + k * steps[2] + tap, T, panels, panel, pitch, row_of, k * T + tap, 1)
+                here = at + k * depth_step + t
+                if here + (n - 1) * T + n <= size:  # a square reads beyond the last tap
+                    scatter_tile(weight, here, T, panels, to, pitch, tables, k * T + t, 1, min(n, T - t))
+                else:
+                    for u in range(t, min(t + n, T)):
+                        for lane in range(n):
+                            panels[unsigned(to + tables[k * T + u] * pitch + lane)] = weight[
+                                unsigned(at + k * depth_step + u + lane * T)
+                            ]
         done = last * T
-    elif together and steps[1] == T == 1:  # so do the lanes themselves, and so do the rows of the depths
-        copy_tile(
-            weight, at + first * steps[2], steps[2], panels, panel + row_of[first] * pitch, pitch, last - first, 1
-        )
+    elif used == n and lane_step == 1 and T == 1:
+        for k in range(first, last):
+            copy_tile(weight, at + k * depth_step, 0, panels, to + tables[k] * pitch, 0, 1, 1)
         done = last * T
     for term in range(done, last * T):
         k, t = divmod(term, T)
-        if row_of[term] >= 0:
-            here, to = at + k * steps[2] + t, panel_of[t] + before * terms_of[t] + row_of[term] * pitch + inside
-            for lane in range(n):
-                panels[unsigned(to + lane)] = weight[unsigned(here + lane * steps[1])] if lane < used else 0
+        for lane in range(n):
+            value = weight[unsigned(at + k * depth_step + t + lane * lane_step)] if lane < used else 0
+            panels[unsigned(to + tables[term] * pitch + lane)] = value
 
 
-@kernel
-def panel_lane(part: int, lane_count: int, n: int) -> tuple[int, int, int]:
-    """Lanes of all blocks before that of a vector of lanes, lanes of its own block, and lanes before it in that."""
-    width = VECTORS * n
-    block, inside = divmod(part * n, width)
-    return block * width, min(width, (lane_count - block * width + n - 1) // n * n), inside
-
-
-@parallel_kernel
-def unpack_panels(
-    tasks: int, panels: Array, out: Array, sums: int, lane_count: int, row_of: Array, each: int
+@task
+def unpack_panel(
+    task: int, room: Array, numbers: Array, tables: Array, panels: Array, out: Array, _: Array, __: Array
 ) -> None:  # fmt: skip
-    """out[group, lane, term] = sum over s of panels[s, group, block, row_of[term], lane], in the order of s.
+    """out[group, lane, term] = sum over s of panels[s, group, block, row of term, lane], in the order of s.
 
-    ``each`` is the distance of consecutive s, which are added up in the first.  A task is one vector of lanes.
+    ``numbers`` are how many s there are and their distance, the lanes, the terms and the pitch of a panel; ``tables`` are the
+    rows of the terms.  A task is one vector of lanes; the sums are left in the first s.
     """
     n = lanes(out.itemsize)
-    parts, terms = (lane_count + n - 1) // n, row_of.size
-    for index in prange(tasks):
-        task = signed(index)
-        g, part = divmod(task, parts)
-        used = min(n, lane_count - part * n)
-        before, pitch, inside = panel_lane(part, lane_count, n)
-        at = (g * parts * n + before) * terms + inside
-        to = (g * lane_count + part * n) * terms
-        for s in range(1, sums):
-            for row in range(terms):
-                for lane in range(n):
-                    panels[unsigned(at + row * pitch + lane)] += panels[unsigned(at + s * each + row * pitch + lane)]
-        squares = terms // n if used == n else 0
-        gather_tile(panels, at, pitch, out, to, terms, row_of, 0, squares)
-        for term in range(squares * n, terms):
-            for lane in range(used):
-                out[unsigned(to + lane * terms + term)] = panels[unsigned(at + row_of[term] * pitch + lane)]
+    sums, each, lane_count, terms, pitch = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4]
+    parts = (lane_count + n - 1) // n
+    g, part = divmod(task, parts)
+    used = min(n, lane_count - part * n)
+    blocks = (lane_count + VECTORS * n - 1) // (VECTORS * n)
+    at = (g * blocks + part // VECTORS) * terms * pitch + part % VECTORS * n
+    to = (g * lane_count + part * n) * terms
+    for s in range(1, sums):
+        for row in range(terms):
+            for lane in range(n):
+                panels[unsigned(at + row * pitch + lane)] += panels[unsigned(at + s * each + row * pitch + lane)]
+    squares = terms // n if used == n else 0
+    gather_tile(panels, at, pitch, out, to, terms, tables, 0, squares, n)
+    for term in range(squares * n, terms):
+        for lane in range(used):
+            out[unsigned(to + lane * terms + term)] = panels[unsigned(at + tables[term] * pitch + lane)]

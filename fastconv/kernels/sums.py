@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ..jit import parallel_kernel, prange, signed, unsigned
+from ..jit import unsigned
+from ..tasks import task
 
 __all__ = ["sums"]
 
@@ -21,40 +22,41 @@ COLUMNS = 64
 CHUNK = 64
 
 
-@parallel_kernel
+@task
 def sums(
-    tasks: int, gradient: Array, channels_last: bool, batch: int, channels: int, pixels: int, per_task: int,
-    out: Array,
+    task: int, room: Array, numbers: Array, tables: Array, gradient: Array, out: Array, _: Array, __: Array
 ) -> None:  # fmt: skip
-    """A task is a block of ``per_task`` channels, at most COLUMNS."""
-    for index in prange(tasks):
-        task = signed(index)
-        columns, totals = np.empty(COLUMNS, np.float64), np.empty(COLUMNS, np.float64)
-        first = task * per_task
-        count = min(per_task, channels - first)
-        totals[:] = 0
-        if channels_last:
-            for chunk in range(0, batch * pixels, CHUNK):
-                columns[:] = 0
-                for pixel in range(chunk, min(chunk + CHUNK, batch * pixels)):
-                    at = pixel * channels + first
-                    for c in range(count):
-                        columns[unsigned(c)] += gradient[unsigned(at + c)]
+    """A task is a block of channels, at most COLUMNS.
+
+    ``numbers`` are whether the gradient lies channels-last, images, channels, pixels of an image, and channels of a task.
+    """
+    channels_last, batch, channels, pixels, per_task = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4]
+    columns, totals = np.empty(COLUMNS, np.float64), np.empty(COLUMNS, np.float64)
+    first = task * per_task
+    count = min(per_task, channels - first)
+    totals[:] = 0
+    if channels_last:
+        for chunk in range(0, batch * pixels, CHUNK):
+            columns[:] = 0
+            for pixel in range(chunk, min(chunk + CHUNK, batch * pixels)):
+                at = pixel * channels + first
                 for c in range(count):
-                    totals[c] += columns[c]
-        else:
+                    columns[unsigned(c)] += gradient[unsigned(at + c)]
             for c in range(count):
-                for n in range(batch):
-                    at = (n * channels + first + c) * pixels
-                    for chunk in range(0, pixels, CHUNK * COLUMNS):
-                        columns[:] = 0
-                        last = min(chunk + CHUNK * COLUMNS, pixels)
-                        for p in range(chunk, last, COLUMNS):
-                            for t in range(unsigned(min(COLUMNS, last - p))):
-                                columns[t] += gradient[unsigned(at + p) + t]
-                        total = 0.0
-                        for t in range(min(COLUMNS, last - chunk)):
-                            total += columns[t]
-                        totals[c] += total
+                totals[c] += columns[c]
+    else:
         for c in range(count):
-            out[first + c] = totals[c]
+            for n in range(batch):
+                at = (n * channels + first + c) * pixels
+                for chunk in range(0, pixels, CHUNK * COLUMNS):
+                    columns[:] = 0
+                    last = min(chunk + CHUNK * COLUMNS, pixels)
+                    for p in range(chunk, last, COLUMNS):
+                        for t in range(unsigned(min(COLUMNS, last - p))):
+                            columns[t] += gradient[unsigned(at + p) + t]
+                    total = 0.0
+                    for t in range(min(COLUMNS, last - chunk)):
+                        total += columns[t]
+                    totals[c] += total
+    for c in range(count):
+        out[first + c] = totals[c]
