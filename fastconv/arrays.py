@@ -152,9 +152,53 @@ def empty(name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
         If it is larger than the machine's memory: asking the system could succeed, and using it could not.
     """
     size = math.prod(shape) * dtype.itemsize
+    if size < LEAST_ALIGNED:
+        return np.empty(shape, dtype)
     if size > machine_memory():
         raise MemoryError(f"{name} of shape {tuple(shape)} takes {size} bytes, this machine has {machine_memory()}")
-    return np.empty(shape, dtype)
+    if size < LEAST_POOLED:
+        memory = np.empty(size + LINE, np.uint8)
+        first = -memory.__array_interface__["data"][0] % LINE
+        return memory[first : first + size].view(dtype).reshape(shape)
+    return np.asarray(_Lease(size)).view(dtype).reshape(shape)
+
+
+LINE = 64
+"""Bytes of a line of the cache.  Arrays begin with one, so that a vector lies in one line, not in two."""
+
+LEAST_ALIGNED, LEAST_POOLED, MOST_POOLED = 2**12, 2**24, 2**28
+"""Bytes from which on an array is aligned, or takes memory of arrays that are gone; and bytes of such memory to keep.
+
+The system gives large arrays fresh pages and takes them back at once.  To have each page cleared by it at the first touch
+takes longer than to write a result.
+"""
+
+_pool: list[Array] = []
+
+
+class _Lease:
+    """Memory for an array and its views; when all are gone it waits in the pool for the next."""
+
+    def __init__(self, size: int) -> None:
+        for index, memory in enumerate(_pool):
+            if size <= memory.nbytes - LINE <= 2 * size:
+                try:
+                    if _pool.pop(index) is memory:
+                        break
+                    continue  # another thread was faster
+                except IndexError:
+                    continue
+        else:
+            memory = np.empty(size + LINE, np.uint8)
+        self.memory = memory
+        address = memory.__array_interface__["data"][0]
+        self.__array_interface__ = {
+            "version": 3, "shape": (size,), "typestr": "|u1", "data": (address + -address % LINE, False),
+        }  # fmt: skip
+
+    def __del__(self) -> None:
+        if self.memory.nbytes + sum(memory.nbytes for memory in list(_pool)) <= MOST_POOLED:
+            _pool.append(self.memory)
 
 
 @functools.cache

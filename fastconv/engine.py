@@ -34,15 +34,18 @@ from .strips import (
     Axis,
     AxisPhase,
     Ints,
+    Kinds,
     Source,
     Tables,
     by_output,
     by_tap,
+    candidate_strips,
     choose_padding,
     choose_strip,
     fill_tiles,
     find_kinds,
     grid_offsets,
+    imbalance,
     lay_numbers,
     make_source,
     panel_pitch,
@@ -57,17 +60,23 @@ from .tasks import Task
 
 __all__ = ["grad_bias", "grad_input", "grad_weight", "is_depthwise", "lane_flops", "output", "scratch_bytes"]
 
-STAGE_BYTES = 160 << 10
+STAGE_BYTES = 320 << 10
 """Most bytes of a panel that a stage of a sum takes: it is to stay in the second-level cache while a strip's pixels pass."""
 
-PACK_TERMS = 4096
-"""Terms of a vector of lanes that a task packs: enough to read each lane's in one go."""
+PACK_TERMS = 64
+"""Fewest terms that a task packs of a block of lanes."""
 
 CHUNK_PIXELS = 256
 """Fewest pixels per chunk of dW: each chunk has sums of its own, which must not cost more than they save."""
 
 PART_TILES = 48
 """Fewest tiles per part of dW's rows: each part reads the gradients anew."""
+
+BLOCK_BYTES = 1024
+"""Bytes of a pixel that a task of a depthwise convolution takes: enough for the memory to deliver them in one go."""
+
+DEPTHWISE_PIXELS = 784
+"""Most pixels of a depthwise strip."""
 
 TILE_TERMS = 12
 """Terms that take as long as beginning and ending a tile."""
@@ -239,9 +248,6 @@ def _gather_program(p: _Pixels) -> Program:
     lane_count = p.channels // groups
     pitch, padded = panel_pitch(lane_count, itemsize), whole_lanes(lane_count, itemsize)
     blocks = ceil_div(lane_count, width)
-    strip = choose_strip(p.sizes, p.in_shape[1] * itemsize * math.prod(p.stride), MOST_PIXELS)
-    strips = math.prod(ceil_div(n, m) for n, m in zip(p.sizes, strip, strict=True))
-    parts = min(groups * blocks, ceil_div(TASKS, max(1, strips)))
     # A box lies channels-last but for images of few planes: tiles that read planes as they lie were slower than turning
     # the planes over.
     last = p.in_last or lanes(itemsize) <= p.in_shape[1]
@@ -249,8 +255,15 @@ def _gather_program(p: _Pixels) -> Program:
     def work(pixels: int, taps: int) -> int:
         return ceil_div(pixels, ROWS) * (taps * depth + TILE_TERMS) * groups * blocks
 
+    def try_strip(strip: Ints) -> tuple[float, Ints, int, Kinds, bool]:
+        strips = math.prod(ceil_div(n, m) for n, m in zip(p.sizes, strip, strict=True))
+        parts = min(groups * blocks, ceil_div(TASKS, max(1, strips)))
+        cost, kinds, packs = choose_padding(g.batch, axes, strip, by_output, p.in_last == last, work, packing)
+        return cost * imbalance(strips * parts), strip, parts, kinds, packs
+
     packing = math.prod(p.in_shape) // lanes(itemsize) // 6
-    kinds, packs = choose_padding(g.batch, axes, strip, by_output, p.in_last == last, work, packing)
+    strips = candidate_strips(p.sizes, p.in_shape[1] * itemsize * math.prod(p.stride), MOST_PIXELS)
+    _, strip, parts, kinds, packs = min(map(try_strip, strips), key=lambda tried: tried[0])
     source = make_source(p.in_shape, p.in_last, itemsize, g.batch, axes, strip, last, packs, parts > 1)
     stages = max(1, ceil_div(depth * T * pitch * itemsize, STAGE_BYTES))
     depths = max(1, ceil_div(depth, stages))
@@ -280,12 +293,12 @@ def _gather_program(p: _Pixels) -> Program:
         "group_step": depth * source.pitches[1], "stages": max(1, ceil_div(depth, depths)), "depths": depths, "depth": depth,
         "taps": T,
     }  # fmt: skip
-    chunk = max(1, PACK_TERMS // T)
-    told = (*p.weight_steps, depth, chunk, T, lane_count, pitch, math.prod(g.weight_shape))
+    chunk = max(1, min(depths, ceil_div(depth, ceil_div(TASKS, groups * blocks)), depth), ceil_div(PACK_TERMS, T))
+    told = (pitch, chunk, depth, T, lane_count, *p.weight_steps, math.prod(g.weight_shape))
     return Program(
         gather, source.strips * parts, lay_numbers(**numbers), tables.whole(),
         source.box_size + p.scratch_size(strip, width), g.flops <= SERIAL_FLOPS, source, pack_panel,
-        groups * ceil_div(lane_count, lanes(itemsize)) * ceil_div(depth, chunk), np.array(told, np.int64), rows.reshape(-1),
+        groups * blocks * ceil_div(depth, chunk), np.array(told, np.int64), rows.reshape(-1),
         groups * blocks * depth * T * pitch, (groups, lane_count, padded, width),
     )  # fmt: skip
 
@@ -337,16 +350,32 @@ def _slide(taps: Sequence[tuple[int, int]], step: int) -> bool:
     return len(taps) > 1 and neighbours and (len(taps), step) in SLIDES
 
 
+def _block(channels: int, itemsize: int) -> int:
+    """Channels of a block of a depthwise convolution: whole vectors, in blocks of about one size."""
+    blocks = ceil_div(channels * itemsize, BLOCK_BYTES)
+    return whole_lanes(ceil_div(channels, blocks), itemsize)
+
+
+def _vector_by_vector(source: Source) -> Source:
+    """Let the vectors of channels of a box lie one behind the other, an odd number of lines apart."""
+    image, _, *steps = steps_of_image(source.box, True)
+    line = source.box[1]
+    return dataclasses.replace(source, box_steps=(image, (source.box[0] * image // line | 1) * line, *steps))
+
+
 def _gather_depthwise_program(p: _Pixels) -> Program:
     """Lanes are channels, which do not mix."""
     g, axes, itemsize, T = p.g, p.axes, p.itemsize, p.T
-    pitch, width = panel_pitch(p.channels, itemsize), tile_width(itemsize)
+    width = _block(p.channels, itemsize)
     blocks = ceil_div(p.channels, width)
-    strip = choose_strip(p.sizes, pitch * itemsize * math.prod(p.stride), MOST_PIXELS)
+    strip = choose_strip(p.sizes, width * itemsize * math.prod(p.stride), DEPTHWISE_PIXELS)
     kinds = find_kinds(g.batch, axes, strip, (False,) * 3, by_output)
-    source = make_source(p.in_shape, p.in_last, itemsize, g.batch, axes, strip, True, True, False, channels=pitch)
-    source = dataclasses.replace(source, box_steps=steps_of_image(source.box, True))
+    source = make_source(
+        p.in_shape, p.in_last, itemsize, g.batch, axes, strip, True, True, False, channels=lanes(itemsize)
+    )
+    source = _vector_by_vector(source)
     tables = Tables()
+    boxes = width // lanes(itemsize) * source.box_steps[1]
     numbers = strip_numbers(source, kinds, tables, p.out_shape, steps_of_image(p.out_shape, p.out_last), p.out_step)
     rows, runs, term = np.zeros(T, np.int64), [], 0
     for phases in itertools.product(*(axis.phases for axis in axes)):
@@ -378,14 +407,14 @@ def _gather_depthwise_program(p: _Pixels) -> Program:
         }
     )
     rows[unmet] = term + np.arange(len(unmet))
-    numbers |= {"runs_at": tables.add(runs), "run_list_at": 0}
-    numbers |= {"channels": p.channels, "pitch": pitch, "taps": T, "phases": len(runs)}
-    told = (*p.weight_steps, 1, 1, T, p.channels, pitch, math.prod(g.weight_shape))
+    numbers |= {"box_size": boxes, "runs_at": tables.add(runs), "run_list_at": 0}
+    numbers |= {"channels": p.channels, "width": width, "taps": T, "phases": len(runs)}
+    told = (width, 1, 1, T, p.channels, *p.weight_steps, math.prod(g.weight_shape))
     return Program(
         gather_depthwise, source.strips * blocks, lay_numbers(**numbers), tables.whole(),
-        source.box_size + p.scratch_size(strip, width), g.flops <= SERIAL_FLOPS, source, pack_panel,
-        ceil_div(p.channels, lanes(itemsize)), np.array(told, np.int64), rows, blocks * T * pitch,
-        (1, p.channels, whole_lanes(p.channels, itemsize), 0),
+        boxes + (p.scratch_size(strip, width) or strip[3] * width), g.flops <= SERIAL_FLOPS, source, pack_panel,
+        blocks, np.array(told, np.int64), rows, blocks * T * width,
+        (1, p.channels, blocks * width, 0),
     )  # fmt: skip
 
 
@@ -542,7 +571,7 @@ def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_las
         return ceil_div(taps * depths, ROWS) * (pixels + TILE_TERMS) * parts * blocks
 
     packing = math.prod(g.input_shape) // lanes(itemsize) // 6
-    kinds, packs = choose_padding(g.batch, axes, strip, by_tap, x_last == last, work, packing)
+    _, kinds, packs = choose_padding(g.batch, axes, strip, by_tap, x_last == last, work, packing)
     source = make_source(g.input_shape, x_last, itemsize, g.batch, axes, strip, last, packs, blocks * parts > 1)
     rows = _term_rows(depth, T, depths, source.pitches[1] == 1)
     reads = _reads(grad_last, g.filters, itemsize)
@@ -592,9 +621,9 @@ def _correlate_depthwise_program(
 ) -> Program:
     """Lanes are channels, which do not mix."""
     axes, T, channels = _forward_axes(g), math.prod(g.kernel), g.channels
-    pitch, width = panel_pitch(channels, itemsize), tile_width(itemsize)
+    width = _block(channels, itemsize)
     blocks, sizes = ceil_div(channels, width), (g.batch, *g.output)
-    strip = choose_strip(sizes, pitch * itemsize * math.prod(g.stride), MOST_SUMMED)
+    strip = choose_strip(sizes, width * itemsize * math.prod(g.stride), DEPTHWISE_PIXELS)
     if per_sample:
         strip = (1, *strip[1:])
     counts = [ceil_div(n, m) for n, m in zip(sizes, strip, strict=True)]
@@ -602,8 +631,10 @@ def _correlate_depthwise_program(
         math.prod(counts), math.prod(counts[1:]), math.prod(sizes), g.batch, ceil_div(TASKS, blocks), per_sample
     )  # fmt: skip
     kinds = find_kinds(g.batch, axes, strip, (False,) * 3, by_tap)
-    source = make_source(g.input_shape, x_last, itemsize, g.batch, axes, strip, True, True, False, channels=pitch)
-    source = dataclasses.replace(source, box_steps=steps_of_image(source.box, True))
+    source = make_source(
+        g.input_shape, x_last, itemsize, g.batch, axes, strip, True, True, False, channels=lanes(itemsize)
+    )
+    source = _vector_by_vector(source)
     tables = Tables()
     numbers = strip_numbers(source, kinds, tables, g.output_shape, steps_of_image(g.output_shape, grad_last), (1, 1, 1))
     z_taps, y_taps, x_taps = (axis.phases[0].taps for axis in axes)
@@ -614,10 +645,11 @@ def _correlate_depthwise_program(
         for z, y, x in itertools.product(z_taps, y_taps, each_line)
     ]
     reads = _reads(grad_last, channels, itemsize)
-    each = blocks * T * pitch
-    numbers |= {"runs_at": 0, "run_list_at": 0}
+    each = blocks * T * width
+    boxes = width // lanes(itemsize) * source.box_steps[1]
+    numbers |= {"box_size": boxes, "runs_at": 0, "run_list_at": 0}
     numbers |= {
-        "channels": channels, "pitch": pitch, "taps": T, "per_chunk": per_chunk, "each": each, "reads": reads,
+        "channels": channels, "width": width, "taps": T, "per_chunk": per_chunk, "each": each, "reads": reads,
         "row_taps": len(x_taps) if slides else 1, "stride": g.stride[2] if slides else 1, "lines": len(lines),
         "lines_at": 0,
     }  # fmt: skip
@@ -625,8 +657,8 @@ def _correlate_depthwise_program(
     sums_of, units = (1, chunks) if per_sample else (chunks, 1)
     return Program(
         correlate_depthwise, chunks * blocks, lay_numbers(**numbers), tables.whole(),
-        source.box_size + (0 if reads else math.prod(strip) * pitch), g.flops <= SERIAL_FLOPS, source, unpack_panel,
-        units * ceil_div(channels, lanes(itemsize)), np.array((sums_of, each, channels, T, pitch), np.int64), np.arange(T),
+        boxes + (0 if reads else math.prod(strip) * width), g.flops <= SERIAL_FLOPS, source, unpack_panel,
+        units * ceil_div(channels, lanes(itemsize)), np.array((sums_of, each, channels, T, width), np.int64), np.arange(T),
         chunks * each, (1, 0, 0, 0),
     )  # fmt: skip
 

@@ -33,7 +33,7 @@ FEWEST_PIXELS, MOST_PIXELS, MOST_SUMMED = 96, 384, 256
 """Pixels of a strip: enough to use a panel for, few enough to share among cores; and where they are summed over, so few that
 their part of a block of filters, 64 bytes a pixel with AVX2, stays in the first-level cache."""
 
-STRIP_BYTES = 2**18
+STRIP_BYTES = 2**19
 """Most bytes of input in a strip, without what its neighbours need too: it is to stay in the second-level cache."""
 
 
@@ -305,13 +305,31 @@ def choose_strip(sizes: Ints, pixel_bytes: int, most: int) -> Ints:
     return tuple(strip)
 
 
+def candidate_strips(sizes: Ints, pixel_bytes: int, most: int) -> list[Ints]:
+    """List strips worth a try: that of `choose_strip`, and those that cut an axis, or images, into equal parts."""
+    found = [choose_strip(sizes, pixel_bytes, most)]
+    most = min(most + most // 6, max(ROWS, STRIP_BYTES // pixel_bytes))
+    for axis in (2, 1, 0):
+        inside, n = math.prod(sizes[axis + 1 :]), sizes[axis]
+        parts = range(1, n + 1) if n <= 64 else ()
+        for size in sorted({ceil_div(n, k) for k in parts}):
+            if FEWEST_PIXELS // 2 <= size * inside <= most:
+                found.append((*(1,) * axis, size, *sizes[axis + 1 :]))
+    return list(dict.fromkeys(found))
+
+
+def imbalance(tasks: int) -> float:
+    """Time that so many equal tasks take on two or four threads, beside what they would take if any part could be shared."""
+    return sum(ceil_div(tasks, t) * t / tasks for t in (2, 4)) / 2 if tasks else 1.0
+
+
 def _waste(n: int, size: int, inside: int, others: int) -> float:
     """Work per pixel, of the busiest of two or four threads, if n*inside pixels are cut into strips of a size."""
     whole, rest = divmod(n, size)
     tiles = others * (whole * ceil_div(size * inside, ROWS) + ceil_div(rest * inside, ROWS))
     strips = others * (whole + (rest > 0))
     tasks = strips * ceil_div(TASKS, strips)  # few strips are shared by tasks that compute different lanes
-    return tiles * ROWS / (n * inside * others) * sum(ceil_div(tasks, t) * t / tasks for t in (2, 4))
+    return tiles * ROWS / (n * inside * others) * imbalance(tasks)
 
 
 @dataclass(frozen=True)
@@ -412,15 +430,16 @@ def strip_numbers(
 def choose_padding(
     batch: int, axes: Sequence[Axis], strip: Ints, cut: Callable[..., tuple[Segment, ...]], can_read: bool,
     runs: Callable[[int, int], int], packing: int,
-) -> tuple[Kinds, bool]:  # fmt: skip
+) -> tuple[float, Kinds, bool]:  # fmt: skip
     """Choose whether pixels at the edges are runs of their own, and whether the input is packed with its padding.
 
     ``runs(pixels, taps)`` is the work of a run, ``packing`` that of packing the input.  Without packing, which is possible if
-    it ``can_read`` the input as it lies, edges have to be runs of their own.
+    it ``can_read`` the input as it lies, edges have to be runs of their own.  Returns the work, too.
     """
     pads = [axis.pads for axis in axes]
     if not any(pads):
-        return find_kinds(batch, axes, strip, pads, cut), not can_read
+        kinds = find_kinds(batch, axes, strip, pads, cut)
+        return kinds.work(runs), kinds, not can_read
     best: tuple[float, Kinds, bool] | None = None
     for split in itertools.product(*((False, True) if p else (False,) for p in pads)):
         kinds = find_kinds(batch, axes, strip, split, cut)
@@ -431,4 +450,4 @@ def choose_padding(
                 if best is None or cost < best[0]:
                     best = (cost, kinds, packs)
     assert best is not None
-    return best[1:]
+    return best

@@ -1,8 +1,9 @@
 """Depthwise convolution, where every channel is a group with one filter: lanes are channels, and nothing is summed over them.
 
 The tasks are those of `fastconv.kernels.direct`, with tiles that slide along a row of pixels: `gather_depthwise` computes
-equations (1) and (2), `correlate_depthwise` equation (3).  A task takes one block of channels, and packs its box of a strip.
-Rows of taps that lie in the padding are left out.
+equations (1) and (2), `correlate_depthwise` equation (3).  A task takes a block of channels of a strip, and packs its box: one
+vector of channels behind the other, so that a tile finds neighbouring pixels in neighbouring lines of the cache.  Rows of taps
+that lie in the padding are left out.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ..simd import SPAN, VECTORS, clear, lanes, slide_tile, sum_slide_tile
+from ..jit import kernel, unsigned
+from ..simd import SPAN, clear, compact, copy_tile, lanes, slide_tile, sum_slide_tile
 from ..tasks import task
 from .direct import OWN, place_strip
 from .pack import five, four, pack_box, pack_strip, three, unpack_strip
@@ -21,15 +23,68 @@ __all__ = ["CORRELATE_DEPTHWISE", "GATHER_DEPTHWISE", "correlate_depthwise", "ga
 Array = np.ndarray[Any, Any]
 Ints = tuple[int, ...]
 
-GATHER_DEPTHWISE = ("channels", "pitch", "taps", "phases")
-"""Channels, numbers in a row of a panel and of a box, taps of the weight, and phases."""
+GATHER_DEPTHWISE = ("channels", "width", "taps", "phases")
+"""Channels, those of a block, taps of the weight, and phases."""
 
 CORRELATE_DEPTHWISE = (
-    "channels", "pitch", "taps", "per_chunk", "each", "reads", "row_taps", "stride", "lines", "lines_at"
+    "channels", "width", "taps", "per_chunk", "each", "reads", "row_taps", "stride", "lines", "lines_at"
 )  # fmt: skip
-"""Channels, numbers in a row of a panel and of a box, taps of the weight, strips of a chunk, the distance of chunks' panels,
-whether gradients are read as they lie, taps of a line and the stride that a tile slides with, lines of taps, and where tables
+"""Channels, those of a block, taps of the weight, strips of a chunk, the distance of chunks' panels, whether gradients are read as they lie, taps of a line and the stride that a tile slides with, lines of taps, and where tables
 hold for each its offset in the box, and the planes and rows of the input that it leads to from an output's."""
+
+
+@kernel
+def pack_vectors(
+    numbers: Array, x: Array, x_at: int, n0: int, z0: int, y0: int, x0: int, valid: int, room: Array
+) -> None:
+    """Pack the first ``valid`` channels of a box from pixel (n0, z0, y0, x0) on: one box for each vector of them."""
+    compact()
+    n = lanes(x.itemsize)
+    shape, steps, box, box_steps = five(numbers, 0), five(numbers, 5), five(numbers, 10), five(numbers, 15)
+    size = box_steps[1]
+    N, _, D, H, W = shape
+    _, _, BD, BH, BW = box
+    if steps[1] != 1:
+        for lane in range(0, valid, n):
+            one = (box[0], min(n, valid - lane), BD, BH, BW)
+            one_steps = (box_steps[0], 1, box_steps[2], box_steps[3], box_steps[4])
+            pack_box(x, x_at + lane * steps[1], shape, steps, n0, z0, y0, x0, room, lane // n * size, one, one_steps)
+        return
+    left = min(max(0, -x0), BW)
+    right = max(left, min(BW, W - x0))
+    for index in range(min(box[0], N - n0) * BD * BH):
+        rest, by = divmod(index, BH)
+        b, bz = divmod(rest, BD)
+        inside = z0 + bz >= 0 and z0 + bz < D and y0 + by >= 0 and y0 + by < H
+        first, last = (left, right) if inside else (BW, BW)
+        at = x_at + (n0 + b) * steps[0] + (z0 + bz) * steps[2] + (y0 + by) * steps[3] + (x0 + left) * steps[4]
+        to = b * box_steps[0] + bz * box_steps[2] + by * box_steps[3]
+        vectors = valid // n
+        for lane in range(0, valid, n):
+            plane = to + lane // n * size
+            clear(room, plane, plane + first * n)
+            clear(room, plane + last * n, plane + BW * n)
+            if lane + n > valid:
+                for column in range(last - first):
+                    for k in range(valid - lane):
+                        room[unsigned(plane + (first + column) * n + k)] = x[
+                            unsigned(at + column * steps[4] + lane + k)
+                        ]
+        for column in range(last - first):  # pixel by pixel, as they lie
+            copy_tile(x, at + column * steps[4], n, room, to + (first + column) * n, size, vectors, 1)
+
+
+@kernel
+def spread_vectors(row: Array, row_at: int, pixels: int, valid: int, out: Array, out_at: int, out_step: int) -> None:
+    """Copy a row of pixels, one vector of channels behind the other, to pixels whose channels lie together."""
+    compact()
+    n = lanes(out.itemsize)
+    for p in range(pixels):
+        copy_tile(row, row_at + p * n, pixels * n, out, out_at + p * out_step, n, valid // n, 1)
+        for lane in range(valid // n * n, valid):
+            out[unsigned(out_at + p * out_step + lane)] = row[
+                unsigned(row_at + lane // n * pixels * n + p * n + lane % n)
+            ]
 
 
 @task
@@ -37,33 +92,32 @@ def gather_depthwise(
     task: int, room: Array, numbers: Array, tables: Array, x: Array, panels: Array, start: Array, out: Array
 ) -> None:  # fmt: skip
     """out[pixel, lane] = start[lane] + sum over taps t of panels[lane, t] * x[source of pixel + offset of tap t, lane]."""
-    channels, pitch, taps, phases = numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3]
-    shape, steps, box, box_steps = five(numbers, 0), five(numbers, 5), five(numbers, 10), five(numbers, 15)
+    channels, width, taps, phases = numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3]
+    shape, steps, box_steps = five(numbers, 0), five(numbers, 5), five(numbers, 15)
     strip, left, x_step = four(numbers, 20), three(numbers, 28), three(numbers, 31)
     out_shape, out_steps, out_step = five(numbers, 40), five(numbers, 45), three(numbers, 50)
-    n = lanes(out.itemsize)
-    width = VECTORS * n
-    blocks = (channels + width - 1) // width
-    number, block = divmod(task, blocks)
+    n, size = lanes(out.itemsize), box_steps[1]
+    number, block = divmod(task, (channels + width - 1) // width)
     n0, z0, y0, x0, _ = place_strip(number, numbers, tables)
     valid = min(width, channels - block * width)
     images, box_size, out_last = min(strip[0], out_shape[0] - n0), numbers[35], out_steps[1] == 1
     y_in = x_step[1] * y0 - left[1]
-    pack_box(
-        x, block * width * steps[1], shape, steps, n0, x_step[0] * z0 - left[0], y_in, x_step[2] * x0 - left[2], room, 0,
-        (box[0], valid, box[2], box[3], box[4]), box_steps,
+    pack_vectors(
+        numbers, x, block * width * steps[1], n0, x_step[0] * z0 - left[0], y_in, x_step[2] * x0 - left[2], valid, room
     )  # fmt: skip
     z_out, y_out, x_out = out_step[0] * z0, out_step[1] * y0, out_step[2] * x0
-    if out_last:
-        corner = n0 * out_steps[0] + z_out * out_steps[2] + y_out * out_steps[3] + x_out * out_steps[4] + block * width
-        target, image, plane, row, column = corner, out_steps[0], out_steps[2], out_steps[3], out_steps[4]
-    else:
-        Y, X = min(out_step[1] * strip[2], out_shape[3]), min(out_step[2] * strip[3], out_shape[4])
-        target, column = box_size, width
-        row = X * column
-        plane = Y * row
-        image = min(out_step[0] * strip[1], out_shape[2]) * plane
-    pixels = out if out_last else room
+    # Results are written to scratch, one vector of channels behind the other: a row of them, or the strip's part of the output.
+    Y_out, X_out = min(out_step[1] * strip[2], out_shape[3]), min(out_step[2] * strip[3], out_shape[4])
+    row = X_out * n
+    plane = Y_out * row
+    image = min(out_step[0] * strip[1], out_shape[2]) * plane
+    corner = (
+        n0 * out_steps[0]
+        + z_out * out_steps[2]
+        + y_out * out_steps[3]
+        + x_out * out_steps[4]
+        + block * width * out_steps[1]
+    )
     for p in range(phases):
         # A phase: how many along each axis, its first pixel, taps of a line and the stride that the tile slides with, lines,
         # their offsets, the rows of the input that they lead to, or -1, its terms, their offsets, and where its panel begins.
@@ -74,8 +128,11 @@ def gather_depthwise(
         if Z <= 0 or Y <= 0 or X <= 0:
             continue
         row_taps, stride, lines, rows_at = tables[at + 6], tables[at + 7], tables[at + 8], tables[at + 10]
-        to = target + tables[at + 3] * plane + tables[at + 4] * row + tables[at + 5] * column
-        panel = block * taps * pitch + tables[at + 12] * pitch
+        to = box_size + tables[at + 3] * plane + tables[at + 4] * row + tables[at + 5] * n
+        first_pixel = (
+            corner + tables[at + 3] * out_steps[2] + tables[at + 4] * out_steps[3] + tables[at + 5] * out_steps[4]
+        )
+        panel = block * taps * width + tables[at + 12] * width
         for index in range(images * Z * Y):
             rest, y = divmod(index, Y)
             b, z = divmod(rest, Z)
@@ -86,22 +143,27 @@ def gather_depthwise(
                 while first < last and y_in + x_step[1] * y + tables[rows_at + last - 1] >= shape[3]:
                     last -= 1
             source = b * box_steps[0] + z * x_step[0] * box_steps[2] + y * x_step[1] * box_steps[3]
-            end = to + b * image + z * out_step[0] * plane + y * out_step[1] * row
+            end = box_size if out_last else to + b * image + z * out_step[0] * plane + y * out_step[1] * row
+            vector = X * n if out_last else strip[0] * image
             for lane in range(0, valid, n):
                 slides = X >= SPAN
                 slide_tile(
-                    row_taps if slides else 1, stride if slides else 1, panels, panel + first * row_taps * pitch + lane, pitch,
+                    row_taps if slides else 1, stride if slides else 1, panels, panel + first * row_taps * width + lane, width,
                     tables, tables[at + 9] + first if slides else tables[at + 11] + first * row_taps,
-                    last - first if slides else (last - first) * row_taps, room, source + lane,
-                    box_steps[4] if slides and row_taps > 1 else x_step[2] * box_steps[4], pixels, end + lane,
-                    out_step[2] * column, X, start, block * width + lane, min(n, valid - lane) if out_last else n,
+                    last - first if slides else (last - first) * row_taps, room, source + lane // n * size,
+                    box_steps[4] if slides and row_taps > 1 else x_step[2] * box_steps[4], room,
+                    end + lane // n * vector, n if out_last else out_step[2] * n, X, start, block * width + lane, n,
                 )  # fmt: skip
+            if out_last:
+                pixel = first_pixel + b * out_steps[0] + z * out_step[0] * out_steps[2] + y * out_step[1] * out_steps[3]
+                spread_vectors(room, end, X, valid, out, pixel, out_step[2] * out_steps[4])
     if not out_last:
-        unpack_strip(
-            room, box_size, width, images, (z_out, y_out, x_out), out_step, (strip[0], strip[1], strip[2], strip[3]), valid, out,
-            n0 * out_steps[0] + z_out * out_steps[2] + y_out * out_steps[3] + x_out * out_steps[4] + block * width * out_steps[1],
-            out_shape, out_steps,
-        )  # fmt: skip
+        for lane in range(0, valid, n):
+            unpack_strip(
+                room, box_size + lane // n * strip[0] * image, n, images, (z_out, y_out, x_out), out_step,
+                (strip[0], strip[1], strip[2], strip[3]), min(n, valid - lane), out, corner + lane * out_steps[1], out_shape,
+                out_steps,
+            )  # fmt: skip
 
 
 @task
@@ -112,30 +174,25 @@ def correlate_depthwise(
 
     A task is a chunk of consecutive strips and a block of channels.
     """
-    channels, pitch, taps, per_chunk, each, reads, row_taps, stride, lines, lines_at = (
+    channels, width, taps, per_chunk, each, reads, row_taps, stride, lines, lines_at = (
         numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3], numbers[OWN + 4], numbers[OWN + 5],
         numbers[OWN + 6], numbers[OWN + 7], numbers[OWN + 8], numbers[OWN + 9],
     )  # fmt: skip
-    shape, steps, box, box_steps = five(numbers, 0), five(numbers, 5), five(numbers, 10), five(numbers, 15)
+    shape, steps, box_steps = five(numbers, 0), five(numbers, 5), five(numbers, 15)
     strip, counts, left, x_step = four(numbers, 20), four(numbers, 24), three(numbers, 28), three(numbers, 31)
     out_shape, out_steps, box_size = five(numbers, 40), five(numbers, 45), numbers[35]
-    n = lanes(panels.itemsize)
-    width = VECTORS * n
-    blocks = (channels + width - 1) // width
-    s, block = divmod(task, blocks)
+    n, size = lanes(panels.itemsize), box_steps[1]
+    s, block = divmod(task, (channels + width - 1) // width)
     valid = min(width, channels - block * width)
     whole = (valid + n - 1) // n * n
-    panel = s * each + block * taps * pitch
-    clear(panels, panel, panel + taps * pitch)
+    panel = s * each + block * taps * width
+    clear(panels, panel, panel + taps * width)
     strips = counts[0] * counts[1] * counts[2] * counts[3]
     vectors = gradient if reads else room
     for number in range(s * per_chunk, min((s + 1) * per_chunk, strips)):
         n0, z0, y0, x0, _kind = place_strip(number, numbers, tables)
         z_in, y_in = x_step[0] * z0 - left[0], x_step[1] * y0 - left[1]
-        pack_box(
-            x, block * width * steps[1], shape, steps, n0, z_in, y_in, x_step[2] * x0 - left[2], room, 0,
-            (box[0], valid, box[2], box[3], box[4]), box_steps,
-        )  # fmt: skip
+        pack_vectors(numbers, x, block * width * steps[1], n0, z_in, y_in, x_step[2] * x0 - left[2], valid, room)
         images, Z, Y, X = (
             min(strip[0], out_shape[0] - n0), min(strip[1], out_shape[2] - z0), min(strip[2], out_shape[3] - y0),
             min(strip[3], out_shape[4] - x0),
@@ -166,7 +223,8 @@ def correlate_depthwise(
                 lane_at = corner + b * image + z * plane + first * row
                 for lane in range(0, whole, n):
                     sum_slide_tile(
-                        row_taps, stride, room, source + lane, box_steps[4] if row_taps > 1 else x_step[2] * box_steps[4],
+                        row_taps, stride, room, source + lane // n * size,
+                        box_steps[4] if row_taps > 1 else x_step[2] * box_steps[4],
                         x_step[1] * box_steps[3], vectors, lane_at + lane, column, row, last - first, X, panels,
-                        panel + line * row_taps * pitch + lane, pitch,
+                        panel + line * row_taps * width + lane, width,
                     )  # fmt: skip

@@ -242,51 +242,63 @@ def unpack_strip(
 def pack_panel(
     task: int, room: Array, numbers: Array, tables: Array, weight: Array, panels: Array, _: Array, __: Array
 ) -> None:  # fmt: skip
-    """Write one vector of lanes of a chunk of the depths into panels, zero where it has lanes that do not exist.
+    """Write a chunk of the depths of a block of lanes into its panel.
 
-    ``numbers`` are the distances of groups, lanes and depths in the weight, the depths, how many a chunk has, the taps, the
-    lanes, the pitch of a panel, and the weight's size; ``tables`` holds the row of a panel for each (depth, tap).  Squares of lanes are transposed, if that
-    can be: where the terms of a lane follow each other, or the taps of neighbouring lanes, or the lanes themselves.
+    ``numbers`` are those that `pack_depths` takes, and before them the lanes of a block and the depths of a chunk; ``tables``
+    holds the row of a panel for each (depth, tap).  Blocks are packed by one task each: two cores that write to neighbouring
+    lines of the cache wait for each other.
     """
-    n = lanes(weight.itemsize)
-    group_step, lane_step, depth_step, depth, chunk, T, lane_count, pitch, size = (
-        numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5], numbers[6], numbers[7], numbers[8]
+    pitch, chunk, depth, T, lane_count = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4]
+    blocks, chunks = (lane_count + pitch - 1) // pitch, (depth + chunk - 1) // chunk
+    g_block, number = divmod(task, chunks)
+    first = number * chunk
+    pack_depths(
+        numbers, 2, tables, 0, weight, g_block, first, min(first + chunk, depth), panels, g_block * depth * T * pitch, pitch, blocks
     )  # fmt: skip
-    parts, chunks = (lane_count + n - 1) // n, (depth + chunk - 1) // chunk
-    rest, number = divmod(task, chunks)
-    g, part = divmod(rest, parts)
-    first, last = number * chunk, min((number + 1) * chunk, depth)
-    used = min(n, lane_count - part * n)
-    at = g * group_step + part * n * lane_step
-    blocks = (lane_count + VECTORS * n - 1) // (VECTORS * n)
-    to = (g * blocks + part // VECTORS) * depth * T * pitch + part % VECTORS * n
-    done = first * T
-    if used == n and depth_step == T:
-        squares = (last - first) * T // n
-        scatter_tile(weight, at + done, lane_step, panels, to, pitch, tables, done, squares, n)
-        done += squares * n
-    elif used == n and lane_step == T and T > 1:
-        for k in range(first, last):
-            for t in range(0, T, n):
-                here = at + k * depth_step + t
-                if here + (n - 1) * T + n <= size:  # a square reads beyond the last tap
-                    scatter_tile(weight, here, T, panels, to, pitch, tables, k * T + t, 1, min(n, T - t))
-                else:
-                    for u in range(t, min(t + n, T)):
-                        for lane in range(n):
-                            panels[unsigned(to + tables[k * T + u] * pitch + lane)] = weight[
-                                unsigned(at + k * depth_step + u + lane * T)
-                            ]
-        done = last * T
-    elif used == n and lane_step == 1 and T == 1:
-        for k in range(first, last):
-            copy_tile(weight, at + k * depth_step, 0, panels, to + tables[k] * pitch, 0, 1, 1)
-        done = last * T
-    for term in range(done, last * T):
-        k, t = divmod(term, T)
-        for lane in range(n):
-            value = weight[unsigned(at + k * depth_step + t + lane * lane_step)] if lane < used else 0
-            panels[unsigned(to + tables[term] * pitch + lane)] = value
+
+
+@kernel
+def pack_depths(
+    numbers: Array, at: int, tables: Array, rows_at: int, weight: Array, g_block: int, first: int, last: int, panels: Array,
+    panel: int, pitch: int, blocks: int,
+) -> None:  # fmt: skip
+    """Pack the depths ``first`` to ``last`` - 1 of a block of lanes, zero where a vector has lanes that do not exist.
+
+    From ``at`` on ``numbers`` holds the depths in all, the taps, the lanes of a group, the distances of groups, lanes and
+    depths in the weight, and its size.  Squares of lanes are transposed, if that can be: where the terms of a lane follow each
+    other, or the taps of neighbouring lanes, or the lanes themselves.
+    """
+    compact()
+    n = lanes(weight.itemsize)
+    T, lane_count, size = numbers[at + 1], numbers[at + 2], numbers[at + 6]
+    group_step, lane_step, depth_step = numbers[at + 3], numbers[at + 4], numbers[at + 5]
+    g, block = divmod(g_block, blocks)
+    for lane in range(0, min(pitch, lane_count - block * pitch), n):
+        used = min(n, lane_count - block * pitch - lane)
+        here, to = g * group_step + (block * pitch + lane) * lane_step, panel + lane
+        done = first * T
+        if used == n and depth_step == T:
+            squares = (last - first) * T // n
+            scatter_tile(weight, here + done, lane_step, panels, to, pitch, tables, rows_at + done, squares, n)
+            done += squares * n
+        elif used == n and lane_step == T and T > 1:
+            for k in range(first, last):
+                for t in range(0, T, n):
+                    place = here + k * depth_step + t
+                    if place + (n - 1) * T + n <= size:  # a square reads beyond the last tap
+                        scatter_tile(weight, place, T, panels, to, pitch, tables, rows_at + k * T + t, 1, min(n, T - t))
+                        done += min(n, T - t)
+        elif used == n and lane_step == 1 and T == 1:
+            for k in range(first, last):
+                copy_tile(weight, here + k * depth_step, 0, panels, to + tables[rows_at + k] * pitch, 0, 1, 1)
+            done = last * T
+        for term in range(done, last * T):
+            k, t = divmod(term, T)
+            row = to + tables[rows_at + term] * pitch
+            for m in range(n):
+                panels[unsigned(row + m)] = (
+                    weight[unsigned(here + k * depth_step + t + m * lane_step)] if m < used else 0
+                )
 
 
 @task
@@ -303,8 +315,8 @@ def unpack_panel(
     parts = (lane_count + n - 1) // n
     g, part = divmod(task, parts)
     used = min(n, lane_count - part * n)
-    blocks = (lane_count + VECTORS * n - 1) // (VECTORS * n)
-    at = (g * blocks + part // VECTORS) * terms * pitch + part % VECTORS * n
+    blocks, (block, inside) = (lane_count + pitch - 1) // pitch, divmod(part * n, pitch)
+    at = (g * blocks + block) * terms * pitch + inside
     to = (g * lane_count + part * n) * terms
     for s in range(1, sums):
         for row in range(terms):
