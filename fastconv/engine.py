@@ -50,7 +50,6 @@ from .strips import (
     make_source,
     panel_pitch,
     runs_of,
-    steps_of_box,
     steps_of_image,
     strip_numbers,
     tile_width,
@@ -387,11 +386,9 @@ def _gather_depthwise_program(p: _Pixels) -> Program:
         offsets = np.array([source.place(at) for _, at in met], np.int64)
         each = len(x_taps) if slides else 1
         # The rows that lines lead to from an output's, if lines of one plane are all there are.
-        found = (
-            np.repeat([y + axes[1].left for _, (_, y) in lines], 1 if slides else len(x_taps))
-            if len(z_taps) == 1
-            else []
-        )
+        found: Any = []
+        if len(z_taps) == 1:
+            found = np.repeat([y + axes[1].left for _, (_, y) in lines], 1 if slides else len(x_taps))
         runs.append((
             *(phase.count for phase in phases), *(phase.first for phase in phases), each, p.stride[2] if slides else 1,
             len(met) // each, tables.add(offsets[::each] if len(met) else []), tables.add(found) if len(found) else -1,

@@ -181,7 +181,7 @@ def callback(func: Callable[..., None], name: str, *kinds: Any) -> int:
     ``name`` tells it from others that stand at the same place in the source.
     """
     options = {name: value for name, value in OPTIONS.items() if name != "nogil"}  # the caller has released the GIL
-    compiled = CFunc(func, sigutils.normalize_signature(types.void(*kinds)), {}, {"nopython": True, **options})
+    compiled: Any = CFunc(func, sigutils.normalize_signature(types.void(*kinds)), {}, {"nopython": True, **options})
     compiled._cache = KernelCache(func, name)
     compiled.compile()
     _callbacks.append(compiled)

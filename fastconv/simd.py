@@ -19,6 +19,7 @@ Each tile has a twin in plain Python with the same signature, which takes its pl
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -257,7 +258,10 @@ PAIR = 16
 SHORT = {1: 8, 2: 4, 3: 4}
 """Vectors in the tiles with fewer rows: as many accumulators as hide the time that a multiply-add takes, with 16 registers."""
 
-TILE = "vectors, vector_at, tables, pairs_at, count, scalars, scalar_at, rows_at, out, out_at, targets_at, tiles, start, start_at, add, valid"
+TILE = (
+    "vectors, vector_at, tables, pairs_at, count, scalars, scalar_at, rows_at, out, out_at, targets_at, tiles, start, start_at, "
+    "add, valid"
+)
 """What the outer tile is given."""
 
 
@@ -504,7 +508,10 @@ def _call_slide(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]) -
     _call_first(builder, [(few, function), *calls], passed)
 
 
-SUM_SLIDE = "taps, stride, x, x_at, x_step, x_line, gradient, gradient_at, gradient_step, gradient_line, lines, count, out, out_at, pitch"
+SUM_SLIDE = (
+    "taps, stride, x, x_at, x_step, x_line, gradient, gradient_at, gradient_step, gradient_line, lines, count, out, out_at, "
+    "pitch"
+)
 
 
 def _write_sum_slide_tile(function: Any, dtype: Any, taps: int, stride: int) -> None:
@@ -522,7 +529,7 @@ def _write_sum_slide_tile(function: Any, dtype: Any, taps: int, stride: int) -> 
     acc = [[w.variable(w.vector) for _ in range(taps)] for _ in range(sets)]
     zero = ir.Constant(w.vector, [0.0] * w.lanes)
     done = w.variable(I64)
-    for a in sum(acc, []):
+    for a in itertools.chain(*acc):
         b.store(zero, a)
 
     def add_products(span: int, here: Any, there: Any) -> None:
@@ -542,7 +549,7 @@ def _write_sum_slide_tile(function: Any, dtype: Any, taps: int, stride: int) -> 
 
         def places() -> tuple[Any, Any]:
             at = b.load(done)
-            return b.add(left, b.mul(at, b.mul(x_step, I64(stride)))), b.add(right, b.mul(at, gradient_step))  # noqa: B023
+            return b.add(left, b.mul(at, b.mul(x_step, I64(stride)))), b.add(right, b.mul(at, gradient_step))
 
         for span in (SPAN, 1):
             with w.repeat(lambda: b.icmp_signed("<=", b.add(b.load(done), I64(span)), count)):  # noqa: B023

@@ -70,15 +70,14 @@ class Task:
         address = self._addresses.get(dtype.char)
         if address is None:
             address = self._addresses[dtype.char] = self._address(dtype.char)
-        if len(arrays) < 4:
-            arrays += (NOTHING[dtype.char],) * (4 - len(arrays))
+        a, b, c, d = arrays if len(arrays) == 4 else (*arrays, *(NOTHING[dtype.char],) * (4 - len(arrays)))
         if alone or tasks < 2:
             scratch = buffer("room", room, dtype) if room else NOTHING[dtype.char]
-            run_alone(address, tasks, numbers, tables, *arrays, scratch, room)
+            run_alone(address, tasks, numbers, tables, a, b, c, d, scratch, room)
         else:
             workers = min(int(config.NUMBA_NUM_THREADS), tasks)
             scratch = buffer("room", workers * room, dtype) if room else NOTHING[dtype.char]
-            run_together(address, tasks, workers, numbers, tables, *arrays, scratch, room)
+            run_together(address, tasks, workers, numbers, tables, a, b, c, d, scratch, room)
 
 
 def task(func: Callable[..., None]) -> Task:

@@ -29,8 +29,9 @@ GATHER_DEPTHWISE = ("channels", "width", "taps", "phases")
 CORRELATE_DEPTHWISE = (
     "channels", "width", "taps", "per_chunk", "each", "reads", "row_taps", "stride", "lines", "lines_at"
 )  # fmt: skip
-"""Channels, those of a block, taps of the weight, strips of a chunk, the distance of chunks' panels, whether gradients are read as they lie, taps of a line and the stride that a tile slides with, lines of taps, and where tables
-hold for each its offset in the box, and the planes and rows of the input that it leads to from an output's."""
+"""Channels, those of a block, taps of the weight, strips of a chunk, the distance of chunks' panels, whether gradients are read
+as they lie, taps of a line and the stride that a tile slides with, lines of taps, and where tables hold for each its offset in
+the box, and the planes and rows of the input that it leads to from an output's."""
 
 
 @kernel

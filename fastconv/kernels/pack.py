@@ -253,7 +253,8 @@ def pack_panel(
     g_block, number = divmod(task, chunks)
     first = number * chunk
     pack_depths(
-        numbers, 2, tables, 0, weight, g_block, first, min(first + chunk, depth), panels, g_block * depth * T * pitch, pitch, blocks
+        numbers, 2, tables, 0, weight, g_block, first, min(first + chunk, depth), panels, g_block * depth * T * pitch, pitch,
+        blocks,
     )  # fmt: skip
 
 
