@@ -376,7 +376,7 @@ def _gather_depthwise_program(p: _Pixels) -> Program:
     tables = Tables()
     boxes = width // lanes(itemsize) * source.box_steps[1]
     numbers = strip_numbers(source, kinds, tables, p.out_shape, steps_of_image(p.out_shape, p.out_last), p.out_step)
-    rows, runs, term = np.zeros(T, np.int64), [], 0
+    rows, runs, term = np.full(T, -1, np.int64), [], 0
     for phases in itertools.product(*(axis.phases for axis in axes)):
         z_taps, y_taps, x_taps = (phase.taps for phase in phases)
         slides = _slide(x_taps, p.stride[2])
@@ -395,21 +395,13 @@ def _gather_depthwise_program(p: _Pixels) -> Program:
             tables.add(offsets), term,
         ))  # fmt: skip
         term += len(met)
-    unmet = sorted(
-        set(range(T))
-        - {
-            n
-            for phases in itertools.product(*(a.phases for a in axes))
-            for n, _ in _tap_numbers(g, [f.taps for f in phases])
-        }
-    )
-    rows[unmet] = term + np.arange(len(unmet))
+    rows[rows < 0] = term + np.arange(T - term)  # taps that no phase meets
     numbers |= {"box_size": boxes, "runs_at": tables.add(runs), "run_list_at": 0}
     numbers |= {"channels": p.channels, "width": width, "taps": T, "phases": len(runs)}
     told = (width, 1, 1, T, p.channels, *p.weight_steps, math.prod(g.weight_shape))
     return Program(
         gather_depthwise, source.strips * blocks, lay_numbers(**numbers), tables.whole(),
-        boxes + (p.scratch_size(strip, width) or strip[3] * width), g.flops <= SERIAL_FLOPS, source, pack_panel,
+        boxes + strip[0] * p.scratch_steps(strip, width)[0], g.flops <= SERIAL_FLOPS, source, pack_panel,
         blocks, np.array(told, np.int64), rows, blocks * T * width,
         (1, p.channels, blocks * width, 0),
     )  # fmt: skip

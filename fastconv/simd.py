@@ -395,8 +395,8 @@ SLIDES = ((1, 1), (2, 1), (3, 1), (4, 1), (5, 1), (7, 1), (3, 2), (5, 2), (7, 2)
 kernels are taken as rows of one tap."""
 
 SLIDE = (
-    "taps, stride, weights, weights_at, pitch, tables, lines_at, lines, x, x_at, x_step, out, out_at, out_step, count, "
-    "start, start_at, valid"
+    "taps, stride, weights, weights_at, pitch, tables, lines_at, lines, x, x_at, x_step, x_row, out, out_at, out_step, out_row, "
+    "count, rows, start, start_at"
 )  # fmt: skip
 
 
@@ -404,55 +404,62 @@ def _write_slide_tile(function: Any, dtype: Any, taps: int, stride: int, span: i
     """Emit the sliding tile for ``span`` pixels at once; the last ones overlap those before, if need be."""
     b = ir.IRBuilder(function.append_basic_block("entry"))
     w = Words(b, dtype)
-    weights, pitch, offsets, lines, x, x_step, out, out_step, count, start, valid = function.args
-    pitch, x_step, out_step = (b.mul(step, I64(w.size)) for step in (pitch, x_step, out_step))
+    weights, pitch, offsets, lines, x, x_step, x_row, out, out_step, out_row, count, rows, start = function.args
+    pitch, x_step, x_row, out_step, out_row = (
+        b.mul(step, I64(w.size)) for step in (pitch, x_step, x_row, out_step, out_row)
+    )
     acc = [w.variable(w.vector) for _ in range(span)]
     done = w.variable(I64)
-    b.store(I64(0), done)
-    first = w.load(start, w.vector)
-    with w.repeat(lambda: b.icmp_signed("<", b.load(done), count)):
-        rest = b.sub(count, I64(span))
-        begin = b.select(b.icmp_signed("<", b.load(done), rest), b.load(done), rest)
-        here = b.add(x, b.mul(begin, b.mul(x_step, I64(stride))))
+
+    def add_products(index: Any, here: Any) -> None:
+        at = w.at(here, w.load(w.at(offsets, index, 8), I64))
+        weight = b.add(weights, b.mul(index, b.mul(pitch, I64(taps))))
+        column = [w.load(b.add(weight, b.mul(pitch, I64(c))), w.vector) for c in range(taps)]
+        for j in range((span - 1) * stride + taps):
+            meets = [(m, j - m * stride) for m in range(span) if 0 <= j - m * stride < taps]
+            if meets:
+                pixel = w.load(b.add(at, b.mul(x_step, I64(j))), w.vector)
+            for m, c in meets:
+                b.store(w.multiply_add(column[c], pixel, b.load(acc[m])), acc[m])
+
+    def compute(begin: Any, row: Any) -> None:
+        here = b.add(b.add(x, b.mul(row, x_row)), b.mul(begin, b.mul(x_step, I64(stride))))
+        there = b.add(out, b.mul(row, out_row))
         for a in acc:
-            b.store(first, a)
+            b.store(w.load(start, w.vector), a)
         with cgutils.for_range(b, lines) as line:
-            at = w.at(here, w.load(w.at(offsets, line.index, 8), I64))
-            weight = b.add(weights, b.mul(line.index, b.mul(pitch, I64(taps))))
-            column = [w.load(b.add(weight, b.mul(pitch, I64(c))), w.vector) for c in range(taps)]
-            for j in range((span - 1) * stride + taps):
-                meets = [(m, j - m * stride) for m in range(span) if 0 <= j - m * stride < taps]
-                if meets:
-                    pixel = w.load(b.add(at, b.mul(x_step, I64(j))), w.vector)
-                for m, c in meets:
-                    b.store(w.multiply_add(column[c], pixel, b.load(acc[m])), acc[m])
+            add_products(line.index, here)
         values = [b.load(a) for a in acc]
-        ends = [b.add(out, b.mul(b.add(begin, I64(m)), out_step)) for m in range(span)]
-        with b.if_else(b.icmp_signed(">=", valid, I64(w.lanes))) as (whole, part):
-            with whole:
-                for value, end in zip(values, ends, strict=True):
-                    w.store(value, end)
-            with part:
-                w.store_first(values, ends, 1, valid, ir.Constant(ir.IntType(1), 0))
-        b.store(b.add(b.load(done), I64(span)), done)
+        ends = [b.add(there, b.mul(b.add(begin, I64(m)), out_step)) for m in range(span)]
+        for value, end in zip(values, ends, strict=True):
+            w.store(value, end)
+
+    with cgutils.for_range(b, rows) as row:
+        b.store(I64(0), done)
+        with w.repeat(lambda: b.icmp_signed("<", b.load(done), count)):
+            rest = b.sub(count, I64(span))
+            compute(b.select(b.icmp_signed("<", b.load(done), rest), b.load(done), rest), row.index)
+            b.store(b.add(b.load(done), I64(span)), done)
     b.ret_void()
 
 
 def _slide_twin(
     taps: int, stride: int, weights: Array, weights_at: int, pitch: int, tables: Array, lines_at: int, lines: int, x: Array,
-    x_at: int, x_step: int, out: Array, out_at: int, out_step: int, count: int, start: Array, start_at: int, valid: int,
+    x_at: int, x_step: int, x_row: int, out: Array, out_at: int, out_step: int, out_row: int, count: int, rows: int,
+    start: Array, start_at: int,
 ) -> None:  # fmt: skip
     """The sliding tile in plain Python."""
     n = lanes(out.itemsize)
-    for m in range(count):
+    for row, m in itertools.product(range(rows), range(count)):
         acc = start[start_at : start_at + n].copy()
         with np.errstate(over="ignore", invalid="ignore"):
             for line in range(lines):
                 for c in range(taps):
-                    at = x_at + tables[lines_at + line] + (m * stride + c) * x_step
+                    at = x_at + row * x_row + tables[lines_at + line] + (m * stride + c) * x_step
                     weight = weights_at + (line * taps + c) * pitch
                     acc += weights[weight : weight + n] * x[at : at + n]
-        out[out_at + m * out_step : out_at + m * out_step + valid] = acc[:valid]
+        end = out_at + row * out_row + m * out_step
+        out[end : end + n] = acc
 
 
 def _slide_arguments(
@@ -490,7 +497,8 @@ def _slides(
 
 def _call_slide(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]) -> None:
     names = (
-        "weights+weights_at pitch tables+lines_at lines x+x_at x_step out+out_at out_step count start+start_at valid"
+        "weights+weights_at pitch tables+lines_at lines x+x_at x_step x_row out+out_at out_step out_row count rows "
+        "start+start_at"
     )
     dtype, w, passed = _slide_arguments(context, builder, named, names)
     calls = _slides(
@@ -902,9 +910,9 @@ run_tasks = (
 """Call the function at an address for each task that is left: ``counter`` holds the next, and is shared by all workers."""
 
 slide_tile = _slide_twin if config.DISABLE_JIT else _intrinsic(SLIDE, _call_slide)
-"""A vector of channels of ``count`` neighbouring pixels, where each channel has weights of its own::
+"""A vector of channels of ``count`` neighbouring pixels of each row, where each channel has weights of its own::
 
-    out[m] = start + sum over lines and c < taps of  weights[line*taps + c] * x[offset of line + m*stride + c]
+    out[row, m] = start + sum over lines and c < taps of  weights[line*taps + c] * x[row, offset of line + m*stride + c]
 
 Parameters
 ----------
@@ -914,16 +922,14 @@ weights, weights_at, pitch : flat array, offset and distance
     A vector for each tap.
 tables, lines_at, lines : flat int64 array, offset and int
     The offset in ``x`` of each line of taps.
-x, x_at, x_step : flat array, offset and distance
-    The input, and its neighbouring pixels.
-out, out_at, out_step : flat array, offset and distance
+x, x_at, x_step, x_row : flat array, offset and distances
+    The input, its neighbouring pixels, and those that neighbouring rows begin with.
+out, out_at, out_step, out_row : flat array, offset and distances
     Where the pixels go.
-count : int
-    Pixels, at least 1.
+count, rows : int
+    Pixels of a row, at least 1, and rows.
 start, start_at : flat array and offset
     The vector that each sum begins with.
-valid : int
-    Lanes to store, at least 1; all are read.
 """
 
 sum_slide_tile = _sum_slide_twin if config.DISABLE_JIT else _intrinsic(SUM_SLIDE, _call_sum_slide)

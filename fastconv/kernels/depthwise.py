@@ -76,16 +76,28 @@ def pack_vectors(
 
 
 @kernel
-def spread_vectors(row: Array, row_at: int, pixels: int, valid: int, out: Array, out_at: int, out_step: int) -> None:
-    """Copy a row of pixels, one vector of channels behind the other, to pixels whose channels lie together."""
+def spread_strip(
+    pixels: Array, pixels_at: int, size: int, images: int, first: Ints, out_step: Ints, strip: Ints, valid: int, out: Array,
+    channel: int, out_shape: Ints, out_steps: Ints,
+) -> None:  # fmt: skip
+    """Copy a strip's outputs, vectors of channels ``size`` apart, to pixels whose channels lie together."""
     compact()
     n = lanes(out.itemsize)
-    for p in range(pixels):
-        copy_tile(row, row_at + p * n, pixels * n, out, out_at + p * out_step, n, valid // n, 1)
-        for lane in range(valid // n * n, valid):
-            out[unsigned(out_at + p * out_step + lane)] = row[
-                unsigned(row_at + lane // n * pixels * n + p * n + lane % n)
-            ]
+    _, _, D, H, W = out_shape
+    Z, Y, X = min(out_step[0] * strip[1], D), min(out_step[1] * strip[2], H), min(out_step[2] * strip[3], W)
+    z, y, x = min(Z, D - first[0]), min(Y, H - first[1]), min(X, W - first[2])
+    whole, vectors = valid // n * n, valid // n
+    for index in range(images * z * y):
+        rest, row = divmod(index, y)
+        b, plane = divmod(rest, z)
+        here = pixels_at + ((b * Z + plane) * Y + row) * X * n
+        there = channel + b * out_steps[0] + plane * out_steps[2] + row * out_steps[3]
+        for p in range(x):
+            copy_tile(pixels, here + p * n, size, out, there + p * out_steps[4], n, vectors, 1)
+            for lane in range(whole, valid):
+                out[unsigned(there + p * out_steps[4] + lane)] = pixels[
+                    unsigned(here + vectors * size + p * n + lane - whole)
+                ]
 
 
 @task
@@ -107,18 +119,10 @@ def gather_depthwise(
         numbers, x, block * width * steps[1], n0, x_step[0] * z0 - left[0], y_in, x_step[2] * x0 - left[2], valid, room
     )  # fmt: skip
     z_out, y_out, x_out = out_step[0] * z0, out_step[1] * y0, out_step[2] * x0
-    # Results are written to scratch, one vector of channels behind the other: a row of them, or the strip's part of the output.
+    # Results are written to scratch, one vector of channels behind the other.
     Y_out, X_out = min(out_step[1] * strip[2], out_shape[3]), min(out_step[2] * strip[3], out_shape[4])
-    row = X_out * n
-    plane = Y_out * row
+    plane = Y_out * X_out * n
     image = min(out_step[0] * strip[1], out_shape[2]) * plane
-    corner = (
-        n0 * out_steps[0]
-        + z_out * out_steps[2]
-        + y_out * out_steps[3]
-        + x_out * out_steps[4]
-        + block * width * out_steps[1]
-    )
     for p in range(phases):
         # A phase: how many along each axis, its first pixel, taps of a line and the stride that the tile slides with, lines,
         # their offsets, the rows of the input that they lead to, or -1, its terms, their offsets, and where its panel begins.
@@ -128,43 +132,60 @@ def gather_depthwise(
         )  # fmt: skip
         if Z <= 0 or Y <= 0 or X <= 0:
             continue
-        row_taps, stride, lines, rows_at = tables[at + 6], tables[at + 7], tables[at + 8], tables[at + 10]
-        to = box_size + tables[at + 3] * plane + tables[at + 4] * row + tables[at + 5] * n
-        first_pixel = (
-            corner + tables[at + 3] * out_steps[2] + tables[at + 4] * out_steps[3] + tables[at + 5] * out_steps[4]
-        )
-        panel = block * taps * width + tables[at + 12] * width
-        for index in range(images * Z * Y):
-            rest, y = divmod(index, Y)
-            b, z = divmod(rest, Z)
-            first, last = 0, lines
-            if rows_at >= 0:
-                while first < last and y_in + x_step[1] * y + tables[rows_at + first] < 0:
-                    first += 1
-                while first < last and y_in + x_step[1] * y + tables[rows_at + last - 1] >= shape[3]:
-                    last -= 1
-            source = b * box_steps[0] + z * x_step[0] * box_steps[2] + y * x_step[1] * box_steps[3]
-            end = box_size if out_last else to + b * image + z * out_step[0] * plane + y * out_step[1] * row
-            vector = X * n if out_last else strip[0] * image
-            for lane in range(0, valid, n):
-                slides = X >= SPAN
-                slide_tile(
-                    row_taps if slides else 1, stride if slides else 1, panels, panel + first * row_taps * width + lane, width,
-                    tables, tables[at + 9] + first if slides else tables[at + 11] + first * row_taps,
-                    last - first if slides else (last - first) * row_taps, room, source + lane // n * size,
-                    box_steps[4] if slides and row_taps > 1 else x_step[2] * box_steps[4], room,
-                    end + lane // n * vector, n if out_last else out_step[2] * n, X, start, block * width + lane, n,
-                )  # fmt: skip
-            if out_last:
-                pixel = first_pixel + b * out_steps[0] + z * out_step[0] * out_steps[2] + y * out_step[1] * out_steps[3]
-                spread_vectors(room, end, X, valid, out, pixel, out_step[2] * out_steps[4])
-    if not out_last:
+        row_taps, stride, lines, lines_at = tables[at + 6], tables[at + 7], tables[at + 8], tables[at + 9]
+        if X < SPAN and row_taps > 1:
+            row_taps, stride, lines, lines_at = 1, 1, lines * row_taps, tables[at + 11]
+        met = tables[at + 10] if row_taps > 1 or lines == tables[at + 8] else -1
+        x_column = box_steps[4] if row_taps > 1 else x_step[2] * box_steps[4]
+        to = box_size + tables[at + 3] * plane + (tables[at + 4] * X_out + tables[at + 5]) * n
+        panel = (block * taps + tables[at + 12]) * width
+        for lane in range(0, valid, n):
+            for index in range(images * Z):
+                b, z = divmod(index, Z)
+                source = b * box_steps[0] + z * x_step[0] * box_steps[2] + lane // n * size
+                end = to + (lane // n * strip[0] + b) * image + z * out_step[0] * plane
+                y = 0
+                while y < Y:
+                    first, last, rows = met_lines(tables, met, lines, y_in + x_step[1] * y, x_step[1], shape[3], Y - y)
+                    slide_tile(
+                        row_taps, stride, panels, panel + first * row_taps * width + lane, width, tables, lines_at + first,
+                        last - first, room, source + y * x_step[1] * box_steps[3], x_column, x_step[1] * box_steps[3], room,
+                        end + y * out_step[1] * X_out * n, out_step[2] * n, out_step[1] * X_out * n, X, rows, start,
+                        block * width + lane,
+                    )  # fmt: skip
+                    y += rows
+    first_pixel = (z_out, y_out, x_out)
+    corner = n0 * out_steps[0] + z_out * out_steps[2] + y_out * out_steps[3] + x_out * out_steps[4]
+    corner += block * width * out_steps[1]
+    if out_last:
+        spread_strip(
+            room, box_size, strip[0] * image, images, first_pixel, out_step, strip, valid, out, corner, out_shape, out_steps
+        )  # fmt: skip
+    else:
         for lane in range(0, valid, n):
             unpack_strip(
-                room, box_size + lane // n * strip[0] * image, n, images, (z_out, y_out, x_out), out_step,
-                (strip[0], strip[1], strip[2], strip[3]), min(n, valid - lane), out, corner + lane * out_steps[1], out_shape,
-                out_steps,
+                room, box_size + lane // n * strip[0] * image, n, images, first_pixel, out_step, strip, min(n, valid - lane), out,
+                corner + lane * out_steps[1], out_shape, out_steps,
             )  # fmt: skip
+
+
+@kernel
+def met_lines(tables: Array, met: int, lines: int, row: int, step: int, height: int, most: int) -> tuple[int, int, int]:
+    """Find the lines, first and last, that lead from a row into the input, and how many rows of outputs meet the same.
+
+    From ``met`` on ``tables`` holds the row that each line leads to, from ``row``; if it is negative, all lines are taken.
+    """
+    compact()
+    if met < 0 or lines == 0:
+        return 0, lines, most
+    first, last = 0, lines
+    while first < last and row + tables[met + first] < 0:
+        first += 1
+    while first < last and row + tables[met + last - 1] >= height:
+        last -= 1
+    if first > 0 or last < lines:
+        return first, last, 1
+    return first, last, min(most, (height - 1 - row - tables[met + last - 1]) // step + 1)
 
 
 @task
