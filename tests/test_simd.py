@@ -1,6 +1,6 @@
-"""The register tiles against their Python twins, at every vector width, and as machine code for machines that are not here.
+"""The register tiles against their Python twins, at every vector width, and as machine code for other machines.
 
-What a tile is to read or write lies in islands: what is around them is NaN where it is read, and MARK where it is written.
+What a tile is to read or write lies in islands, with NaN around them where it reads, and MARK where it writes.
 """
 
 import os
@@ -264,7 +264,7 @@ def check_transpose(dtype):
         keeps = np.arange(size) % n < kept
         table = np.concatenate([[AWAY], rows])
         source = rng.integers(0, 100, 1 + (2 * size + n) * step).astype(dtype)
-        out = np.full(2 + (2 * size + n) * step, np.nan, dtype)
+        out = np.full(2 + (2 * size + n) * step, MARK, dtype)
         expected = out.copy()
         grid, into = source[1:].reshape(-1, step), expected[2:].reshape(-1, step)
         if kind == "plain":
@@ -318,7 +318,8 @@ def test_other_widths(vector_bytes):
         "g = np.arange(2*9*4*3.).reshape(2, 9, 4, 3) % 6\n"
         "for a, b in zip(*(fastconv.conv2d_backward(g, x, w, 2, 1, algorithm=a) for a in ('direct', 'reference'))):\n"
         "    np.testing.assert_array_equal(a, b)\n"
-        "np.testing.assert_array_equal(*(fastconv.conv2d(x, w, None, 2, 1, algorithm=a) for a in ('direct', 'reference')))\n"
+        "a, b = (fastconv.conv2d(x, w, None, 2, 1, algorithm=a) for a in ('direct', 'reference'))\n"
+        "np.testing.assert_array_equal(a, b)\n"
         "print(t.lanes(1))\n"
     )
     environment = {**os.environ, "FASTCONV_VECTOR_BYTES": str(vector_bytes)}
@@ -337,7 +338,7 @@ def test_other_widths(vector_bytes):
 X86 = r"vfmadd\w+\s.*%{}mm", r"vmov\w+\s+%{}mm\d+, .*\(%r[sb]p"
 NEON = r"fmla\s+v\d+\.", r"st\w+\s+q\d+.*\[(sp|x29)"
 MACHINES = {
-    # triple, CPU, features, bytes of a vector, vectors in a row, and what tells a product and a vector stored on the stack
+    # triple, CPU, features, bytes of a vector, vectors in a row, and how a product and a vector put on the stack look
     "AVX-512": ("x86_64-unknown-linux-gnu", "skylake-avx512", "", 64, 4, *(line.format("z") for line in X86)),
     "AVX2": ("x86_64-unknown-linux-gnu", "haswell", "", 32, 2, *(line.format("y") for line in X86)),
     "NEON": ("aarch64-unknown-linux-gnu", "generic", "+neon", 16, 4, *NEON),
@@ -376,9 +377,9 @@ def optimise(module, target):
 @pytest.mark.parametrize("dtype", [types.float32, types.float64], ids=str)
 @pytest.mark.parametrize("machine", MACHINES)
 def test_machine_code(machine, dtype, monkeypatch):
-    """The tiles assemble for each kind of machine, with all accumulators in registers: none is spilled among the products.
+    """The tiles assemble for each kind of machine, with accumulators in registers: none is spilled among the products.
 
-    Not so where they leave LLVM no register to spare: with 16 of them, three short rows, and rows of three taps and more.
+    Not so where LLVM has no register to spare: with 16 of them, three short rows, and rows of three taps and more.
     """
     vector_bytes, vectors = MACHINES[machine][3:5]
     monkeypatch.setattr(simd, "VECTOR_BYTES", vector_bytes)
