@@ -28,6 +28,7 @@ from .kernels.sums import sums
 from .scratch import buffer
 from .simd import ROWS, SHORT, SLIDES, VECTORS, lanes
 from .strips import (
+    FEWEST_PIXELS,
     MOST_PIXELS,
     MOST_SUMMED,
     TASKS,
@@ -74,8 +75,15 @@ PART_TILES = 48
 BLOCK_BYTES = 1024
 """Bytes of a pixel that a task of a depthwise convolution takes: enough for the memory to deliver them in one go."""
 
-DEPTHWISE_PIXELS = 784
+DEPTHWISE_PIXELS = 392
 """Most pixels of a depthwise strip."""
+
+REPACKED = 40_000
+"""Most numbers that tasks pack more than once between them: what one packs for all has to be waited for, and to pass from cache
+to cache."""
+
+FIRST_PANEL = 16
+"""Numbers in front of a panel in scratch memory: it does not begin at 0, which stands for none."""
 
 TILE_TERMS = 12
 """Terms that take as long as beginning and ending a tile."""
@@ -89,6 +97,11 @@ NO_TABLE = np.zeros(1, np.int64)
 def is_depthwise(g: ConvGeometry) -> bool:
     """Say whether every channel is a group of its own, with one filter."""
     return g.groups == g.channels == g.filters > 1
+
+
+def _tasks(g: ConvGeometry) -> int:
+    """Count the tasks to cut a pass into at least: one, if it runs on the calling thread alone."""
+    return 1 if g.flops <= SERIAL_FLOPS else TASKS
 
 
 def lanes_are_pixels(g: ConvGeometry, step: Ints, channels: int, itemsize: int) -> bool:
@@ -221,6 +234,11 @@ class _Pixels:
         return math.prod(self.g.kernel)
 
     @property
+    def tasks(self) -> int:
+        """Count the tasks to cut the pass into at least."""
+        return _tasks(self.g)
+
+    @property
     def sizes(self) -> Ints:
         """Pixels along each axis."""
         return (self.g.batch, *(axis.grid for axis in self.axes))
@@ -256,14 +274,18 @@ def _gather_program(p: _Pixels) -> Program:
 
     def try_strip(strip: Ints) -> tuple[float, Ints, int, Kinds, bool]:
         strips = math.prod(ceil_div(n, m) for n, m in zip(p.sizes, strip, strict=True))
-        parts = min(groups * blocks, ceil_div(TASKS, max(1, strips)))
+        parts = min(groups * blocks, ceil_div(p.tasks, max(1, strips)))
         cost, kinds, packs = choose_padding(g.batch, axes, strip, by_output, p.in_last == last, work, packing)
-        return cost * imbalance(strips * parts), strip, parts, kinds, packs
+        return cost * (1 if p.tasks == 1 else imbalance(strips * parts)), strip, parts, kinds, packs
 
     packing = math.prod(p.in_shape) // lanes(itemsize) // 6
-    strips = candidate_strips(p.sizes, p.in_shape[1] * itemsize * math.prod(p.stride), MOST_PIXELS)
+    least = FEWEST_PIXELS // 2 // math.prod(len(axis.phases) for axis in axes)
+    strips = candidate_strips(
+        p.sizes, p.in_shape[1] * itemsize * math.prod(p.stride), MOST_PIXELS, p.tasks, max(ROWS, least)
+    )
     _, strip, parts, kinds, packs = min(map(try_strip, strips), key=lambda tried: tried[0])
-    source = make_source(p.in_shape, p.in_last, itemsize, g.batch, axes, strip, last, packs, parts > 1)
+    together = (parts - 1) * math.prod(p.in_shape) > REPACKED
+    source = make_source(p.in_shape, p.in_last, itemsize, g.batch, axes, strip, last, packs, together)
     stages = max(1, ceil_div(depth * T * pitch * itemsize, STAGE_BYTES))
     depths = max(1, ceil_div(depth, stages))
     rows = _term_rows(depth, T, depths, source.pitches[1] == 1)
@@ -287,17 +309,24 @@ def _gather_program(p: _Pixels) -> Program:
             runs.append((pairs[taps], len(met), tables.add(at), tables.add(fill_tiles(to)), at.size // ROWS))
         first_run.append(len(runs))
     numbers |= {"runs_at": tables.add(first_run), "run_list_at": tables.add(runs)}
+    size = math.prod(g.weight_shape)
+    own = (source.strips - 1) * size <= REPACKED
+    room = whole_lanes(source.box_size + p.scratch_size(strip, width), 1)
+    told = (depth, T, lane_count, *p.weight_steps, size)
     numbers |= {
-        "parts": parts, "groups": groups, "lane_count": lane_count, "pitch": pitch,
-        "group_step": depth * source.pitches[1], "stages": max(1, ceil_div(depth, depths)), "depths": depths, "depth": depth,
-        "taps": T,
+        "parts": parts, "groups": groups, "pitch": pitch, "group_step": depth * source.pitches[1],
+        "stages": max(1, ceil_div(depth, depths)), "depths": depths, "own": room + FIRST_PANEL if own else 0,
+        "rows_at": tables.add(rows) if own else 0, "told": told,
     }  # fmt: skip
+    if own:
+        return Program(
+            gather, source.strips * parts, lay_numbers(**numbers), tables.whole(), room + FIRST_PANEL + depths * T * pitch,
+            _tasks(g) == 1, source, None, 0, NO_TABLE, NO_TABLE, 0, (groups, lane_count, padded, width),
+        )  # fmt: skip
     chunk = max(1, min(depths, ceil_div(depth, ceil_div(TASKS, groups * blocks)), depth), ceil_div(PACK_TERMS, T))
-    told = (pitch, chunk, depth, T, lane_count, *p.weight_steps, math.prod(g.weight_shape))
     return Program(
-        gather, source.strips * parts, lay_numbers(**numbers), tables.whole(),
-        source.box_size + p.scratch_size(strip, width), g.flops <= SERIAL_FLOPS, source, pack_panel,
-        groups * blocks * ceil_div(depth, chunk), np.array(told, np.int64), rows.reshape(-1),
+        gather, source.strips * parts, lay_numbers(**numbers), tables.whole(), room, _tasks(g) == 1, source,
+        pack_panel, groups * blocks * ceil_div(depth, chunk), np.array((pitch, chunk, *told), np.int64), rows.reshape(-1),
         groups * blocks * depth * T * pitch, (groups, lane_count, padded, width),
     )  # fmt: skip
 
@@ -308,7 +337,7 @@ def _planes_program(p: _Pixels) -> Program:
     lane_count = p.channels // groups
     height = lane_count if lane_count in SHORT else ROWS
     width = SHORT.get(height, VECTORS) * lanes(itemsize)
-    strip = choose_strip(p.sizes, p.in_shape[1] * itemsize, MOST_PIXELS * VECTORS)
+    strip = choose_strip(p.sizes, p.in_shape[1] * itemsize, MOST_PIXELS * VECTORS, p.tasks)
     kinds = find_kinds(g.batch, axes, strip, (False,) * 3, by_output)
     source = make_source(p.in_shape, p.in_last, itemsize, g.batch, axes, strip, False, True, False, slack=2 * width)
     *_, rows_of_box, columns = source.box
@@ -339,7 +368,7 @@ def _planes_program(p: _Pixels) -> Program:
     }  # fmt: skip
     return Program(
         gather_planes, source.strips, lay_numbers(**numbers), tables.whole(), source.box_size + tiles * height * plane,
-        g.flops <= SERIAL_FLOPS, source, None, 0, NO_TABLE, NO_TABLE, 0, (groups, lane_count, lane_count, width),
+        _tasks(g) == 1, source, None, 0, NO_TABLE, NO_TABLE, 0, (groups, lane_count, lane_count, width),
     )  # fmt: skip
 
 
@@ -367,7 +396,7 @@ def _gather_depthwise_program(p: _Pixels) -> Program:
     g, axes, itemsize, T = p.g, p.axes, p.itemsize, p.T
     width = _block(p.channels, itemsize)
     blocks = ceil_div(p.channels, width)
-    strip = choose_strip(p.sizes, width * itemsize * math.prod(p.stride), DEPTHWISE_PIXELS)
+    strip = choose_strip(p.sizes, width * itemsize * math.prod(p.stride), DEPTHWISE_PIXELS, p.tasks)
     kinds = find_kinds(g.batch, axes, strip, (False,) * 3, by_output)
     source = make_source(
         p.in_shape, p.in_last, itemsize, g.batch, axes, strip, True, True, False, channels=lanes(itemsize)
@@ -401,7 +430,7 @@ def _gather_depthwise_program(p: _Pixels) -> Program:
     told = (width, 1, 1, T, p.channels, *p.weight_steps, math.prod(g.weight_shape))
     return Program(
         gather_depthwise, source.strips * blocks, lay_numbers(**numbers), tables.whole(),
-        boxes + strip[0] * p.scratch_steps(strip, width)[0], g.flops <= SERIAL_FLOPS, source, pack_panel,
+        boxes + strip[0] * p.scratch_steps(strip, width)[0], _tasks(g) == 1, source, pack_panel,
         blocks, np.array(told, np.int64), rows, blocks * T * width,
         (1, p.channels, blocks * width, 0),
     )  # fmt: skip
@@ -544,15 +573,17 @@ def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_las
     axes, groups, T = _forward_axes(g), g.groups, math.prod(g.kernel)
     filters, depth, width = g.filters // groups, g.channels // groups, tile_width(itemsize)
     sizes = (g.batch, *g.output)
-    strip = choose_strip(sizes, g.channels * itemsize * math.prod(g.stride), MOST_SUMMED)
+    strip = choose_strip(sizes, g.channels * itemsize * math.prod(g.stride), MOST_SUMMED, _tasks(g))
     if per_sample:
         strip = (1, *strip[1:])
     counts = [ceil_div(n, m) for n, m in zip(sizes, strip, strict=True)]
     blocks, pitch = groups * ceil_div(filters, width), panel_pitch(filters, itemsize)
-    parts = max(1, min(ceil_div(TASKS, blocks), ceil_div(depth * T, ROWS) // PART_TILES, depth))
+    few = blocks * math.prod(sizes) < 4 * CHUNK_PIXELS
+    fewest = PART_TILES // 4 if few else PART_TILES
+    parts = max(1, min(ceil_div(_tasks(g), blocks), ceil_div(depth * T, ROWS) // fewest, depth))
     depths = ceil_div(depth, parts)
     parts = ceil_div(depth, depths)
-    wanted = ceil_div(TASKS, blocks * parts)
+    wanted = ceil_div(_tasks(g), blocks * parts)
     chunks, per_chunk = _chunks(math.prod(counts), math.prod(counts[1:]), math.prod(sizes), g.batch, wanted, per_sample)
     last = x_last or lanes(itemsize) <= g.channels
 
@@ -561,7 +592,8 @@ def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_las
 
     packing = math.prod(g.input_shape) // lanes(itemsize) // 6
     _, kinds, packs = choose_padding(g.batch, axes, strip, by_tap, x_last == last, work, packing)
-    source = make_source(g.input_shape, x_last, itemsize, g.batch, axes, strip, last, packs, blocks * parts > 1)
+    together = (blocks * parts - 1) * math.prod(g.input_shape) > REPACKED
+    source = make_source(g.input_shape, x_last, itemsize, g.batch, axes, strip, last, packs, together)
     rows = _term_rows(depth, T, depths, source.pitches[1] == 1)
     reads = _reads(grad_last, g.filters, itemsize)
     out_steps = steps_of_image(g.output_shape, grad_last)
@@ -597,9 +629,16 @@ def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_las
         "group_step": depth * source.pitches[1], "depths": depths, "depth": depth, "taps": T, "each": each, "reads": reads,
     }  # fmt: skip
     sums_of, units = (1, chunks * groups) if per_sample else (chunks, groups)
+    own = sums_of == 1
+    room = whole_lanes(source.box_size + (0 if reads else math.prod(strip) * width), 1) + FIRST_PANEL
+    numbers |= {"own": room if own else 0, "rows_at": tables.add(rows) if own else 0}
+    if own:
+        return Program(
+            correlate, chunks * blocks * parts, lay_numbers(**numbers), tables.whole(), room + depths * T * pitch,
+            _tasks(g) == 1, source, None, 0, NO_TABLE, NO_TABLE, 0, (1, width, width, 0),
+        )  # fmt: skip
     return Program(
-        correlate, chunks * blocks * parts, lay_numbers(**numbers), tables.whole(),
-        source.box_size + (0 if reads else math.prod(strip) * width), g.flops <= SERIAL_FLOPS, source, unpack_panel,
+        correlate, chunks * blocks * parts, lay_numbers(**numbers), tables.whole(), room, _tasks(g) == 1, source, unpack_panel,
         units * ceil_div(filters, lanes(itemsize)), np.array((sums_of, each, filters, depth * T, pitch), np.int64),
         rows.reshape(-1), chunks * each, (1, width, width, 0),
     )  # fmt: skip
@@ -612,12 +651,12 @@ def _correlate_depthwise_program(
     axes, T, channels = _forward_axes(g), math.prod(g.kernel), g.channels
     width = _block(channels, itemsize)
     blocks, sizes = ceil_div(channels, width), (g.batch, *g.output)
-    strip = choose_strip(sizes, width * itemsize * math.prod(g.stride), DEPTHWISE_PIXELS)
+    strip = choose_strip(sizes, width * itemsize * math.prod(g.stride), DEPTHWISE_PIXELS, _tasks(g))
     if per_sample:
         strip = (1, *strip[1:])
     counts = [ceil_div(n, m) for n, m in zip(sizes, strip, strict=True)]
     chunks, per_chunk = _chunks(
-        math.prod(counts), math.prod(counts[1:]), math.prod(sizes), g.batch, ceil_div(TASKS, blocks), per_sample
+        math.prod(counts), math.prod(counts[1:]), math.prod(sizes), g.batch, ceil_div(_tasks(g), blocks), per_sample
     )  # fmt: skip
     kinds = find_kinds(g.batch, axes, strip, (False,) * 3, by_tap)
     source = make_source(
@@ -646,7 +685,7 @@ def _correlate_depthwise_program(
     sums_of, units = (1, chunks) if per_sample else (chunks, 1)
     return Program(
         correlate_depthwise, chunks * blocks, lay_numbers(**numbers), tables.whole(),
-        boxes + (0 if reads else math.prod(strip) * width), g.flops <= SERIAL_FLOPS, source, unpack_panel,
+        boxes + (0 if reads else math.prod(strip) * width), _tasks(g) == 1, source, unpack_panel,
         units * ceil_div(channels, lanes(itemsize)), np.array((sums_of, each, channels, T, width), np.int64), np.arange(T),
         chunks * each, (1, 0, 0, 0),
     )  # fmt: skip
@@ -661,9 +700,11 @@ def grad_weight(g: ConvGeometry, grad_output: Array, x: Array, out: Array) -> No
     per_sample = out.shape[0] > 1
     g = _flat(g, grad_last and x_last and not per_sample)
     program = _plan_grad_weight(g, per_sample, x_last, grad_last, out.itemsize)
-    panels = buffer("panels", program.panels, out.dtype)
+    flat = out.reshape(-1)
+    panels = flat if program.packing is None else buffer("panels", program.panels, out.dtype)
     program.run(program.prepared(x, g.input_shape, x_last), grad_output, panels, program.begin(None, out.dtype))
-    program.pack(panels, out.reshape(-1))
+    if program.packing is not None:
+        program.pack(panels, flat)
 
 
 def grad_bias(g: ConvGeometry, grad_output: Array, out: Array) -> None:

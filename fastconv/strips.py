@@ -282,12 +282,12 @@ def fill_tiles(offsets: Array, rows: int = ROWS) -> Array:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def choose_strip(sizes: Ints, pixel_bytes: int, most: int) -> Ints:
+def choose_strip(sizes: Ints, pixel_bytes: int, most: int, tasks: int) -> Ints:
     """Choose (images, planes, rows, columns) of a strip, of all pixels with ``sizes``: whole rows, planes, images if it can."""
     if math.prod(sizes) == 0:
         return (1, 1, 1, 1)
     least, most = FEWEST_PIXELS, min(most, max(ROWS, STRIP_BYTES // pixel_bytes))
-    wanted = min(max(math.prod(sizes) // TASKS, least), most)
+    wanted = min(max(ceil_div(math.prod(sizes), tasks), least), most)
     strip = [1, 1, 1, 1]
     for axis in (3, 2, 1, 0):
         inside, n = math.prod(strip), sizes[axis]
@@ -305,15 +305,15 @@ def choose_strip(sizes: Ints, pixel_bytes: int, most: int) -> Ints:
     return tuple(strip)
 
 
-def candidate_strips(sizes: Ints, pixel_bytes: int, most: int) -> list[Ints]:
+def candidate_strips(sizes: Ints, pixel_bytes: int, most: int, tasks: int, least: int) -> list[Ints]:
     """List strips worth a try: that of `choose_strip`, and those that cut an axis, or images, into equal parts."""
-    found = [choose_strip(sizes, pixel_bytes, most)]
+    found = [choose_strip(sizes, pixel_bytes, most, tasks)]
     most = min(most + most // 6, max(ROWS, STRIP_BYTES // pixel_bytes))
     for axis in (2, 1, 0):
         inside, n = math.prod(sizes[axis + 1 :]), sizes[axis]
         parts = range(1, n + 1) if n <= 64 else ()
         for size in sorted({ceil_div(n, k) for k in parts}):
-            if FEWEST_PIXELS // 2 <= size * inside <= most:
+            if least <= size * inside <= most:
                 found.append((*(1,) * axis, size, *sizes[axis + 1 :]))
     return list(dict.fromkeys(found))
 

@@ -22,7 +22,7 @@ import numpy as np
 from ..jit import kernel, unsigned
 from ..simd import VECTORS, clear, compact, lanes, outer_tile, short_tile
 from ..tasks import task
-from .pack import five, four, pack_box, pack_strip, three, unpack_strip
+from .pack import five, four, pack_box, pack_depths, pack_strip, three, unpack_rows, unpack_strip
 
 __all__ = ["CORRELATE", "GATHER", "PLANES", "STRIPS", "correlate", "gather", "gather_planes"]
 
@@ -41,20 +41,24 @@ pixels of a strip, and where tables hold for each kind its first run, and the ru
 
 OWN = sum(n for _, n in STRIPS)
 
-GATHER = ("parts", "groups", "lane_count", "pitch", "group_step", "stages", "depths", "depth", "taps")
-"""Parts of the lanes for tasks of their own, groups, lanes of each, numbers in a row of a panel, the distance in x of groups,
-how many stages a sum has and depths each of them, depths in all, and taps of the weight."""
+GATHER = (
+    "parts", "groups", "pitch", "group_step", "stages", "depths", "own", "rows_at", "depth", "taps", "lane_count", "weight_steps",
+    "weight_size",
+)  # fmt: skip
+"""Parts of the lanes for tasks of their own, groups, numbers in a row of a panel, the distance in x of groups, how many stages a
+sum has and depths each of them, where in its room a task packs its panels, or 0, and then what `pack_depths` takes."""
 
 PLANES = ("groups", "lane_count", "group_step", "height", "width", "plane", "weight_step")
 """Groups, channels of each, the distance in x of groups, rows and lanes of a tile, numbers of a plane in scratch, and the
 distance in the weight of groups."""
 
 CORRELATE = (
-    "per_chunk", "parts", "groups", "lane_count", "pitch", "group_step", "depths", "depth", "taps", "each", "reads"
+    "per_chunk", "parts", "groups", "lane_count", "pitch", "group_step", "depths", "depth", "taps", "each", "reads", "own",
+    "rows_at",
 )  # fmt: skip
 """Strips of a chunk, parts of the rows for tasks of their own, groups, filters of each, numbers in a row of a panel, the
-distance in x of groups, depths of a part, depths in all, taps, the distance of chunks' panels, and whether gradients are read as
-they lie."""
+distance in x of groups, depths of a part, depths in all, taps, the distance of chunks' panels, whether gradients are read as
+they lie, where in its room a task has its panel, or 0, and where tables hold the row of each term."""
 
 
 @kernel
@@ -88,17 +92,17 @@ def open_strip(numbers: Array, x: Array, n: int, z: int, y: int, x0: int, room: 
 
 @task
 def gather(
-    task: int, room: Array, numbers: Array, tables: Array, x: Array, panels: Array, start: Array, out: Array
+    task: int, room: Array, numbers: Array, tables: Array, x: Array, weight: Array, start: Array, out: Array
 ) -> None:  # fmt: skip
     """out[pixel, g, lane] = start[g, lane] + sum over pairs k of panels[g, lane, k] * x[source of pixel + offset of pair k].
 
     A task is a strip and a part of the blocks of lanes.  Sums are taken in stages, whose part of a panel stays in the cache
-    while all pixels of the strip pass.  Where the output is not channels-last, a block's pixels are written to scratch and
-    transposed from there.
+    while all pixels of the strip pass; a panel that no other task needs is packed here, else ``weight`` are all panels.  Where
+    the output is not channels-last, a block's pixels are written to scratch and transposed from there.
     """
-    parts, groups, lane_count, pitch, group_step, stages, depths, depth, taps = (
+    parts, groups, pitch, group_step, stages, depths, own, rows_at, depth, taps, lane_count = (
         numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3], numbers[OWN + 4], numbers[OWN + 5],
-        numbers[OWN + 6], numbers[OWN + 7], numbers[OWN + 8],
+        numbers[OWN + 6], numbers[OWN + 7], numbers[OWN + 8], numbers[OWN + 9], numbers[OWN + 10],
     )  # fmt: skip
     strip, out_shape, out_steps, out_step = four(numbers, 20), five(numbers, 40), five(numbers, 45), three(numbers, 50)
     number, part = divmod(task, parts)
@@ -114,6 +118,7 @@ def gather(
     corner = n0 * out_steps[0] + z_out * out_steps[2] + y_out * out_steps[3] + x_out * out_steps[4]
     image = room if packs else x
     pixels = out if out_last else room
+    panels = room if own else weight
     for g_block in range(part * groups * blocks // parts, (part + 1) * groups * blocks // parts):
         g, block = divmod(g_block, blocks)
         valid = min(width, lane_count - block * width)
@@ -123,6 +128,12 @@ def gather(
         for stage in range(stages):
             lane = g * padded + block * width if stage == 0 else groups * padded  # then begin with zeros
             taken = min(depths, depth - stage * depths)
+            if own:
+                panel = own - stage * depths * taps * pitch
+                pack_depths(
+                    numbers, OWN + 8, tables, rows_at, weight, g_block, stage * depths, stage * depths + taken, room, panel,
+                    pitch, blocks,
+                )  # fmt: skip
             for run in range(first_run, last_run):
                 at = numbers[54] + 5 * run
                 terms = tables[at + 1]
@@ -200,19 +211,20 @@ def spread_row(row: Array, row_at: int, count: int, bias: float, out: Array, out
 
 @task
 def correlate(
-    task: int, room: Array, numbers: Array, tables: Array, x: Array, gradient: Array, panels: Array, zeros: Array
+    task: int, room: Array, numbers: Array, tables: Array, x: Array, gradient: Array, out: Array, zeros: Array
 ) -> None:  # fmt: skip
-    """panels[s, g, lane, k] = sum over the pixels of chunk s of gradient[pixel, g, lane] * x[source of pixel + offset of pair k].
+    """out[s, g, lane, k] = sum over the pixels of chunk s of gradient[pixel, g, lane] * x[source of pixel + offset of pair k].
 
-    A task is a chunk of consecutive strips, a block of filters, and a part of the depths.
+    A task is a chunk of consecutive strips, a block of filters, and a part of the depths.  ``out`` are panels; or the weight, if
+    there is one chunk for each: the task then has a panel of its own, and turns it over at the end.
     """
-    per_chunk, parts, groups, filters, pitch, group_step, depths, depth, taps, each, reads = (
+    per_chunk, parts, groups, filters, pitch, group_step, depths, depth, taps, each, reads, own = (
         numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3], numbers[OWN + 4], numbers[OWN + 5],
-        numbers[OWN + 6], numbers[OWN + 7], numbers[OWN + 8], numbers[OWN + 9], numbers[OWN + 10],
+        numbers[OWN + 6], numbers[OWN + 7], numbers[OWN + 8], numbers[OWN + 9], numbers[OWN + 10], numbers[OWN + 11],
     )  # fmt: skip
     strip, counts, packs, box_size = four(numbers, 20), four(numbers, 24), numbers[34], numbers[35]
     out_shape, out_steps = five(numbers, 40), five(numbers, 45)
-    n = lanes(panels.itemsize)
+    n = lanes(out.itemsize)
     width = VECTORS * n
     blocks = (filters + width - 1) // width
     rest, part = divmod(task, parts)
@@ -220,9 +232,10 @@ def correlate(
     g, block = divmod(g_block, blocks)
     valid = min(width, filters - block * width)
     whole = (valid + n - 1) // n * n
-    panel = s * each + g_block * depth * taps * pitch
-    rows = panel + part * depths * taps * pitch
-    clear(panels, rows, rows + min(depths, depth - part * depths) * taps * pitch)
+    before, terms = part * depths * taps, min(depths, depth - part * depths) * taps
+    panels = room if own else out
+    panel = own - before * pitch if own else s * each + g_block * depth * taps * pitch
+    clear(panels, panel + before * pitch, panel + (before + terms) * pitch)
     image = room if packs else x
     strips = counts[0] * counts[1] * counts[2] * counts[3]
     for number in range(s * per_chunk, min((s + 1) * per_chunk, strips)):
@@ -247,3 +260,6 @@ def correlate(
                 vectors, lane, tables, tables[at] if whole == pitch or reads else tables[at + 1], tables[at + 2], image,
                 base + g * group_step, tables[mine], panels, panel, tables[mine + 1], tables[mine + 2], zeros, 0, 1, whole,
             )  # fmt: skip
+    if own:
+        to = ((s * groups + g) * filters + block * width) * depth * taps + before
+        unpack_rows(panels, panel, pitch, valid, out, to, depth * taps, tables, numbers[OWN + 12] + before, terms)

@@ -26,6 +26,7 @@ __all__ = [
     "three",
     "transpose",
     "unpack_panel",
+    "unpack_rows",
     "unpack_strip",
 ]
 
@@ -315,16 +316,28 @@ def unpack_panel(
     sums, each, lane_count, terms, pitch = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4]
     parts = (lane_count + n - 1) // n
     g, part = divmod(task, parts)
-    used = min(n, lane_count - part * n)
     blocks, (block, inside) = (lane_count + pitch - 1) // pitch, divmod(part * n, pitch)
     at = (g * blocks + block) * terms * pitch + inside
-    to = (g * lane_count + part * n) * terms
     for s in range(1, sums):
         for row in range(terms):
             for lane in range(n):
                 panels[unsigned(at + row * pitch + lane)] += panels[unsigned(at + s * each + row * pitch + lane)]
-    squares = terms // n if used == n else 0
-    gather_tile(panels, at, pitch, out, to, terms, tables, 0, squares, n)
-    for term in range(squares * n, terms):
-        for lane in range(used):
-            out[unsigned(to + lane * terms + term)] = panels[unsigned(at + tables[term] * pitch + lane)]
+    to, used = (g * lane_count + part * n) * terms, min(n, lane_count - part * n)
+    unpack_rows(panels, at, pitch, used, out, to, terms, tables, 0, terms)
+
+
+@kernel
+def unpack_rows(
+    panel: Array, panel_at: int, pitch: int, valid: int, out: Array, out_at: int, out_step: int, tables: Array, rows_at: int,
+    terms: int,
+) -> None:  # fmt: skip
+    """out[lane, t] = panel[row of term t, lane] for the first ``valid`` lanes of a panel and ``terms`` terms."""
+    compact()
+    n = lanes(out.itemsize)
+    for lane in range(0, valid, n):
+        used, here, there = min(n, valid - lane), panel_at + lane, out_at + lane * out_step
+        squares = terms // n if used == n else 0
+        gather_tile(panel, here, pitch, out, there, out_step, tables, rows_at, squares, n)
+        for t in range(squares * n, terms):
+            for m in range(used):
+                out[unsigned(there + m * out_step + t)] = panel[unsigned(here + tables[rows_at + t] * pitch + m)]
