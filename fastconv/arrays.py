@@ -144,7 +144,7 @@ class _Writable:
 
 
 def empty(name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
-    """Allocate an array.
+    """Allocate an array: if it is large, in the memory of one that is gone, if that fits.
 
     Raises
     ------

@@ -3,7 +3,7 @@
 For each pass this file makes the tables that tell the register tiles what to multiply with what, once for each geometry and
 memory layout (`fastconv.strips` says how); then it runs the tasks of `fastconv.kernels`, which see arrays and integers only.
 
-Of a *program* there are four kinds, one for each way to lay channels and pixels into the rows and lanes of a tile.
+A *program* is a task with its tables.  There is a kind for each way to lay channels and pixels into the rows and lanes of a tile.
 """
 
 from __future__ import annotations
@@ -58,7 +58,16 @@ from .strips import (
 )
 from .tasks import Task
 
-__all__ = ["grad_bias", "grad_input", "grad_weight", "is_depthwise", "lane_flops", "output", "scratch_bytes"]
+__all__ = [
+    "describe",
+    "grad_bias",
+    "grad_input",
+    "grad_weight",
+    "is_depthwise",
+    "lane_flops",
+    "output",
+    "scratch_bytes",
+]
 
 STAGE_BYTES = 320 << 10
 """Most bytes of a panel that a stage of a sum takes: it is to stay in the second-level cache while a strip's pixels pass."""
@@ -71,6 +80,10 @@ CHUNK_PIXELS = 256
 
 PART_TILES = 48
 """Fewest tiles per part of dW's rows: each part reads the gradients anew."""
+
+PANELS_BYTES = 256 << 10
+"""Most bytes of the panels that a task of dW sums up at once: as many blocks of filters use a strip of the input while it is in
+the cache."""
 
 BLOCK_BYTES = 1024
 """Bytes of a pixel that a task of a depthwise convolution takes: enough for the memory to deliver them in one go."""
@@ -512,7 +525,7 @@ def _plan_grad_input(g: ConvGeometry, grad_last: bool, out_last: bool, itemsize:
 
 
 def output(g: ConvGeometry, x: Array, weight: Array, bias: Array, out: Array) -> None:
-    """Equation (1): lanes are filters, factors are the pixels under the taps."""
+    """Equation (1)."""
     (x, x_last), (memory, out_last) = _memory(x), _memory(out)
     g = _flat(g, x_last and out_last)
     program = _plan_output(g, x_last, out_last, out.itemsize)
@@ -520,7 +533,7 @@ def output(g: ConvGeometry, x: Array, weight: Array, bias: Array, out: Array) ->
 
 
 def grad_input(g: ConvGeometry, grad_output: Array, weight: Array, out: Array) -> None:
-    """Equation (2), phase by phase: lanes are input channels, factors are pixels of dO."""
+    """Equation (2), phase by phase."""
     (grad_output, grad_last), (memory, out_last) = _memory(grad_output), _memory(out)
     g = _flat(g, grad_last and out_last)
     program = _plan_grad_input(g, grad_last, out_last, out.itemsize)
@@ -580,10 +593,16 @@ def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_las
     blocks, pitch = groups * ceil_div(filters, width), panel_pitch(filters, itemsize)
     few = blocks * math.prod(sizes) < 4 * CHUNK_PIXELS
     fewest = PART_TILES // 4 if few else PART_TILES
-    parts = max(1, min(ceil_div(_tasks(g), blocks), ceil_div(depth * T, ROWS) // fewest, depth))
+    per_task = max(1, min(blocks, PANELS_BYTES // (depth * T * pitch * itemsize)))
+    if math.prod(sizes) < TASKS * CHUNK_PIXELS:
+        per_task = 1
+    blocks_of_tasks = ceil_div(blocks, per_task)
+    parts = max(1, min(ceil_div(_tasks(g), blocks), ceil_div(depth * T, ROWS) // fewest, depth)) if per_task == 1 else 1
     depths = ceil_div(depth, parts)
     parts = ceil_div(depth, depths)
-    wanted = ceil_div(_tasks(g), blocks * parts)
+    wanted = ceil_div(_tasks(g), blocks_of_tasks * parts)
+    if wanted * blocks * depth * T * pitch * itemsize > 8 * PANELS_BYTES:
+        wanted = ceil_div(wanted, 2)
     chunks, per_chunk = _chunks(math.prod(counts), math.prod(counts[1:]), math.prod(sizes), g.batch, wanted, per_sample)
     last = x_last or lanes(itemsize) <= g.channels
 
@@ -592,7 +611,7 @@ def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_las
 
     packing = math.prod(g.input_shape) // lanes(itemsize) // 6
     _, kinds, packs = choose_padding(g.batch, axes, strip, by_tap, x_last == last, work, packing)
-    together = (blocks * parts - 1) * math.prod(g.input_shape) > REPACKED
+    together = (blocks_of_tasks * parts - 1) * math.prod(g.input_shape) > REPACKED
     source = make_source(g.input_shape, x_last, itemsize, g.batch, axes, strip, last, packs, together)
     rows = _term_rows(depth, T, depths, source.pitches[1] == 1)
     reads = _reads(grad_last, g.filters, itemsize)
@@ -631,14 +650,16 @@ def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_las
     sums_of, units = (1, chunks * groups) if per_sample else (chunks, groups)
     own = sums_of == 1
     room = whole_lanes(source.box_size + (0 if reads else math.prod(strip) * width), 1) + FIRST_PANEL
-    numbers |= {"own": room if own else 0, "rows_at": tables.add(rows) if own else 0}
+    numbers |= {"own": room if own else 0, "rows_at": tables.add(rows) if own else 0, "per_task": per_task}
     if own:
         return Program(
-            correlate, chunks * blocks * parts, lay_numbers(**numbers), tables.whole(), room + depths * T * pitch,
+            correlate, chunks * blocks_of_tasks * parts, lay_numbers(**numbers), tables.whole(),
+            room + per_task * depths * T * pitch,
             _tasks(g) == 1, source, None, 0, NO_TABLE, NO_TABLE, 0, (1, width, width, 0),
         )  # fmt: skip
     return Program(
-        correlate, chunks * blocks * parts, lay_numbers(**numbers), tables.whole(), room, _tasks(g) == 1, source, unpack_panel,
+        correlate, chunks * blocks_of_tasks * parts, lay_numbers(**numbers), tables.whole(), room, _tasks(g) == 1, source,
+        unpack_panel,
         units * ceil_div(filters, lanes(itemsize)), np.array((sums_of, each, filters, depth * T, pitch), np.int64),
         rows.reshape(-1), chunks * each, (1, width, width, 0),
     )  # fmt: skip
@@ -692,7 +713,7 @@ def _correlate_depthwise_program(
 
 
 def grad_weight(g: ConvGeometry, grad_output: Array, x: Array, out: Array) -> None:
-    """Equation (3): lanes are filters, factors are the channels of the pixels under the taps."""
+    """Equation (3)."""
     if g.batch == 0 or out.size == 0:
         out[...] = 0
         return
@@ -722,6 +743,23 @@ def grad_bias(g: ConvGeometry, grad_output: Array, out: Array) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def describe(computes: str, geometry: ConvGeometry, itemsize: int) -> str:
+    """Say how a pass lies in the rows and lanes of a tile, as the end of a sentence."""
+    g = geometry.volume
+    if computes == "grad_bias":
+        return "sums side by side in vectors"
+    if is_depthwise(g):
+        return "lanes are channels, as these do not mix, and tiles slide along rows of pixels"
+    if computes == "grad_weight":
+        return "tiles of weights times filters, summed over pixels"
+    what, used, step = ("filters", g.filters, g.stride) if computes == "output" else ("channels", g.channels, (1, 1, 1))
+    used //= g.groups
+    phases = ", phase by phase" if computes == "grad_input" and max(g.stride) > 1 else ""
+    if lanes_are_pixels(g, step, used, itemsize):
+        return f"tiles of {what} times pixels, as so few ({used}) would leave most of {lanes(itemsize)} lanes empty{phases}"
+    return f"tiles of pixels times {what}{phases}"
+
+
 def lane_flops(computes: str, g: ConvGeometry, itemsize: int) -> float:
     """Count the operations that the tiles perform, lanes without a channel included."""
     used = (g.channels if computes == "grad_input" else g.filters) // (1 if is_depthwise(g) else g.groups)
@@ -735,7 +773,7 @@ def scratch_bytes(computes: str, geometry: ConvGeometry, itemsize: int) -> int:
     """Bytes of scratch memory that a pass needs when all arrays are NCHW."""
     if computes == "grad_bias":
         return 0
-    g = geometry.volume
+    g = _flat(geometry.volume, False)
     if computes == "grad_weight":
         program = _plan_grad_weight(g, False, False, False, itemsize)
     else:

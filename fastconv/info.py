@@ -120,9 +120,9 @@ def _threading_layer() -> str:
 
 def cache_folder() -> Path | None:
     """Folder where compiled kernels are kept; None where none can be written."""
-    from fastconv.kernels import loops
+    from fastconv.tasks import run_together
 
-    cache = getattr(loops.output, "_cache", None)
+    cache = getattr(run_together, "_cache", None)
     path = getattr(cache, "cache_path", None)
     return None if path is None else Path(path)
 

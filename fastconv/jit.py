@@ -6,11 +6,11 @@
 ``inlined``          a function whose text becomes part of those that call it
 ``shared``           a small function that Python and the kernels both call
 
-Under ``NUMBA_DISABLE_JIT=1`` all of them leave the Python function as it is, so every kernel also runs, and is covered
-by tests, without the compiler.
+Under ``NUMBA_DISABLE_JIT=1`` all but `callback`, which is then not used, leave the Python function as it is, so every
+kernel also runs, and is covered by tests, without the compiler.
 
 The compiled code is kept on disk.  Numba files it under the kernel's own source file, and so would serve a stale
-kernel after an edit to a function that it calls; `KernelCache` therefore adds a hash of the whole package to the key.
+kernel after an edit to a function that it calls; `KernelCache` therefore adds a hash of all sources of compiled code to the key.
 And a cache is only ever a help: where it cannot be read or written, the kernel is compiled anew.
 """
 
@@ -25,6 +25,7 @@ import platform
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import llvmlite.binding as llvm
 import numba
 import numpy as np
 from numba import config, prange, types
@@ -56,12 +57,29 @@ unsigned: Any = np.uintp
 
 
 def _vector_bytes() -> int:
-    """Width of the widest vector registers that Numba compiles for here, in bytes."""
-    features = config.CPU_FEATURES if config.CPU_FEATURES is not None else get_host_cpu_features()
-    enabled = set(features.split(","))
+    """Width of the widest vector registers that Numba compiles for here, in bytes.
+
+    Where ``NUMBA_CPU_NAME`` names another CPU but not its features, Numba still takes this one's: the width is then that CPU's.
+    """
+    if config.CPU_FEATURES is None and config.CPU_NAME:
+        return _vector_bytes_of(config.CPU_NAME)
+    enabled = set((config.CPU_FEATURES or get_host_cpu_features()).split(","))
     if "+avx512f" in enabled:
         return 64
-    return 32 if "+avx" in enabled else 16
+    return 32 if enabled & {"+avx", "+avx2"} else 16
+
+
+def _vector_bytes_of(cpu: str) -> int:
+    """Ask LLVM in which registers a CPU adds wide vectors."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    kind = "<16 x float>"
+    module = llvm.parse_assembly(
+        f'define {kind} @add({kind} %a, {kind} %b) "min-legal-vector-width"="512" '
+        f"{{ %c = fadd {kind} %a, %b ret {kind} %c }}"
+    )
+    assembly = llvm.Target.from_default_triple().create_target_machine(cpu=cpu).emit_assembly(module)
+    return 64 if "zmm" in assembly else 32 if "ymm" in assembly else 16
 
 
 VECTOR_BYTES = int(os.environ.get("FASTCONV_VECTOR_BYTES", 0)) or _vector_bytes()

@@ -8,7 +8,7 @@ before it with one idea more:
 3. `im2col`        one matrix product: the loops over taps and channels become a copy and a call to BLAS
 4. `compiled`      the loops of step 1 again, compiled and shared among the cores: no copy, and the pixels of a row side by
                    side in vector registers
-5. `tiles`         a matrix of sums that stays in registers: what is loaded once is used six or more times
+5. `tiles`         a matrix of sums that stays in registers: what is loaded once is used several times
 
 The gradients climb the same ladder: each is a sum over pixels, or over taps and filters, that can be sliced, copied into a
 matrix, or compiled.  `STEPS` lists the functions in order; `python -m fastconv.ladder` times each beside the one before.
@@ -113,8 +113,8 @@ def tiles(X: Array, W: Array, b: Array, s: int = 1) -> Array:
 
     Step 4 loads and stores a partial sum for every few multiplications.  Here a block of sums, pixels times filters, stays in
     registers over all taps and channels: each vector of weights is multiplied with every pixel of the block, each pixel with
-    every vector.  That needs filters side by side in memory, so weights and images are packed first, which costs little beside
-    the arithmetic that it feeds.  Arguments as in `loops`.
+    every vector.  That needs filters side by side in memory, so weights are packed first, and images where they do not lie as the
+    tile reads them, which costs little beside the arithmetic that it feeds.  Arguments as in `loops`.
     """
     return ops.conv2d(X, W, b, s, algorithm="direct")
 

@@ -45,8 +45,8 @@ class Row:
         The dtypes that it takes; empty for all.
     nanoseconds : callable
         ``nanoseconds(geometry, itemsize)``: an estimate that orders rows, not a promise.
-    about : str
-        The reason to take it, as the end of a sentence.
+    about : callable
+        ``about(geometry, itemsize)``: how it computes a call, as the end of a sentence.
     error : float
         0 if the row adds the same products as direct summation, in whatever order (it is exact on small integers);
         otherwise a bound on its largest error, as a multiple of the largest result.
@@ -61,7 +61,7 @@ class Row:
     run: Callable[..., None]
     dtypes: tuple[str, ...]
     nanoseconds: Callable[[ConvGeometry, int], float]
-    about: str
+    about: Callable[[ConvGeometry, int], str]
     error: float = 0.0
     scratch: Callable[[ConvGeometry, int], int] = lambda geometry, itemsize: 0
     channels_last: bool = False
@@ -102,15 +102,15 @@ def _without_parameters(kernel: Callable[..., None]) -> Callable[..., None]:
 FAST = ("float32", "float64")
 
 
-def _direct(computes: str, run: Callable[..., None], about: str) -> Row:
-    """Return a row on the register tile, which runs at some 100 GFLOP/s in float32, lanes without a channel included."""
+def _direct(computes: str, run: Callable[..., None]) -> Row:
+    """Return a row on the register tiles; the estimate supposes 100 GFLOP/s in float32, lanes without a channel included."""
     return Row(
         computes,
         "direct",
         run,
         FAST,
         lambda geometry, itemsize: 5_000 + engine.lane_flops(computes, geometry, itemsize) * itemsize / 400.0,
-        about,
+        functools.partial(engine.describe, computes),
         scratch=functools.partial(engine.scratch_bytes, computes),
         channels_last=True,
     )
@@ -124,22 +124,27 @@ def _reference_cost(geometry: ConvGeometry, itemsize: int) -> float:
     return 20_000 + geometry.flops / 0.5
 
 
-PARALLEL = "parallel loops that add whole rows"
-PLAIN = "the plain loops of the specification, for any dtype"
+def _parallel(geometry: ConvGeometry, itemsize: int) -> str:
+    return "parallel loops that add whole rows"
+
+
+def _plain(geometry: ConvGeometry, itemsize: int) -> str:
+    return "the plain loops of the specification, for any dtype"
+
 
 TABLE = (
-    _direct("output", engine.output, "register tiles of pixels times filters"),
-    _direct("grad_input", engine.grad_input, "register tiles of pixels times channels, phase by phase"),
-    _direct("grad_weight", engine.grad_weight, "register tiles of weights times filters, summed over pixels"),
-    _direct("grad_bias", engine.grad_bias, "sums side by side in vectors"),
-    Row("output", "loops", _with_parameters(loops.output), FAST, _loops_cost, PARALLEL),
-    Row("grad_input", "loops", _with_parameters(loops.grad_input), FAST, _loops_cost, PARALLEL),
-    Row("grad_weight", "loops", _with_parameters(loops.grad_weight), FAST, _loops_cost, PARALLEL),
-    Row("grad_bias", "loops", _without_parameters(loops.grad_bias), FAST, _loops_cost, PARALLEL),
-    Row("output", "reference", _with_parameters(reference.general_output), (), _reference_cost, PLAIN),
-    Row("grad_input", "reference", _with_parameters(reference.general_grad_input), (), _reference_cost, PLAIN),
-    Row("grad_weight", "reference", _with_parameters(reference.general_grad_weight), (), _reference_cost, PLAIN),
-    Row("grad_bias", "reference", _without_parameters(reference.general_grad_bias), (), _reference_cost, PLAIN),
+    _direct("output", engine.output),
+    _direct("grad_input", engine.grad_input),
+    _direct("grad_weight", engine.grad_weight),
+    _direct("grad_bias", engine.grad_bias),
+    Row("output", "loops", _with_parameters(loops.output), FAST, _loops_cost, _parallel),
+    Row("grad_input", "loops", _with_parameters(loops.grad_input), FAST, _loops_cost, _parallel),
+    Row("grad_weight", "loops", _with_parameters(loops.grad_weight), FAST, _loops_cost, _parallel),
+    Row("grad_bias", "loops", _without_parameters(loops.grad_bias), FAST, _loops_cost, _parallel),
+    Row("output", "reference", _with_parameters(reference.general_output), (), _reference_cost, _plain),
+    Row("grad_input", "reference", _with_parameters(reference.general_grad_input), (), _reference_cost, _plain),
+    Row("grad_weight", "reference", _with_parameters(reference.general_grad_weight), (), _reference_cost, _plain),
+    Row("grad_bias", "reference", _without_parameters(reference.general_grad_bias), (), _reference_cost, _plain),
 )
 
 ALGORITHMS = tuple(dict.fromkeys(row.algorithm for row in TABLE))
@@ -223,12 +228,13 @@ def _select(
         if other is not row:
             times = other.nanoseconds(geometry, dtype.itemsize) / row.nanoseconds(geometry, dtype.itemsize)
             against[other.algorithm] = f"estimated to take {times:.1f} times as long"
+    about = row.about(geometry, dtype.itemsize)
     if algorithm != "auto":
-        reason = f"{row.algorithm} was asked for: {row.about}"
+        reason = f"{row.algorithm} was asked for: {about}"
     elif len(candidates) == 1:
-        reason = f"{row.algorithm} is the only row that can: {row.about}"
+        reason = f"{row.algorithm} is the only row that can: {about}"
     else:
-        reason = f"{row.algorithm} is estimated to be the fastest: {row.about}"
+        reason = f"{row.algorithm} is estimated to be the fastest: {about}"
     return row, reason, against
 
 

@@ -1,7 +1,7 @@
 """Scratch memory that belongs to the calling thread and is used again from call to call.
 
 A buffer has a name; asking for it again returns the same memory, so whoever asks must be done with it before the next call
-that uses the name.  Nothing in it is ever handed to a user.
+that uses the name.  While it is a buffer it is never handed to a user.
 """
 
 from __future__ import annotations
@@ -54,5 +54,5 @@ def _aligned(size: int, dtype: np.dtype[Any]) -> Array:
 
 
 def release() -> None:
-    """Give back the calling thread's scratch memory."""
+    """Give up the calling thread's scratch memory; large buffers wait in the pool of `fastconv.arrays`."""
     _local.__dict__.pop("buffers", None)

@@ -155,7 +155,7 @@ def _address(context: Any, builder: Any, kind: Any, array: Any) -> Any:
 def _private_function(module: Any, name: str, n_args: int) -> tuple[Any, bool]:
     """Return the LLVM function of this name, and whether it is new and has to be written.
 
-    It is never inlined: inside a large driver the same tile lost a third of its speed to spilled registers.
+    It is never inlined: inside a large driver the same tile would lose its registers to what surrounds it.
     """
     if name in module.globals:
         return module.globals[name], False
@@ -255,7 +255,7 @@ TERMS = 128
 PAIR = 16
 """Bytes of a row of the table of pairs: two int64."""
 
-SHORT = {1: 8, 2: 4, 3: 4}
+SHORT = {1: 8, 2: 4, 3: 3}
 """Vectors in the tiles with fewer rows: as many accumulators as hide the time that a multiply-add takes, with 16 registers."""
 
 TILE = (
@@ -959,7 +959,7 @@ transpose_tile = _transposing("plain")
 
     target[target_at + k*target_step + m] = source[source_at + m*source_step + k]
 
-The table is not read, and all columns are kept.
+The table is not read; all columns are kept, which is ``kept`` = lanes.
 """
 
 scatter_tile = _transposing("scatter")
@@ -969,7 +969,7 @@ scatter_tile = _transposing("scatter")
 """
 
 gather_tile = _transposing("gather")
-"""The way back: for m < squares*lanes, k < lanes,
+"""The way back, where all are kept: for m < squares*lanes, k < lanes,
 
     target[target_at + k*target_step + m] = source[source_at + table[table_at + m]*source_step + k]
 """

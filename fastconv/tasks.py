@@ -1,8 +1,9 @@
 """Tasks: the parts into which a pass is cut, and the one parallel loop that runs them.
 
 A task is a function of a number and of arrays.  It is compiled by itself and called by its address, so the parallel loop is
-compiled once, whatever it runs.  Each worker, a thread, has scratch memory of its own and takes the next task when it is done
-with one: a core that is disturbed does less, and holds nobody up.  What a task computes does not depend on who does it.
+compiled once for each dtype, whatever it runs.  There is a worker for each thread.  It has scratch memory of its own, and takes
+the next task when it is done with one: a core that is disturbed does less, and holds nobody up.  What a task computes does not
+depend on who does it.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The threaded drivers: parallel loops that compute one pass of one kind of layer."""
+"""What computes: tasks, and parallel loops, that know arrays and integers only."""

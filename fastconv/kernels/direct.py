@@ -54,11 +54,11 @@ distance in the weight of groups."""
 
 CORRELATE = (
     "per_chunk", "parts", "groups", "lane_count", "pitch", "group_step", "depths", "depth", "taps", "each", "reads", "own",
-    "rows_at",
+    "rows_at", "per_task",
 )  # fmt: skip
 """Strips of a chunk, parts of the rows for tasks of their own, groups, filters of each, numbers in a row of a panel, the
 distance in x of groups, depths of a part, depths in all, taps, the distance of chunks' panels, whether gradients are read as
-they lie, where in its room a task has its panel, or 0, and where tables hold the row of each term."""
+they lie, where in its room a task has its panels, or 0, where tables hold the row of each term, and blocks of a task."""
 
 
 @kernel
@@ -215,12 +215,13 @@ def correlate(
 ) -> None:  # fmt: skip
     """out[s, g, lane, k] = sum over the pixels of chunk s of gradient[pixel, g, lane] * x[source of pixel + offset of pair k].
 
-    A task is a chunk of consecutive strips, a block of filters, and a part of the depths.  ``out`` are panels; or the weight, if
-    there is one chunk for each: the task then has a panel of its own, and turns it over at the end.
+    A task is a chunk of consecutive strips, some blocks of filters, and a part of the depths.  ``out`` are panels; or the weight,
+    if there is one chunk for each: the task then has panels of its own, and turns them over at the end.
     """
-    per_chunk, parts, groups, filters, pitch, group_step, depths, depth, taps, each, reads, own = (
+    per_chunk, parts, groups, filters, pitch, group_step, depths, depth, taps, each, reads, own, rows_at, per_task = (
         numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3], numbers[OWN + 4], numbers[OWN + 5],
         numbers[OWN + 6], numbers[OWN + 7], numbers[OWN + 8], numbers[OWN + 9], numbers[OWN + 10], numbers[OWN + 11],
+        numbers[OWN + 12], numbers[OWN + 13],
     )  # fmt: skip
     strip, counts, packs, box_size = four(numbers, 20), four(numbers, 24), numbers[34], numbers[35]
     out_shape, out_steps = five(numbers, 40), five(numbers, 45)
@@ -228,38 +229,48 @@ def correlate(
     width = VECTORS * n
     blocks = (filters + width - 1) // width
     rest, part = divmod(task, parts)
-    s, g_block = divmod(rest, groups * blocks)
-    g, block = divmod(g_block, blocks)
-    valid = min(width, filters - block * width)
-    whole = (valid + n - 1) // n * n
+    s, number = divmod(rest, (groups * blocks + per_task - 1) // per_task)
+    first_block, last_block = number * per_task, min((number + 1) * per_task, groups * blocks)
     before, terms = part * depths * taps, min(depths, depth - part * depths) * taps
     panels = room if own else out
-    panel = own - before * pitch if own else s * each + g_block * depth * taps * pitch
-    clear(panels, panel + before * pitch, panel + (before + terms) * pitch)
+    # Panels of blocks that follow each other lie one behind the other; rows are counted from the first part's.
+    size = (depths if own else depth) * taps * pitch
+    panel = own - before * pitch if own else s * each + first_block * size
+    for at in range(panel, panel + (last_block - first_block) * size, size):
+        clear(panels, at + before * pitch, at + (before + terms) * pitch)
     image = room if packs else x
     strips = counts[0] * counts[1] * counts[2] * counts[3]
     for number in range(s * per_chunk, min((s + 1) * per_chunk, strips)):
         n0, z0, y0, x0, kind = place_strip(number, numbers, tables)
         base = open_strip(numbers, x, n0, z0, y0, x0, room)
         corner = n0 * out_steps[0] + z0 * out_steps[2] + y0 * out_steps[3] + x0 * out_steps[4]
-        lane = corner + (g * filters + block * width) * out_steps[1]
-        if not reads:
-            sizes = (
-                min(strip[0], out_shape[0] - n0), min(strip[1], out_shape[2] - z0), min(strip[2], out_shape[3] - y0),
-                min(strip[3], out_shape[4] - x0),
-            )  # fmt: skip
-            pack_strip(gradient, lane, out_shape, out_steps, sizes, strip, valid, whole, room, box_size)
-            lane = box_size
-        vectors = gradient if reads else room
-        for run in range(tables[numbers[53] + kind], tables[numbers[53] + kind + 1]):
-            # A run are taps that meet the same pixels: their pairs in two widths, how many, and for each part the table of
-            # rows, that of their targets, and tiles.
-            at = numbers[54] + (3 + 3 * parts) * run
-            mine = at + 3 + 3 * part
-            outer_tile(
-                vectors, lane, tables, tables[at] if whole == pitch or reads else tables[at + 1], tables[at + 2], image,
-                base + g * group_step, tables[mine], panels, panel, tables[mine + 1], tables[mine + 2], zeros, 0, 1, whole,
-            )  # fmt: skip
-    if own:
+        sizes = (
+            min(strip[0], out_shape[0] - n0), min(strip[1], out_shape[2] - z0), min(strip[2], out_shape[3] - y0),
+            min(strip[3], out_shape[4] - x0),
+        )  # fmt: skip
+        for g_block in range(first_block, last_block):
+            g, block = divmod(g_block, blocks)
+            valid = min(width, filters - block * width)
+            whole = (valid + n - 1) // n * n
+            lane = corner + (g * filters + block * width) * out_steps[1]
+            if not reads:
+                pack_strip(gradient, lane, out_shape, out_steps, sizes, strip, valid, whole, room, box_size)
+                lane = box_size
+            vectors = gradient if reads else room
+            for run in range(tables[numbers[53] + kind], tables[numbers[53] + kind + 1]):
+                # A run are taps that meet the same pixels: their pairs in two widths, how many, and for each part the table of
+                # rows, that of their targets, and tiles.
+                at = numbers[54] + (3 + 3 * parts) * run
+                mine = at + 3 + 3 * part
+                outer_tile(
+                    vectors, lane, tables, tables[at] if whole == pitch or reads else tables[at + 1], tables[at + 2], image,
+                    base + g * group_step, tables[mine], panels, panel + (g_block - first_block) * size, tables[mine + 1],
+                    tables[mine + 2], zeros, 0, 1, whole,
+                )  # fmt: skip
+    for g_block in range(first_block, last_block if own else first_block):
+        g, block = divmod(g_block, blocks)
         to = ((s * groups + g) * filters + block * width) * depth * taps + before
-        unpack_rows(panels, panel, pitch, valid, out, to, depth * taps, tables, numbers[OWN + 12] + before, terms)
+        unpack_rows(
+            panels, panel + (g_block - first_block) * size, pitch, min(width, filters - block * width), out, to, depth * taps,
+            tables, rows_at + before, terms,
+        )  # fmt: skip
