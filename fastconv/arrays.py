@@ -84,6 +84,9 @@ def common_dtype(**arrays: Array | None) -> np.dtype[Any]:
     TypeError
         If they differ.
     """
+    given: list[np.dtype[Any]] = [array.dtype for array in arrays.values() if array is not None]
+    if given[0].isnative and given.count(given[0]) == len(given):  # as nearly always
+        return given[0]
     (first, reference), *others = [(name, array) for name, array in arrays.items() if array is not None]
     dtype: np.dtype[Any] = reference.dtype.newbyteorder("=")
     for name, array in others:
@@ -166,7 +169,7 @@ def empty(name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
 LINE = 64
 """Bytes of a line of the cache.  Arrays begin with one, so that a vector lies in one line, not in two."""
 
-LEAST_ALIGNED, LEAST_POOLED, MOST_POOLED = 2**12, 2**20, 2**28
+LEAST_ALIGNED, LEAST_POOLED, MOST_POOLED = 2**18, 2**20, 2**28
 """Bytes from which on an array is aligned, or takes memory of arrays that are gone; and bytes of such memory to keep.
 
 The system gives large arrays fresh pages and takes them back at once.  To have each page cleared by it at the first touch

@@ -91,7 +91,7 @@ BLOCK_BYTES = 1024
 DEPTHWISE_PIXELS = 392
 """Most pixels of a depthwise strip."""
 
-REPACKED = 40_000
+REPACKED = 64_000
 """Most numbers that tasks pack more than once between them: what one packs for all has to be waited for, and to pass from cache
 to cache."""
 
