@@ -183,7 +183,7 @@ class _Lease:
     """Memory for an array and its views; when all are gone it waits in the pool for the next."""
 
     def __init__(self, size: int) -> None:
-        for index, memory in enumerate(_pool):
+        for index, memory in reversed([*enumerate(_pool)]):  # what was used last may still be in the cache
             if size <= memory.nbytes - LINE <= 2 * size:
                 try:
                     if _pool.pop(index) is memory:
