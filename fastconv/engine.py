@@ -85,10 +85,10 @@ PANELS_BYTES = 256 << 10
 """Most bytes of the panels that a task of dW sums up at once: as many blocks of filters use a strip of the input while it is in
 the cache."""
 
-BLOCK_BYTES = 1024
-"""Bytes of a pixel that a task of a depthwise convolution takes: enough for the memory to deliver them in one go."""
+BLOCK_BYTES = 2048
+"""Bytes of a pixel that a task of a depthwise convolution takes: enough that few pages of memory are looked up twice."""
 
-DEPTHWISE_PIXELS = 392
+DEPTHWISE_PIXELS = 196
 """Most pixels of a depthwise strip."""
 
 REPACKED = 64_000
