@@ -160,10 +160,14 @@ def empty(name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
     if size > machine_memory():
         raise MemoryError(f"{name} of shape {tuple(shape)} takes {size} bytes, this machine has {machine_memory()}")
     if size < LEAST_POOLED:
-        memory = np.empty(size + LINE, np.uint8)
-        first = -memory.__array_interface__["data"][0] % LINE
-        return memory[first : first + size].view(dtype).reshape(shape)
+        return from_line(np.empty(size + LINE, np.uint8), size).view(dtype).reshape(shape)
     return np.asarray(_Lease(size)).view(dtype).reshape(shape)
+
+
+def from_line(memory: Array, size: int) -> Array:
+    """Return the first ``size`` bytes of memory that begin with a line of the cache, if it is a LINE larger."""
+    first = -memory.__array_interface__["data"][0] % LINE
+    return memory[first : first + size]
 
 
 LINE = 64
@@ -194,10 +198,7 @@ class _Lease:
         else:
             memory = np.empty(size + LINE, np.uint8)
         self.memory = memory
-        address = memory.__array_interface__["data"][0]
-        self.__array_interface__ = {
-            "version": 3, "shape": (size,), "typestr": "|u1", "data": (address + -address % LINE, False),
-        }  # fmt: skip
+        self.__array_interface__ = from_line(memory, size).__array_interface__
 
     def __del__(self) -> None:
         if self.memory.nbytes + sum(memory.nbytes for memory in list(_pool)) <= MOST_POOLED:

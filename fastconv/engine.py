@@ -128,6 +128,30 @@ def lanes_are_pixels(g: ConvGeometry, step: Ints, channels: int, itemsize: int) 
 
 
 @dataclass(frozen=True)
+class Packing:
+    """What turns a weight into panels before a program, or panels into a weight after it.
+
+    Attributes
+    ----------
+    task, tasks, numbers, table
+        What it runs, how often, and what it is told.
+    panels : int
+        Numbers in the panels.
+    """
+
+    task: Task
+    tasks: int
+    numbers: Array
+    table: Array
+    panels: int
+
+    def run(self, source: Array, target: Array) -> None:
+        """Run all tasks."""
+        alone = min(source.nbytes, target.nbytes) <= SERIAL_BYTES
+        self.task(self.tasks, self.numbers, self.table, source, target, alone=alone)
+
+
+@dataclass(frozen=True)
 class Program:
     """A task and all that it is told but the arrays of a call.
 
@@ -138,10 +162,10 @@ class Program:
         whether on the calling thread alone.
     source : Source
         How it finds its input.
-    packing, pack_tasks, pack_numbers, pack_table, panels
-        What turns a weight into panels before it, or panels into a weight after it, or None; and numbers in the panels.
     start : tuple of int
         Groups, lanes of a group, numbers for these, and zeros behind them, that sums begin with.
+    packing : Packing or None
+        None if the tasks take the weight as it lies, or each has panels of its own.
     """
 
     task: Task
@@ -151,12 +175,8 @@ class Program:
     room: int
     alone: bool
     source: Source
-    packing: Task | None
-    pack_tasks: int
-    pack_numbers: Array
-    pack_table: Array
-    panels: int
     start: tuple[int, int, int, int]
+    packing: Packing | None = None
 
     def prepared(self, x: Array, shape: Ints, channels_last: bool) -> Array:
         """Return the input as the tasks take it: as it is, or packed as a whole."""
@@ -171,12 +191,6 @@ class Program:
     def run(self, *arrays: Array) -> None:
         """Run all tasks."""
         self.task(self.tasks, self.numbers, self.tables, *arrays, room=self.room, alone=self.alone)
-
-    def pack(self, source: Array, target: Array) -> None:
-        """Run all tasks that turn weights into panels or panels into weights."""
-        assert self.packing is not None
-        alone = min(source.nbytes, target.nbytes) <= SERIAL_BYTES
-        self.packing(self.pack_tasks, self.pack_numbers, self.pack_table, source, target, alone=alone)
 
     def begin(self, bias: Array | None, dtype: np.dtype[Any]) -> Array:
         """Return what sums begin with: the bias or zeros, up to whole vectors, and a tile's zeros."""
@@ -288,10 +302,10 @@ def _gather_program(p: _Pixels) -> Program:
     def try_strip(strip: Ints) -> tuple[float, Ints, int, Kinds, bool]:
         strips = math.prod(ceil_div(n, m) for n, m in zip(p.sizes, strip, strict=True))
         parts = min(groups * blocks, ceil_div(p.tasks, max(1, strips)))
-        cost, kinds, packs = choose_padding(g.batch, axes, strip, by_output, p.in_last == last, work, packing)
+        cost, kinds, packs = choose_padding(g.batch, axes, strip, by_output, p.in_last == last, work, packing_work)
         return cost * (1 if p.tasks == 1 else imbalance(strips * parts)), strip, parts, kinds, packs
 
-    packing = math.prod(p.in_shape) // lanes(itemsize) // 6
+    packing_work = math.prod(p.in_shape) // lanes(itemsize) // 6
     least = FEWEST_PIXELS // 2 // math.prod(len(axis.phases) for axis in axes)
     strips = candidate_strips(
         p.sizes, p.in_shape[1] * itemsize * math.prod(p.stride), MOST_PIXELS, p.tasks, max(ROWS, least)
@@ -324,23 +338,23 @@ def _gather_program(p: _Pixels) -> Program:
     numbers |= {"runs_at": tables.add(first_run), "run_list_at": tables.add(runs)}
     size = math.prod(g.weight_shape)
     own = (source.strips - 1) * size <= REPACKED
-    room = whole_lanes(source.box_size + p.scratch_size(strip, width), 1)
+    room = whole_lanes(source.box_size + p.scratch_size(strip, width), 1) + FIRST_PANEL
     told = (depth, T, lane_count, *p.weight_steps, size)
     numbers |= {
         "parts": parts, "groups": groups, "pitch": pitch, "group_step": depth * source.pitches[1],
-        "stages": max(1, ceil_div(depth, depths)), "depths": depths, "own": room + FIRST_PANEL if own else 0,
+        "stages": max(1, ceil_div(depth, depths)), "depths": depths, "own": room if own else 0,
         "rows_at": tables.add(rows) if own else 0, "told": told,
     }  # fmt: skip
-    if own:
-        return Program(
-            gather, source.strips * parts, lay_numbers(**numbers), tables.whole(), room + FIRST_PANEL + depths * T * pitch,
-            _tasks(g) == 1, source, None, 0, NO_TABLE, NO_TABLE, 0, (groups, lane_count, padded, width),
+    packing = None
+    if not own:
+        chunk = max(1, min(depths, ceil_div(depth, ceil_div(TASKS, groups * blocks))), ceil_div(PACK_TERMS, T))
+        packing = Packing(
+            pack_panel, groups * blocks * ceil_div(depth, chunk), np.array((pitch, chunk, *told), np.int64), rows.reshape(-1),
+            groups * blocks * depth * T * pitch,
         )  # fmt: skip
-    chunk = max(1, min(depths, ceil_div(depth, ceil_div(TASKS, groups * blocks)), depth), ceil_div(PACK_TERMS, T))
     return Program(
-        gather, source.strips * parts, lay_numbers(**numbers), tables.whole(), room, _tasks(g) == 1, source,
-        pack_panel, groups * blocks * ceil_div(depth, chunk), np.array((pitch, chunk, *told), np.int64), rows.reshape(-1),
-        groups * blocks * depth * T * pitch, (groups, lane_count, padded, width),
+        gather, source.strips * parts, lay_numbers(**numbers), tables.whole(), room + (depths * T * pitch if own else 0),
+        p.tasks == 1, source, (groups, lane_count, padded, width), packing,
     )  # fmt: skip
 
 
@@ -381,7 +395,7 @@ def _planes_program(p: _Pixels) -> Program:
     }  # fmt: skip
     return Program(
         gather_planes, source.strips, lay_numbers(**numbers), tables.whole(), source.box_size + tiles * height * plane,
-        _tasks(g) == 1, source, None, 0, NO_TABLE, NO_TABLE, 0, (groups, lane_count, lane_count, width),
+        p.tasks == 1, source, (groups, lane_count, lane_count, width),
     )  # fmt: skip
 
 
@@ -443,9 +457,8 @@ def _gather_depthwise_program(p: _Pixels) -> Program:
     told = (width, 1, 1, T, p.channels, *p.weight_steps, math.prod(g.weight_shape))
     return Program(
         gather_depthwise, source.strips * blocks, lay_numbers(**numbers), tables.whole(),
-        boxes + strip[0] * p.scratch_steps(strip, width)[0], _tasks(g) == 1, source, pack_panel,
-        blocks, np.array(told, np.int64), rows, blocks * T * width,
-        (1, p.channels, blocks * width, 0),
+        boxes + strip[0] * p.scratch_steps(strip, width)[0], p.tasks == 1, source, (1, p.channels, blocks * width, 0),
+        Packing(pack_panel, blocks, np.array(told, np.int64), rows, blocks * T * width),
     )  # fmt: skip
 
 
@@ -548,8 +561,8 @@ def _compute_pixels(
         return
     factors = weight.reshape(-1)
     if program.packing is not None:
-        panels = buffer("panels", program.panels, out.dtype)
-        program.pack(factors, panels)
+        panels = buffer("panels", program.packing.panels, out.dtype)
+        program.packing.run(factors, panels)
         factors = panels
     program.run(program.prepared(x, shape, x_last), factors, program.begin(bias, out.dtype), out)
 
@@ -593,15 +606,14 @@ def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_las
     blocks, pitch = groups * ceil_div(filters, width), panel_pitch(filters, itemsize)
     few = blocks * math.prod(sizes) < 4 * CHUNK_PIXELS
     fewest = PART_TILES // 4 if few else PART_TILES
-    per_task = max(1, min(blocks, PANELS_BYTES // (depth * T * pitch * itemsize)))
-    if math.prod(sizes) < TASKS * CHUNK_PIXELS:
-        per_task = 1
+    panel_bytes = depth * T * pitch * itemsize
+    per_task = max(1, min(blocks, PANELS_BYTES // panel_bytes)) if math.prod(sizes) >= TASKS * CHUNK_PIXELS else 1
     blocks_of_tasks = ceil_div(blocks, per_task)
     parts = max(1, min(ceil_div(_tasks(g), blocks), ceil_div(depth * T, ROWS) // fewest, depth)) if per_task == 1 else 1
     depths = ceil_div(depth, parts)
     parts = ceil_div(depth, depths)
     wanted = ceil_div(_tasks(g), blocks_of_tasks * parts)
-    if wanted * blocks * depth * T * pitch * itemsize > 8 * PANELS_BYTES:
+    if wanted * blocks * panel_bytes > 8 * PANELS_BYTES:  # fewer chunks, whose sums all have to be added up
         wanted = ceil_div(wanted, 2)
     chunks, per_chunk = _chunks(math.prod(counts), math.prod(counts[1:]), math.prod(sizes), g.batch, wanted, per_sample)
     last = x_last or lanes(itemsize) <= g.channels
@@ -609,8 +621,8 @@ def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_las
     def work(pixels: int, taps: int) -> int:
         return ceil_div(taps * depths, ROWS) * (pixels + TILE_TERMS) * parts * blocks
 
-    packing = math.prod(g.input_shape) // lanes(itemsize) // 6
-    _, kinds, packs = choose_padding(g.batch, axes, strip, by_tap, x_last == last, work, packing)
+    packing_work = math.prod(g.input_shape) // lanes(itemsize) // 6
+    _, kinds, packs = choose_padding(g.batch, axes, strip, by_tap, x_last == last, work, packing_work)
     together = (blocks_of_tasks * parts - 1) * math.prod(g.input_shape) > REPACKED
     source = make_source(g.input_shape, x_last, itemsize, g.batch, axes, strip, last, packs, together)
     rows = _term_rows(depth, T, depths, source.pitches[1] == 1)
@@ -651,17 +663,15 @@ def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_las
     own = sums_of == 1
     room = whole_lanes(source.box_size + (0 if reads else math.prod(strip) * width), 1) + FIRST_PANEL
     numbers |= {"own": room if own else 0, "rows_at": tables.add(rows) if own else 0, "per_task": per_task}
-    if own:
-        return Program(
-            correlate, chunks * blocks_of_tasks * parts, lay_numbers(**numbers), tables.whole(),
-            room + per_task * depths * T * pitch,
-            _tasks(g) == 1, source, None, 0, NO_TABLE, NO_TABLE, 0, (1, width, width, 0),
-        )  # fmt: skip
+    packing = None
+    if not own:
+        told = np.array((sums_of, each, filters, depth * T, pitch), np.int64)
+        packing = Packing(
+            unpack_panel, units * ceil_div(filters, lanes(itemsize)), told, rows.reshape(-1), chunks * each
+        )
     return Program(
-        correlate, chunks * blocks_of_tasks * parts, lay_numbers(**numbers), tables.whole(), room, _tasks(g) == 1, source,
-        unpack_panel,
-        units * ceil_div(filters, lanes(itemsize)), np.array((sums_of, each, filters, depth * T, pitch), np.int64),
-        rows.reshape(-1), chunks * each, (1, width, width, 0),
+        correlate, chunks * blocks_of_tasks * parts, lay_numbers(**numbers), tables.whole(),
+        room + (per_task * depths * T * pitch if own else 0), _tasks(g) == 1, source, (1, width, width, 0), packing,
     )  # fmt: skip
 
 
@@ -704,11 +714,11 @@ def _correlate_depthwise_program(
     }  # fmt: skip
     numbers["lines_at"] = tables.add(lines)
     sums_of, units = (1, chunks) if per_sample else (chunks, 1)
+    told = np.array((sums_of, each, channels, T, width), np.int64)
     return Program(
         correlate_depthwise, chunks * blocks, lay_numbers(**numbers), tables.whole(),
-        boxes + (0 if reads else math.prod(strip) * width), _tasks(g) == 1, source, unpack_panel,
-        units * ceil_div(channels, lanes(itemsize)), np.array((sums_of, each, channels, T, width), np.int64), np.arange(T),
-        chunks * each, (1, 0, 0, 0),
+        boxes + (0 if reads else math.prod(strip) * width), _tasks(g) == 1, source, (1, 0, 0, 0),
+        Packing(unpack_panel, units * ceil_div(channels, lanes(itemsize)), told, np.arange(T), chunks * each),
     )  # fmt: skip
 
 
@@ -722,10 +732,10 @@ def grad_weight(g: ConvGeometry, grad_output: Array, x: Array, out: Array) -> No
     g = _flat(g, grad_last and x_last and not per_sample)
     program = _plan_grad_weight(g, per_sample, x_last, grad_last, out.itemsize)
     flat = out.reshape(-1)
-    panels = flat if program.packing is None else buffer("panels", program.panels, out.dtype)
+    panels = flat if program.packing is None else buffer("panels", program.packing.panels, out.dtype)
     program.run(program.prepared(x, g.input_shape, x_last), grad_output, panels, program.begin(None, out.dtype))
     if program.packing is not None:
-        program.pack(panels, flat)
+        program.packing.run(panels, flat)
 
 
 def grad_bias(g: ConvGeometry, grad_output: Array, out: Array) -> None:
@@ -780,4 +790,5 @@ def scratch_bytes(computes: str, geometry: ConvGeometry, itemsize: int) -> int:
         program = (_plan_grad_input if computes == "grad_input" else _plan_output)(g, False, False, itemsize)
     image = int(program.source.whole[0][0] * program.source.whole[1][0]) if program.source.whole else 0
     workers = 1 if program.alone else min(int(config.NUMBA_NUM_THREADS), program.tasks)
-    return itemsize * (program.panels + image + workers * program.room)
+    panels = program.packing.panels if program.packing else 0
+    return itemsize * (panels + image + workers * program.room)

@@ -1,8 +1,8 @@
 """Which kernel computes which pass: one ordered table, and the choice from it.
 
 A row says what it computes, what it supports, what it costs and how to run it.  The first of the cheapest rows that
-support a call is taken; the reference, which supports everything, stands last.  A new algorithm is one function in
-`fastconv.kernels` and one row here: the tests run over all rows.
+support a call is taken; the reference, which supports everything, stands last.  A new algorithm is a function or more
+in `fastconv.kernels` and one row here: the tests run over all rows.
 
 `explain` tells what would be chosen, and why, without computing anything.
 """

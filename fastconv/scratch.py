@@ -11,15 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import Array, empty
+from .arrays import LINE, Array, empty, from_line
 
 __all__ = ["LARGEST_KEPT", "buffer", "release"]
 
 LARGEST_KEPT = 2**28
 """Bytes of a buffer that is kept for the next call; a larger one lives only as long as its call."""
-
-LINE = 64
-"""Bytes of a line of the cache."""
 
 _local = threading.local()
 
@@ -49,8 +46,7 @@ def buffer(name: str, size: int, dtype: np.dtype[Any]) -> Array:
 def _aligned(size: int, dtype: np.dtype[Any]) -> Array:
     """Allocate numbers from the beginning of a cache line on: vectors then lie in one line each."""
     memory = empty("scratch memory", (size + LINE // dtype.itemsize,), dtype)
-    first = -memory.ctypes.data % LINE // dtype.itemsize
-    return memory[first : first + size]
+    return from_line(memory.view(np.uint8), size * dtype.itemsize).view(dtype)
 
 
 def release() -> None:
