@@ -85,11 +85,12 @@ PANELS_BYTES = 256 << 10
 """Most bytes of the panels that a task of dW sums up at once: as many blocks of filters use a strip of the input while it is in
 the cache."""
 
-BLOCK_BYTES = 2048
-"""Bytes of a pixel that a task of a depthwise convolution takes: enough that few pages of memory are looked up twice."""
+BLOCK_BYTES = {True: 2048, False: 1024}
+"""Bytes of a pixel that a task of a depthwise convolution takes: if it lies channels-last, enough that a page of memory is not
+looked up again and again; else what is turned over must fit a cache."""
 
-DEPTHWISE_PIXELS = 196
-"""Most pixels of a depthwise strip."""
+DEPTHWISE_PIXELS, DEPTHWISE_BYTES = 392, 392 << 10
+"""Most pixels of a depthwise strip, and bytes of a block of them: their box and the results share the second-level cache."""
 
 REPACKED = 64_000
 """Most numbers that tasks pack more than once between them: what one packs for all has to be waited for, and to pass from cache
@@ -405,10 +406,11 @@ def _slide(taps: Sequence[tuple[int, int]], step: int) -> bool:
     return len(taps) > 1 and neighbours and (len(taps), step) in SLIDES
 
 
-def _block(channels: int, itemsize: int) -> int:
-    """Channels of a block of a depthwise convolution: whole vectors, in blocks of about one size."""
-    blocks = ceil_div(channels * itemsize, BLOCK_BYTES)
-    return whole_lanes(ceil_div(channels, blocks), itemsize)
+def _block(channels: int, last: bool, itemsize: int) -> tuple[int, int]:
+    """Channels of a block of a depthwise convolution, whole vectors in blocks of about one size, and most pixels of a strip."""
+    blocks = ceil_div(channels * itemsize, BLOCK_BYTES[last])
+    width = whole_lanes(ceil_div(channels, blocks), itemsize)
+    return width, min(DEPTHWISE_PIXELS, DEPTHWISE_BYTES // (width * itemsize))
 
 
 def _vector_by_vector(source: Source) -> Source:
@@ -421,9 +423,9 @@ def _vector_by_vector(source: Source) -> Source:
 def _gather_depthwise_program(p: _Pixels) -> Program:
     """Lanes are channels, which do not mix."""
     g, axes, itemsize, T = p.g, p.axes, p.itemsize, p.T
-    width = _block(p.channels, itemsize)
+    width, most = _block(p.channels, p.in_last, itemsize)
     blocks = ceil_div(p.channels, width)
-    strip = choose_strip(p.sizes, width * itemsize * math.prod(p.stride), DEPTHWISE_PIXELS, p.tasks)
+    strip = choose_strip(p.sizes, width * itemsize * math.prod(p.stride), most, p.tasks)
     kinds = find_kinds(g.batch, axes, strip, (False,) * 3, by_output)
     source = make_source(
         p.in_shape, p.in_last, itemsize, g.batch, axes, strip, True, True, False, channels=lanes(itemsize)
@@ -680,9 +682,9 @@ def _correlate_depthwise_program(
 ) -> Program:
     """Lanes are channels, which do not mix."""
     axes, T, channels = _forward_axes(g), math.prod(g.kernel), g.channels
-    width = _block(channels, itemsize)
+    width, most = _block(channels, x_last, itemsize)
     blocks, sizes = ceil_div(channels, width), (g.batch, *g.output)
-    strip = choose_strip(sizes, width * itemsize * math.prod(g.stride), DEPTHWISE_PIXELS, _tasks(g))
+    strip = choose_strip(sizes, width * itemsize * math.prod(g.stride), most, _tasks(g))
     if per_sample:
         strip = (1, *strip[1:])
     counts = [ceil_div(n, m) for n, m in zip(sizes, strip, strict=True)]
