@@ -17,7 +17,7 @@ from numba import config, types
 
 from fastconv import simd
 from fastconv.jit import kernel
-from fastconv.simd import ROWS, SHORT, SLIDES, SPAN, TERMS, VECTORS, lanes
+from fastconv.simd import ROWS, SHORT, SLIDES, SPAN, VECTORS, copying, lanes, outer, slide, transpose, words
 
 compiled = pytest.mark.skipif(bool(config.DISABLE_JIT), reason="without the JIT the twins are all there is")
 
@@ -167,10 +167,12 @@ def check_outer(dtype):
     rng, n = np.random.default_rng(0), lanes(np.dtype(dtype).itemsize)
     width = VECTORS * n
     cases = [*product(range(1, width + 1), (0, 1, 4, 5), (0, 1))]
-    cases += product((1, n, width), (TERMS - 1, TERMS, TERMS + 1, 2 * TERMS, 2 * TERMS + 3), (0, 1))
+    cases += product(
+        (1, n, width), (outer.TERMS - 1, outer.TERMS, outer.TERMS + 1, 2 * outer.TERMS, 2 * outer.TERMS + 3), (0, 1)
+    )
     for valid, count, add in cases:
         arguments, *results = sums(rng, dtype, ROWS, width, valid, count, add)
-        compare(run_outer, simd._tile_twin, in_order(simd.TILE, **arguments), *results)
+        compare(run_outer, outer._tile_twin, in_order(outer.TILE, **arguments), *results)
 
 
 def check_short(dtype):
@@ -178,9 +180,9 @@ def check_short(dtype):
     rng, n = np.random.default_rng(0), lanes(np.dtype(dtype).itemsize)
     for height, vectors in (*SHORT.items(), (ROWS, VECTORS)):
         width = vectors * n
-        for valid, count, add in product((1, n + 1, width), (0, 1, 4, 5, 2 * TERMS + 3), (0, 1)):
+        for valid, count, add in product((1, n + 1, width), (0, 1, 4, 5, 2 * outer.TERMS + 3), (0, 1)):
             arguments, *results = sums(rng, dtype, height, width, valid, count, add)
-            compare(run_short, simd._short_tile_twin, [height, *in_order(simd.TILE, **arguments)], *results)
+            compare(run_short, outer._short_tile_twin, [height, *in_order(outer.TILE, **arguments)], *results)
 
 
 def check_slide(dtype):
@@ -197,7 +199,7 @@ def check_slide(dtype):
         places = 4 + np.add.outer(row * out_row, np.arange(count) * out_step)
         out, written = blank(dtype, places, n)
         arguments = in_order(
-            simd.SLIDE,
+            slide.SLIDE,
             taps=taps,
             stride=stride,
             weights=islands(powers(rng), dtype, 2 + np.arange(lines * taps) * pitch, n),
@@ -219,7 +221,7 @@ def check_slide(dtype):
             start=islands(rng.standard_normal, dtype, 5, n),
             start_at=5,
         )
-        compare(run_slide, simd._slide_twin, arguments, out, written)
+        compare(run_slide, slide._slide_twin, arguments, out, written)
 
 
 def check_sum_slide(dtype):
@@ -232,7 +234,7 @@ def check_sum_slide(dtype):
         gradient_places = np.add.outer(line * gradient_line, np.arange(count) * gradient_step)
         out = islands(integers(rng), dtype, 4 + np.arange(taps) * pitch, n, MARK)
         arguments = in_order(
-            simd.SUM_SLIDE,
+            slide.SUM_SLIDE,
             taps=taps,
             stride=stride,
             x=islands(integers(rng), dtype, 2 + np.add.outer(line * x_line, np.arange(pixels) * x_step), n),
@@ -249,7 +251,7 @@ def check_sum_slide(dtype):
             out_at=4,
             pitch=pitch,
         )
-        compare(run_sum_slide, simd._sum_slide_twin, arguments, out, out != MARK)
+        compare(run_sum_slide, slide._sum_slide_twin, arguments, out, out != MARK)
 
 
 def check_transpose(dtype):
@@ -273,7 +275,7 @@ def check_transpose(dtype):
             into[rows[keeps], :n] = grid[:n, :size].T[keeps]
         else:
             into[:n, :size] = grid[rows, :n].T
-        for tile in (runs[kind], simd._transpose_twin(kind)):
+        for tile in (runs[kind], transpose._transpose_twin(kind)):
             result = out.copy()
             tile(source, 1, step, result, 2, step, table, 1, squares, kept)
             np.testing.assert_array_equal(result, expected, err_msg=f"{kind}, {squares} squares, {kept} kept")
@@ -288,12 +290,12 @@ def check_copy(dtype):
         source = islands(rng.standard_normal, dtype, 3 + row * source_step, width)
         out, written = blank(dtype, 7 + row * out_step, width)
         arguments = source, 3, source_step, out, 7, out_step, rows, vectors
-        compare(run_copy_tile, simd._copy_tile_twin, arguments, out, written)
+        compare(run_copy_tile, copying._copy_tile_twin, arguments, out, written)
     for count in (0, 1, n, 3 * n + 1):
         source = islands(rng.standard_normal, dtype, 3, count)
         out, written = blank(dtype, 7, count)
-        compare(run_copy, simd._copy_twin, (source, 3, out, 7, count), out, written)
-        compare(run_clear, simd._clear_twin, (out, 7, 7 + count), out, written)
+        compare(run_copy, copying._copy_twin, (source, 3, out, 7, count), out, written)
+        compare(run_clear, copying._clear_twin, (out, 7, 7 + count), out, written)
 
 
 CHECKS = (check_outer, check_short, check_slide, check_sum_slide, check_transpose, check_copy)
@@ -306,7 +308,7 @@ def test_tile(check, dtype):
 
 
 @compiled
-@pytest.mark.parametrize("vector_bytes", [width for width in (16, 32, 64) if width != simd.VECTOR_BYTES])
+@pytest.mark.parametrize("vector_bytes", [width for width in (16, 32, 64) if width != words.VECTOR_BYTES])
 def test_other_widths(vector_bytes):
     """LLVM splits vectors that are wider than this machine's: slow, but the same code path."""
     script = (
@@ -350,7 +352,7 @@ def assemble(machine, write, n_args, *arguments):
     triple, cpu, features, _, _, product_line, spill_line = MACHINES[machine]
     module = ir.Module()
     module.triple = triple
-    function, _ = simd._private_function(module, "tile", n_args)
+    function, _ = words.private_function(module, "tile", n_args)
     function.linkage = ""
     write(function, *arguments)
     parsed = llvm.parse_assembly(str(module))
@@ -382,15 +384,15 @@ def test_machine_code(machine, dtype, monkeypatch):
     Not so where LLVM has no register to spare: with 16 of them, three short rows, and rows of three taps and more.
     """
     vector_bytes, vectors = MACHINES[machine][3:5]
-    monkeypatch.setattr(simd, "VECTOR_BYTES", vector_bytes)
+    monkeypatch.setattr(words, "VECTOR_BYTES", vector_bytes)
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     for height, width in ((ROWS, vectors), *SHORT.items()):
-        products, spills = assemble(machine, simd._write_tile, 11, dtype, height, width)
+        products, spills = assemble(machine, outer._write_tile, 11, dtype, height, width)
         assert products == 3 * height * width  # two terms in a turn, and one that may be left
         assert not spills or (machine == "AVX2" and height == 3), (height, width)
     for taps, stride in SLIDES:
-        _, spills = assemble(machine, simd._write_slide_tile, 13, dtype, taps, stride, SPAN)
+        _, spills = assemble(machine, slide._write_slide_tile, 13, dtype, taps, stride, SPAN)
         assert not spills or (machine == "AVX2" and taps >= 3), (taps, stride)
-        _, spills = assemble(machine, simd._write_sum_slide_tile, 10, dtype, taps, stride)
+        _, spills = assemble(machine, slide._write_sum_slide_tile, 10, dtype, taps, stride)
         assert not spills, (taps, stride)

@@ -1,0 +1,49 @@
+"""Vector words and register tiles: the only package that knows LLVM.
+
+A tile is a matrix of accumulators that stay in vector registers over a whole sum.  It knows nothing of convolution: every
+index map (stride, padding, dilation, groups, phases, dimension) lies in the offset tables that a driver gives it::
+
+    for each k:  acc[m][v] += vectors[columns[k] + v*lanes ...] * scalars[rows[m] + offsets[k]]
+    at the end:  out[targets[m] + v*lanes ...] = acc[m][v]
+
+m counts the tile's ROWS, v its vectors, and ``...`` stands for the lanes of a vector.  One load of a vector serves ROWS
+multiplications, one load of a scalar as many as there are vectors.
+
+In equation (1) the rows are pixels and k counts the pairs of a channel and a tap; in equation (3) it is the other way round,
+with the same tables.  Where there are fewer channels than lanes, the rows are channels and the vectors hold pixels.  Where
+channels do not mix, each lane has a factor of its own: a tile slides along a row of pixels.
+
+Each tile has a twin in plain Python with the same signature, which takes its place under ``NUMBA_DISABLE_JIT=1``.
+"""
+
+from ..jit import ROWS, VECTORS
+from .copying import clear, copy, copy_tile
+from .outer import SHORT, outer_tile, short_tile
+from .peak import ACCUMULATORS, peak_tile
+from .slide import SLIDES, SPAN, slide_tile, sum_slide_tile
+from .tasks import compact, run_tasks
+from .transpose import gather_tile, scatter_tile, transpose_tile
+from .words import lanes
+
+__all__ = [
+    "ACCUMULATORS",
+    "ROWS",
+    "SHORT",
+    "SLIDES",
+    "SPAN",
+    "VECTORS",
+    "clear",
+    "compact",
+    "copy",
+    "copy_tile",
+    "gather_tile",
+    "lanes",
+    "outer_tile",
+    "peak_tile",
+    "run_tasks",
+    "scatter_tile",
+    "short_tile",
+    "slide_tile",
+    "sum_slide_tile",
+    "transpose_tile",
+]

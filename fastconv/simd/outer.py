@@ -1,0 +1,222 @@
+"""The outer tile: vectors times scalars."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import config
+from numba.core import cgutils
+
+from ..jit import ROWS, VECTORS
+from .words import I64, Array, Words, address_of, call_first, lanes, private_function, tile_intrinsic
+
+__all__ = ["SHORT", "TERMS", "outer_tile", "short_tile"]
+
+
+def _write_tile(function: Any, dtype: Any, height: int, vectors: int) -> None:
+    """Emit the tile with ``height`` rows of ``vectors`` vectors.
+
+    Registers on AVX2 (16): 6x2 accumulators, 2 vectors, 1 scalar; 10 loads for 12 multiplications.
+    On AVX-512 (32): 6x4 accumulators, 4 vectors, 1 scalar; 12 loads for 24.  Six rows, because each row holds an address in a
+    general register and there are 15 of those.
+
+    Variables are written to the stack here; LLVM puts them into registers.
+    """
+    b = ir.IRBuilder(function.append_basic_block("entry"))
+    w = Words(b, dtype)
+    vector, pairs, count, scalar, rows, out, targets, tiles, start, add, valid = function.args
+    each = [(m, v) for m in range(height) for v in range(vectors)]
+    acc = [w.variable(w.vector) for _ in each]
+    total = [w.variable(w.vector) for _ in each]
+    row = [w.variable(I64) for _ in range(height)]
+    pair, until = w.variable(I64), w.variable(I64)
+    zero = ir.Constant(w.vector, [0.0] * w.lanes)
+    last = w.at(pairs, count, PAIR)
+    is_long = b.icmp_signed(">", count, I64(TERMS))
+
+    def add_products(terms: int) -> None:
+        for i in range(terms):
+            here = b.load(pair)
+            offset, column = (b.mul(w.load(b.add(here, I64(PAIR * i + 8 * n)), I64), I64(w.size)) for n in (0, 1))
+            column = b.add(vector, column)
+            columns = [w.load(b.add(column, I64(w.size * w.lanes * v)), w.vector) for v in range(vectors)]
+            for m in range(height):
+                factor = w.splat(w.load(b.add(b.load(row[m]), offset), w.scalar))
+                for v in range(vectors):
+                    a = acc[m * vectors + v]
+                    b.store(w.multiply_add(columns[v], factor, b.load(a)), a)
+        b.store(b.add(b.load(pair), I64(PAIR * terms)), pair)
+
+    with cgutils.for_range(b, tiles) as tile:
+        here = b.mul(tile.index, I64(8 * height))
+        for m in range(height):
+            b.store(w.at(scalar, w.load(b.add(b.add(rows, here), I64(8 * m)), I64)), row[m])
+        for n, (_, v) in enumerate(each):
+            b.store(w.load(b.add(start, I64(w.size * w.lanes * v)), w.vector), acc[n])
+        b.store(pairs, pair)
+        with b.if_then(is_long, likely=False):
+            for variable in total:
+                b.store(zero, variable)
+        with w.repeat(lambda: b.icmp_signed("<", b.load(pair), last)):
+            rest = b.sub(last, b.load(pair))
+            chunk = b.select(b.icmp_signed("<", rest, I64(PAIR * TERMS)), rest, I64(PAIR * TERMS))
+            b.store(b.add(b.load(pair), chunk), until)
+            with w.repeat(lambda: b.icmp_signed("<", b.add(b.load(pair), I64(PAIR)), b.load(until))):
+                add_products(2)  # two in a turn, for half the cost of counting
+            with b.if_then(b.icmp_signed("<", b.load(pair), b.load(until))):
+                add_products(1)
+            with b.if_then(is_long, likely=False):
+                for part, whole in zip(acc, total, strict=True):
+                    b.store(b.fadd(b.load(whole), b.load(part)), whole)
+                    b.store(zero, part)
+        with b.if_then(is_long, likely=False):
+            for part, whole in zip(acc, total, strict=True):
+                b.store(b.load(whole), part)
+
+        new = [b.load(variable) for variable in acc]
+        ends = [w.at(out, w.load(b.add(b.add(targets, here), I64(8 * m)), I64)) for m in range(height)]
+        adds = b.icmp_signed("!=", add, I64(0))
+        with b.if_else(b.icmp_signed(">=", valid, I64(vectors * w.lanes))) as (whole, part):
+            with whole:
+                addresses = [b.add(ends[m], I64(w.size * w.lanes * v)) for m, v in each]
+                with b.if_else(adds) as (adding, storing):
+                    with adding:  # all old values are loaded before any is stored: rows may repeat
+                        sums = [b.fadd(w.load(at, w.vector), n) for at, n in zip(addresses, new, strict=True)]
+                        for at, value in zip(addresses, sums, strict=True):
+                            w.store(value, at)
+                    with storing:
+                        for at, value in zip(addresses, new, strict=True):
+                            w.store(value, at)
+            with part:
+                w.store_first(new, ends, vectors, valid, adds)
+    b.ret_void()
+
+
+TERMS = 128
+"""Longest plain run of additions: a longer sum is taken in chunks, whose sums are added one by one."""
+
+PAIR = 16
+"""Bytes of a row of the table of pairs: two int64."""
+
+SHORT = {1: 8, 2: 4, 3: 3}
+"""Vectors in the tiles with fewer rows: as many accumulators as hide the time that a multiply-add takes, with 16 registers."""
+
+TILE = (
+    "vectors, vector_at, tables, pairs_at, count, scalars, scalar_at, rows_at, out, out_at, targets_at, tiles, start, start_at, "
+    "add, valid"
+)
+"""What the outer tile is given."""
+
+
+def _tile_twin(
+    vectors: Array, vector_at: int, tables: Array, pairs_at: int, count: int, scalars: Array, scalar_at: int, rows_at: int,
+    out: Array, out_at: int, targets_at: int, tiles: int, start: Array, start_at: int, add: int, valid: int,
+    height: int = ROWS,
+) -> None:  # fmt: skip
+    """The outer tile in plain Python."""
+    width = -(-valid // lanes(out.itemsize)) * lanes(out.itemsize)
+    pairs = tables[pairs_at : pairs_at + 2 * count].reshape(-1, 2)
+    for t in range(tiles):
+        ends = [out_at + tables[targets_at + t * height + m] for m in range(height)]
+        old = [out[end : end + valid].copy() for end in ends]
+        for m, end in enumerate(ends):
+            total = np.zeros(width, out.dtype)
+            acc = start[start_at : start_at + width].copy()
+            row = scalar_at + tables[rows_at + t * height + m]
+            with np.errstate(over="ignore", invalid="ignore"):  # the compiled tile has nobody to warn
+                for k, (offset, column) in enumerate(pairs):
+                    acc += vectors[vector_at + column : vector_at + column + width] * scalars[row + offset]
+                    if count > TERMS and (k % TERMS == TERMS - 1 or k == count - 1):
+                        total += acc
+                        acc[:] = 0
+                result = (total if count > TERMS else acc)[:valid]
+                out[end : end + valid] = old[m] + result if add else result
+
+
+def _short_tile_twin(
+    height: int, vectors: Array, vector_at: int, tables: Array, pairs_at: int, count: int, scalars: Array, scalar_at: int,
+    rows_at: int, out: Array, out_at: int, targets_at: int, tiles: int, start: Array, start_at: int, add: int, valid: int,
+) -> None:  # fmt: skip
+    """The tiles with fewer rows in plain Python."""
+    _tile_twin(
+        vectors, vector_at, tables, pairs_at, count, scalars, scalar_at, rows_at, out, out_at, targets_at, tiles, start,
+        start_at, add, valid, height,
+    )  # fmt: skip
+
+
+def _tile_arguments(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]) -> tuple[Any, Words, list[Any]]:
+    """Turn the arguments of an outer tile into those of its LLVM function."""
+    dtype = named["vectors"][0].dtype
+    w = Words(builder, dtype)
+
+    def address(name: str, at: str, size: int = w.size) -> Any:
+        return w.at(address_of(context, builder, *named[name]), named[at][1], size)
+
+    def number(name: str) -> Any:
+        return named[name][1]
+
+    return dtype, w, [
+        address("vectors", "vector_at"), address("tables", "pairs_at", 8), number("count"), address("scalars", "scalar_at"),
+        address("tables", "rows_at", 8), address("out", "out_at"), address("tables", "targets_at", 8), number("tiles"),
+        address("start", "start_at"), number("add"), number("valid"),
+    ]  # fmt: skip
+
+
+def _tile_function(module: Any, w: Words, dtype: Any, height: int, vectors: int) -> Any:
+    function, new = private_function(module, f"outer_tile_{w.suffix}_{height}x{vectors}", 11)
+    if new:
+        _write_tile(function, dtype, height, vectors)
+    return function
+
+
+def _call_tile(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]) -> None:
+    """Emit the call of the tile that has as many vectors as ``valid`` lanes need."""
+    dtype, w, passed = _tile_arguments(context, builder, named)
+    calls = []
+    for n in range(1, VECTORS + 1):
+        few = builder.icmp_signed("<=", passed[-1], I64(n * w.lanes))
+        calls.append((few, _tile_function(builder.module, w, dtype, ROWS, n)))
+    call_first(builder, calls, passed)
+
+
+def _call_short_tile(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]) -> None:
+    """Emit the call of the tile with ``height`` rows."""
+    dtype, w, passed = _tile_arguments(context, builder, named)
+    calls = []
+    for rows, vectors in (*SHORT.items(), (ROWS, VECTORS)):
+        this = builder.icmp_signed("==", named["height"][1], I64(rows))
+        calls.append((this, _tile_function(builder.module, w, dtype, rows, vectors)))
+    call_first(builder, calls, passed)
+
+
+outer_tile = _tile_twin if config.DISABLE_JIT else tile_intrinsic(TILE, _call_tile)
+"""A column of tiles of vectors times scalars, with 1 to VECTORS vectors as ``valid`` lanes need.
+
+Parameters
+----------
+vectors, vector_at : flat array and offset
+    What vectors are counted from.
+tables : flat int64 array
+    Holds the tables that the next parameters name.
+pairs_at, count : int
+    For each k, what leads from a row to its factor, and where its vectors lie.  There may be no k at all.
+scalars, scalar_at : flat array and offset
+    What the rows are counted from.
+rows_at : int
+    For each row of each tile, ROWS a tile, where its factors lie.
+out, out_at, targets_at : flat array and offset, int
+    For each row where its sums go.  Rows of one tile may repeat: they then store the same twice.
+tiles : int
+    Number of tiles.
+start, start_at : flat array and offset
+    The vectors that every row of accumulators begins with.
+add : int
+    If not 0, the sums are added to what ``out`` holds.
+valid : int
+    Lanes of a row to store, 1 to VECTORS*lanes.  All lanes of ``vectors`` and ``start`` up to a whole vector are read.
+"""
+
+short_tile = _short_tile_twin if config.DISABLE_JIT else tile_intrinsic(f"height, {TILE}", _call_short_tile)
+"""The same with ``height`` rows a tile, one of SHORT or ROWS, and as many vectors as SHORT says, or VECTORS."""

@@ -1,0 +1,165 @@
+"""Words: loads, stores and arithmetic on vectors, and how a tile becomes a function that kernels call."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from ..jit import VECTOR_BYTES, shared
+
+__all__ = ["I32", "I64", "Array", "Words", "address_of", "call_first", "lanes", "private_function", "tile_intrinsic"]
+
+Array = np.ndarray[Any, Any]
+
+I32, I64 = ir.IntType(32), ir.IntType(64)
+
+
+@shared
+def lanes(itemsize: int) -> int:
+    """Count the numbers of this size in one vector."""
+    return VECTOR_BYTES // itemsize
+
+
+class Words:
+    """Loads, stores and arithmetic on vectors of one dtype.  Addresses are int64 and count bytes."""
+
+    def __init__(self, builder: Any, dtype: Any) -> None:
+        self.b, self.dtype = builder, dtype
+        self.scalar = ir.FloatType() if dtype == types.float32 else ir.DoubleType()
+        self.size = dtype.bitwidth // 8
+        self.lanes = lanes(self.size)
+        self.vector = ir.VectorType(self.scalar, self.lanes)
+        self.suffix = f"v{self.lanes}f{dtype.bitwidth}"
+
+    def load(self, address: Any, kind: Any) -> Any:
+        """Load a scalar or a vector, which may lie anywhere."""
+        value = self.b.load(self.b.inttoptr(address, kind.as_pointer()))
+        value.align = 8 if kind is I64 else self.size
+        return value
+
+    def store(self, value: Any, address: Any) -> None:
+        """Store a scalar or a vector, anywhere."""
+        self.b.store(value, self.b.inttoptr(address, value.type.as_pointer())).align = self.size
+
+    def store_first(self, values: list[Any], targets: list[Any], vectors: int, count: Any, adds: Any) -> None:
+        """Store the first ``count`` numbers of each row of vectors one by one, or add them to what is there: for edges."""
+        room = cgutils.alloca_once(self.b, ir.ArrayType(self.scalar, self.lanes * len(values)))
+        ends = cgutils.alloca_once(self.b, ir.ArrayType(I64, len(targets)))
+        room, ends = self.b.ptrtoint(room, I64), self.b.ptrtoint(ends, I64)
+        for v, value in enumerate(values):
+            self.store(value, self.b.add(room, I64(self.size * self.lanes * v)))
+        for m, target in enumerate(targets):
+            self.store(target, self.b.add(ends, I64(8 * m)))
+        function, new = private_function(self.b.module, f"edge_{self.suffix}", 6)
+        if new:
+            function.attributes.add("minsize")  # or LLVM would unroll its loops, which takes long
+            b = ir.IRBuilder(function.append_basic_block("entry"))
+            Words(b, self.dtype).write_edge(*function.args)
+        self.b.call(function, [room, I64(self.lanes * vectors), ends, I64(len(targets)), count, self.b.zext(adds, I64)])
+
+    def write_edge(self, room: Any, pitch: Any, ends: Any, rows: Any, count: Any, adds: Any) -> None:
+        """Emit what `store_first` calls.  All rows are added up before any is written: they may repeat."""
+        b = self.b
+        added_rows = b.select(b.icmp_signed("!=", adds, I64(0)), rows, I64(0))
+        with cgutils.for_range(b, added_rows) as row, cgutils.for_range(b, count) as lane:
+            here = self.at(room, b.add(b.mul(row.index, pitch), lane.index))
+            there = self.at(self.load(self.at(ends, row.index, 8), I64), lane.index)
+            self.store(b.fadd(self.load(there, self.scalar), self.load(here, self.scalar)), here)
+        with cgutils.for_range(b, rows) as row, cgutils.for_range(b, count) as lane:
+            here = self.at(room, b.add(b.mul(row.index, pitch), lane.index))
+            self.store(self.load(here, self.scalar), self.at(self.load(self.at(ends, row.index, 8), I64), lane.index))
+        b.ret_void()
+
+    def splat(self, value: Any) -> Any:
+        """Return a vector of one value."""
+        undefined = ir.Constant(self.vector, ir.Undefined)
+        first = self.b.insert_element(undefined, value, I32(0))
+        return self.b.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, self.lanes), [0] * self.lanes))
+
+    def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
+        """a*b + c, in one instruction where there is one."""
+        function = cgutils.get_or_insert_function(
+            self.b.module, ir.FunctionType(self.vector, [self.vector] * 3), f"llvm.fmuladd.{self.suffix}"
+        )
+        return self.b.call(function, [a, b, c])
+
+    def at(self, address: Any, index: Any, size: int = 0) -> Any:
+        """Address of an element, from that of the first; ``size`` is the bytes of one, if it is not of this dtype."""
+        return self.b.add(address, self.b.mul(index, I64(size or self.size)))
+
+    def variable(self, kind: Any) -> Any:
+        """Room for a value on the stack, which LLVM turns into a register."""
+        return cgutils.alloca_once(self.b, kind)
+
+    @contextlib.contextmanager
+    def repeat(self, condition: Callable[[], Any]) -> Iterator[None]:
+        """Emit a loop that runs while a condition holds."""
+        test, body, after = (self.b.append_basic_block(name) for name in ("while", "do", "done"))
+        self.b.branch(test)
+        self.b.position_at_end(test)
+        self.b.cbranch(condition(), body, after)
+        self.b.position_at_end(body)
+        yield
+        self.b.branch(test)
+        self.b.position_at_end(after)
+
+
+def address_of(context: Any, builder: Any, kind: Any, array: Any) -> Any:
+    """Return the address of an array's first number."""
+    return builder.ptrtoint(context.make_array(kind)(context, builder, array).data, I64)
+
+
+def private_function(module: Any, name: str, n_args: int) -> tuple[Any, bool]:
+    """Return the LLVM function of this name, and whether it is new and has to be written.
+
+    It is never inlined: inside a large driver the same tile would lose its registers to what surrounds it.
+    """
+    if name in module.globals:
+        return module.globals[name], False
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * n_args), name)
+    function.linkage = "internal"
+    function.attributes.add("noinline")
+    return function, True
+
+
+def tile_intrinsic(names: str, codegen: Callable[..., None], type_of: Callable[..., Any] | None = None) -> Any:
+    """Make an intrinsic without a result, whose arguments are arrays or integers.
+
+    ``codegen(context, builder, named)`` is given a dictionary from each name to a pair of type and value.
+    """
+    keys = [name.strip() for name in names.split(",")]
+
+    def resolve(*kinds: Any) -> Any:
+        signature = types.void(*(kind if isinstance(kind, types.Array) else types.intp for kind in kinds))
+
+        def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            codegen(context, builder, dict(zip(keys, zip(signature.args, args, strict=True), strict=True)))
+            return context.get_dummy_value()
+
+        return signature, emit
+
+    scope = {"resolve": resolve}
+    exec(f"def tile(typingctx, {names}):\n    return resolve({names})", scope)  # Numba asks for the names
+    return intrinsic(scope["tile"])
+
+
+def call_first(builder: Any, calls: list[tuple[Any, Any]], passed: list[Any]) -> None:
+    """Emit a call of the first function whose condition holds; the last one's is not asked for."""
+    after = builder.append_basic_block("after_tile")
+    for condition, function in calls[:-1]:
+        this, other = builder.append_basic_block("tile"), builder.append_basic_block("other_tile")
+        builder.cbranch(condition, this, other)
+        builder.position_at_end(this)
+        builder.call(function, passed)
+        builder.branch(after)
+        builder.position_at_end(other)
+    builder.call(calls[-1][1], passed)
+    builder.branch(after)
+    builder.position_at_end(after)
