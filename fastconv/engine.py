@@ -13,18 +13,33 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import config
 
 from .arrays import Array
-from .geometry import ConvGeometry, ceil_div, phase_taps
+from .geometry import ConvGeometry, ceil_div
 from .kernels.depthwise import correlate_depthwise, gather_depthwise
 from .kernels.direct import correlate, gather, gather_planes
-from .kernels.pack import pack_image, pack_panel, unpack_panel
+from .kernels.pack import pack_panel, unpack_panel
 from .kernels.sums import sums
+from .programs import (
+    CHUNK_PIXELS,
+    NO_TABLE,
+    SERIAL_BYTES,
+    Packing,
+    Pixels,
+    Program,
+    choose_chunks,
+    compute_pixels,
+    count_tasks,
+    forward_axes,
+    grad_input_pixels,
+    is_depthwise,
+    memory_of,
+    output_pixels,
+    tap_numbers,
+)
 from .scratch import buffer
 from .simd import ROWS, SHORT, SLIDES, VECTORS, lanes
 from .strips import (
@@ -32,8 +47,6 @@ from .strips import (
     MOST_PIXELS,
     MOST_SUMMED,
     TASKS,
-    Axis,
-    AxisPhase,
     Ints,
     Kinds,
     Source,
@@ -56,7 +69,6 @@ from .strips import (
     tile_width,
     whole_lanes,
 )
-from .tasks import Task
 
 __all__ = [
     "describe",
@@ -74,9 +86,6 @@ STAGE_BYTES = 320 << 10
 
 PACK_TERMS = 64
 """Fewest terms that a task packs of a block of lanes."""
-
-CHUNK_PIXELS = 256
-"""Fewest pixels per chunk of dW: each chunk has sums of its own, which must not cost more than they save."""
 
 PART_TILES = 48
 """Fewest tiles per part of dW's rows: each part reads the gradients anew."""
@@ -102,21 +111,6 @@ FIRST_PANEL = 16
 TILE_TERMS = 12
 """Terms that take as long as beginning and ending a tile."""
 
-SERIAL_FLOPS, SERIAL_BYTES = 1_000_000, 100_000
-"""Up to this much arithmetic, or copying, tasks run on the calling thread alone: waking others takes longer."""
-
-NO_TABLE = np.zeros(1, np.int64)
-
-
-def is_depthwise(g: ConvGeometry) -> bool:
-    """Say whether every channel is a group of its own, with one filter."""
-    return g.groups == g.channels == g.filters > 1
-
-
-def _tasks(g: ConvGeometry) -> int:
-    """Count the tasks to cut a pass into at least: one, if it runs on the calling thread alone."""
-    return 1 if g.flops <= SERIAL_FLOPS else TASKS
-
 
 def lanes_are_pixels(g: ConvGeometry, step: Ints, channels: int, itemsize: int) -> bool:
     """Say whether a pass computes so few channels that pixels had better be the lanes."""
@@ -126,81 +120,6 @@ def lanes_are_pixels(g: ConvGeometry, step: Ints, channels: int, itemsize: int) 
 # ---------------------------------------------------------------------------------------------------------------------
 # Programs
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Packing:
-    """What turns a weight into panels before a program, or panels into a weight after it.
-
-    Attributes
-    ----------
-    task, tasks, numbers, table
-        What it runs, how often, and what it is told.
-    panels : int
-        Numbers in the panels.
-    """
-
-    task: Task
-    tasks: int
-    numbers: Array
-    table: Array
-    panels: int
-
-    def run(self, source: Array, target: Array) -> None:
-        """Run all tasks."""
-        alone = min(source.nbytes, target.nbytes) <= SERIAL_BYTES
-        self.task(self.tasks, self.numbers, self.table, source, target, alone=alone)
-
-
-@dataclass(frozen=True)
-class Program:
-    """A task and all that it is told but the arrays of a call.
-
-    Attributes
-    ----------
-    task, tasks, numbers, tables, room, alone
-        What it runs, how often, with which numbers and tables, and with how much scratch memory for each thread; and
-        whether on the calling thread alone.
-    source : Source
-        How it finds its input.
-    start : tuple of int
-        Groups, lanes of a group, numbers for these, and zeros behind them, that sums begin with.
-    packing : Packing or None
-        None if the tasks take the weight as it lies, or each has panels of its own.
-    """
-
-    task: Task
-    tasks: int
-    numbers: Array
-    tables: Array
-    room: int
-    alone: bool
-    source: Source
-    start: tuple[int, int, int, int]
-    packing: Packing | None = None
-
-    def prepared(self, x: Array, shape: Ints, channels_last: bool) -> Array:
-        """Return the input as the tasks take it: as it is, or packed as a whole."""
-        if self.source.whole is None:
-            return x
-        box, steps, left = self.source.whole
-        packed = buffer("image", box[0] * steps[0], x.dtype)
-        told = np.array((*shape, *steps_of_image(shape, channels_last), *left, *box, *steps), np.int64)
-        pack_image(box[0] * box[2] * box[3], told, NO_TABLE, x, packed, alone=packed.nbytes <= SERIAL_BYTES)
-        return packed
-
-    def run(self, *arrays: Array) -> None:
-        """Run all tasks."""
-        self.task(self.tasks, self.numbers, self.tables, *arrays, room=self.room, alone=self.alone)
-
-    def begin(self, bias: Array | None, dtype: np.dtype[Any]) -> Array:
-        """Return what sums begin with: the bias or zeros, up to whole vectors, and a tile's zeros."""
-        groups, used, padded, zeros = self.start
-        start = buffer("start", groups * padded + zeros, dtype)
-        start[:] = 0
-        if bias is not None:
-            start[: groups * padded].reshape(groups, padded)[:, :used] = bias.reshape(groups, used)
-        return start
 
 
 def _term_rows(depth: int, T: int, depths: int, fast_channels: bool) -> Array:
@@ -229,64 +148,7 @@ def _pairs(source: Source, rows: Array, places: list[int], numbers: list[int], d
     return np.concatenate(parts)
 
 
-def _tap_numbers(
-    g: ConvGeometry, along: Sequence[Sequence[tuple[int, int]]]
-) -> list[tuple[int, tuple[tuple[int, int], ...]]]:
-    """Combine taps along each axis: the number of each combination in the weight, and its parts."""
-    _, height, width = g.kernel
-    return [((z[0] * height + y[0]) * width + x[0], (z, y, x)) for z, y, x in itertools.product(*along)]
-
-
-@dataclass(frozen=True)
-class _Pixels:
-    """What equations (1) and (2) have in common: a pass that computes pixels of ``channels`` from sums of ``depth``.
-
-    ``weight_steps`` are the distances of groups, lanes and depths in the weight.
-    """
-
-    g: ConvGeometry
-    axes: tuple[Axis, ...]
-    in_shape: Ints
-    in_last: bool
-    out_shape: Ints
-    out_last: bool
-    out_step: Ints
-    channels: int
-    depth: int
-    weight_steps: Ints
-    itemsize: int
-
-    @property
-    def T(self) -> int:
-        """Count the taps."""
-        return math.prod(self.g.kernel)
-
-    @property
-    def tasks(self) -> int:
-        """Count the tasks to cut the pass into at least."""
-        return _tasks(self.g)
-
-    @property
-    def sizes(self) -> Ints:
-        """Pixels along each axis."""
-        return (self.g.batch, *(axis.grid for axis in self.axes))
-
-    @property
-    def stride(self) -> Ints:
-        """Distance in the input of neighbouring pixels."""
-        return tuple(axis.step for axis in self.axes)
-
-    def scratch_steps(self, strip: Ints, pitch: int) -> Ints:
-        """Distance of neighbours in scratch, where a strip's part of the output lies pixel by pixel."""
-        extents = tuple(min(s * n, m) for s, n, m in zip(self.out_step, strip[1:], self.out_shape[2:], strict=True))
-        return steps_of_image((1, pitch, *extents), True)
-
-    def scratch_size(self, strip: Ints, pitch: int) -> int:
-        """Numbers of scratch memory that a strip's part of the output takes; none if it is written as it lies."""
-        return 0 if self.out_last else strip[0] * self.scratch_steps(strip, pitch)[0]
-
-
-def _gather_program(p: _Pixels) -> Program:
+def _gather_program(p: Pixels) -> Program:
     """Rows are pixels, lanes are channels."""
     g, axes, itemsize, T = p.g, p.axes, p.itemsize, p.T
     width, depth, groups = tile_width(itemsize), p.depth, p.g.groups
@@ -327,7 +189,7 @@ def _gather_program(p: _Pixels) -> Program:
     for _, segments in kinds.all():
         for phases, run in runs_of(segments):
             taps = tuple(tap for _, _, tap in run[1:])
-            met = _tap_numbers(g, taps)
+            met = tap_numbers(g, taps)
             if taps not in pairs:
                 table = _pairs(source, rows, [source.place(at) for _, at in met], [n for n, _ in met], depths)
                 pairs[taps] = tables.add(table * (1, pitch))
@@ -359,7 +221,7 @@ def _gather_program(p: _Pixels) -> Program:
     )  # fmt: skip
 
 
-def _planes_program(p: _Pixels) -> Program:
+def _planes_program(p: Pixels) -> Program:
     """Rows are channels, lanes are pixels."""
     g, axes, itemsize, depth, groups = p.g, p.axes, p.itemsize, p.depth, p.g.groups
     lane_count = p.channels // groups
@@ -380,7 +242,7 @@ def _planes_program(p: _Pixels) -> Program:
     first_run, runs = [0], []
     for _, segments in kinds.all():
         for phases, run in runs_of(segments):
-            met = _tap_numbers(g, [tap for _, _, tap in run[1:]])
+            met = tap_numbers(g, [tap for _, _, tap in run[1:]])
             k = np.arange(depth)[:, None]
             offsets = k * p.weight_steps[2] + np.array([n for n, _ in met], np.int64)
             columns_of = k * source.pitches[1] + np.array([source.place(at) for _, at in met], np.int64)
@@ -420,7 +282,7 @@ def _vector_by_vector(source: Source) -> Source:
     return dataclasses.replace(source, box_steps=(image, (source.box[0] * image // line | 1) * line, *steps))
 
 
-def _gather_depthwise_program(p: _Pixels) -> Program:
+def _gather_depthwise_program(p: Pixels) -> Program:
     """Lanes are channels, which do not mix."""
     g, axes, itemsize, T = p.g, p.axes, p.itemsize, p.T
     width, most = _block(p.channels, p.in_last, itemsize)
@@ -439,7 +301,7 @@ def _gather_depthwise_program(p: _Pixels) -> Program:
         z_taps, y_taps, x_taps = (phase.taps for phase in phases)
         slides = _slide(x_taps, p.stride[2])
         lines = [(z, y) for z, y in itertools.product(z_taps, y_taps)]
-        met = _tap_numbers(g, (z_taps, y_taps, x_taps))
+        met = tap_numbers(g, (z_taps, y_taps, x_taps))
         rows[[n for n, _ in met]] = term + np.arange(len(met))
         offsets = np.array([source.place(at) for _, at in met], np.int64)
         each = len(x_taps) if slides else 1
@@ -464,7 +326,7 @@ def _gather_depthwise_program(p: _Pixels) -> Program:
     )  # fmt: skip
 
 
-def _program(p: _Pixels) -> Program:
+def _program(p: Pixels) -> Program:
     if is_depthwise(p.g):
         return _gather_depthwise_program(p)
     if lanes_are_pixels(p.g, p.stride, p.channels // p.g.groups, p.itemsize):
@@ -489,100 +351,35 @@ def _flat(g: ConvGeometry, images_too: bool) -> ConvGeometry:
     return dataclasses.replace(g, batch=batch, input=along, output=along, padding=((0, 0),) * 3)
 
 
-def _memory(array: Array) -> tuple[Array, bool]:
-    """Return an image's memory as a flat array, and whether it lies channels-last, as every image of one pixel does."""
-    if array.flags.c_contiguous:
-        return array.reshape(-1), math.prod(array.shape[2:]) == 1
-    return array.transpose(0, 2, 3, 4, 1).reshape(-1), True
-
-
-def _forward_axes(g: ConvGeometry) -> tuple[Axis, ...]:
-    """Output t meets input s*t + d*k - P through tap k."""
-    return tuple(
-        Axis(n, s, (AxisPhase(0, n_out, tuple((k, d * k - left) for k in range(f))),))
-        for n, n_out, f, s, d, (left, _) in zip(
-            g.input, g.output, g.kernel, g.stride, g.dilation, g.padding, strict=True
-        )
-    )
-
-
 @functools.lru_cache(maxsize=256)
 def _plan_output(g: ConvGeometry, x_last: bool, out_last: bool, itemsize: int) -> Program:
-    T, depth = math.prod(g.kernel), g.channels // g.groups
-    filters = g.filters // (1 if is_depthwise(g) else g.groups)
-    return _program(
-        _Pixels(
-            g, _forward_axes(g), g.input_shape, x_last, g.output_shape, out_last, (1, 1, 1), g.filters, depth,
-            (filters * depth * T, depth * T, T), itemsize,
-        )
-    )  # fmt: skip
+    return _program(output_pixels(g, x_last, out_last, itemsize))
 
 
 @functools.lru_cache(maxsize=256)
 def _plan_grad_input(g: ConvGeometry, grad_last: bool, out_last: bool, itemsize: int) -> Program:
-    """Pixels of dX in one residue class are a phase: pixel p = s*t + first meets output t + shift through tap k."""
-    axes = []
-    for n, n_out, f, s, d, (left, _) in zip(g.input, g.output, g.kernel, g.stride, g.dilation, g.padding, strict=True):
-        phases = []
-        for p in range(min(s, n)):
-            k0, step = phase_taps(p, s, d, left)
-            taps = [(k, (p + left - d * k) // s) for k in range(max(0, k0), f, step) if k0 >= 0]
-            phases.append(AxisPhase(p, ceil_div(n - p, s), tuple(taps[::-1])))  # so that shifts ascend
-        axes.append(Axis(n_out, 1, tuple(phases)))
-    T, depth = math.prod(g.kernel), g.filters // g.groups
-    channels = g.channels // (1 if is_depthwise(g) else g.groups)
-    return _program(
-        _Pixels(
-            g, tuple(axes), g.output_shape, grad_last, g.input_shape, out_last, g.stride, g.channels, depth,
-            (depth * channels * T, T, channels * T), itemsize,
-        )
-    )  # fmt: skip
+    return _program(grad_input_pixels(g, grad_last, out_last, itemsize))
 
 
 def output(g: ConvGeometry, x: Array, weight: Array, bias: Array, out: Array) -> None:
     """Equation (1)."""
-    (x, x_last), (memory, out_last) = _memory(x), _memory(out)
+    (x, x_last), (memory, out_last) = memory_of(x), memory_of(out)
     g = _flat(g, x_last and out_last)
     program = _plan_output(g, x_last, out_last, out.itemsize)
-    _compute_pixels(program, x, g.input_shape, x_last, weight, bias, memory)
+    compute_pixels(program, x, g.input_shape, x_last, weight, bias, memory)
 
 
 def grad_input(g: ConvGeometry, grad_output: Array, weight: Array, out: Array) -> None:
     """Equation (2), phase by phase."""
-    (grad_output, grad_last), (memory, out_last) = _memory(grad_output), _memory(out)
+    (grad_output, grad_last), (memory, out_last) = memory_of(grad_output), memory_of(out)
     g = _flat(g, grad_last and out_last)
     program = _plan_grad_input(g, grad_last, out_last, out.itemsize)
-    _compute_pixels(program, grad_output, g.output_shape, grad_last, weight, None, memory)
-
-
-def _compute_pixels(
-    program: Program, x: Array, shape: Ints, x_last: bool, weight: Array, bias: Array | None, out: Array
-) -> None:  # fmt: skip
-    """Pack the weight, if it is to be packed, and compute all pixels."""
-    if out.size == 0:
-        return
-    factors = weight.reshape(-1)
-    if program.packing is not None:
-        panels = buffer("panels", program.packing.panels, out.dtype)
-        program.packing.run(factors, panels)
-        factors = panels
-    program.run(program.prepared(x, shape, x_last), factors, program.begin(bias, out.dtype), out)
+    compute_pixels(program, grad_output, g.output_shape, grad_last, weight, None, memory)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Equation (3): weights
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def _chunks(
-    strips: int, strips_per_image: int, pixels: int, batch: int, wanted: int, per_sample: bool
-) -> tuple[int, int]:
-    """Chunks of strips that have sums of their own, and strips of each."""
-    if per_sample:
-        return max(1, batch), strips_per_image
-    chunks = max(1, min(strips, wanted, pixels // CHUNK_PIXELS))
-    each = max(1, ceil_div(strips, chunks))
-    return max(1, ceil_div(strips, each)), each
 
 
 def _reads(grad_last: bool, channels: int, itemsize: int) -> bool:
@@ -598,10 +395,10 @@ def _plan_grad_weight(g: ConvGeometry, per_sample: bool, x_last: bool, grad_last
 
 def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: bool, itemsize: int) -> Program:
     """Rows are pairs of a channel and a tap, lanes are filters."""
-    axes, groups, T = _forward_axes(g), g.groups, math.prod(g.kernel)
+    axes, groups, T = forward_axes(g), g.groups, math.prod(g.kernel)
     filters, depth, width = g.filters // groups, g.channels // groups, tile_width(itemsize)
     sizes = (g.batch, *g.output)
-    strip = choose_strip(sizes, g.channels * itemsize * math.prod(g.stride), MOST_SUMMED, _tasks(g))
+    strip = choose_strip(sizes, g.channels * itemsize * math.prod(g.stride), MOST_SUMMED, count_tasks(g))
     if per_sample:
         strip = (1, *strip[1:])
     counts = [ceil_div(n, m) for n, m in zip(sizes, strip, strict=True)]
@@ -611,13 +408,19 @@ def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_las
     panel_bytes = depth * T * pitch * itemsize
     per_task = max(1, min(blocks, PANELS_BYTES // panel_bytes)) if math.prod(sizes) >= TASKS * CHUNK_PIXELS else 1
     blocks_of_tasks = ceil_div(blocks, per_task)
-    parts = max(1, min(ceil_div(_tasks(g), blocks), ceil_div(depth * T, ROWS) // fewest, depth)) if per_task == 1 else 1
+    parts = (
+        max(1, min(ceil_div(count_tasks(g), blocks), ceil_div(depth * T, ROWS) // fewest, depth))
+        if per_task == 1
+        else 1
+    )
     depths = ceil_div(depth, parts)
     parts = ceil_div(depth, depths)
-    wanted = ceil_div(_tasks(g), blocks_of_tasks * parts)
+    wanted = ceil_div(count_tasks(g), blocks_of_tasks * parts)
     if wanted * blocks * panel_bytes > 8 * PANELS_BYTES:  # fewer chunks, whose sums all have to be added up
         wanted = ceil_div(wanted, 2)
-    chunks, per_chunk = _chunks(math.prod(counts), math.prod(counts[1:]), math.prod(sizes), g.batch, wanted, per_sample)
+    chunks, per_chunk = choose_chunks(
+        math.prod(counts), math.prod(counts[1:]), math.prod(sizes), g.batch, wanted, per_sample
+    )
     last = x_last or lanes(itemsize) <= g.channels
 
     def work(pixels: int, taps: int) -> int:
@@ -638,7 +441,7 @@ def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_las
     for _, segments in kinds.all():
         for _, run in runs_of(segments):
             taps = tuple(tap for _, _, tap in run[1:])
-            met = _tap_numbers(g, taps)
+            met = tap_numbers(g, taps)
             if taps not in taken:
                 table = _pairs(source, rows, [source.place(at) for _, at in met], [n for n, _ in met], depths)
                 taken[taps] = []
@@ -673,7 +476,7 @@ def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_las
         )
     return Program(
         correlate, chunks * blocks_of_tasks * parts, lay_numbers(**numbers), tables.whole(),
-        room + (per_task * depths * T * pitch if own else 0), _tasks(g) == 1, source, (1, width, width, 0), packing,
+        room + (per_task * depths * T * pitch if own else 0), count_tasks(g) == 1, source, (1, width, width, 0), packing,
     )  # fmt: skip
 
 
@@ -681,15 +484,15 @@ def _correlate_depthwise_program(
     g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: bool, itemsize: int
 ) -> Program:
     """Lanes are channels, which do not mix."""
-    axes, T, channels = _forward_axes(g), math.prod(g.kernel), g.channels
+    axes, T, channels = forward_axes(g), math.prod(g.kernel), g.channels
     width, most = _block(channels, x_last, itemsize)
     blocks, sizes = ceil_div(channels, width), (g.batch, *g.output)
-    strip = choose_strip(sizes, width * itemsize * math.prod(g.stride), most, _tasks(g))
+    strip = choose_strip(sizes, width * itemsize * math.prod(g.stride), most, count_tasks(g))
     if per_sample:
         strip = (1, *strip[1:])
     counts = [ceil_div(n, m) for n, m in zip(sizes, strip, strict=True)]
-    chunks, per_chunk = _chunks(
-        math.prod(counts), math.prod(counts[1:]), math.prod(sizes), g.batch, ceil_div(_tasks(g), blocks), per_sample
+    chunks, per_chunk = choose_chunks(
+        math.prod(counts), math.prod(counts[1:]), math.prod(sizes), g.batch, ceil_div(count_tasks(g), blocks), per_sample
     )  # fmt: skip
     kinds = find_kinds(g.batch, axes, strip, (False,) * 3, by_tap)
     source = make_source(
@@ -719,7 +522,7 @@ def _correlate_depthwise_program(
     told = np.array((sums_of, each, channels, T, width), np.int64)
     return Program(
         correlate_depthwise, chunks * blocks, lay_numbers(**numbers), tables.whole(),
-        boxes + (0 if reads else math.prod(strip) * width), _tasks(g) == 1, source, (1, 0, 0, 0),
+        boxes + (0 if reads else math.prod(strip) * width), count_tasks(g) == 1, source, (1, 0, 0, 0),
         Packing(unpack_panel, units * ceil_div(channels, lanes(itemsize)), told, np.arange(T), chunks * each),
     )  # fmt: skip
 
@@ -729,7 +532,7 @@ def grad_weight(g: ConvGeometry, grad_output: Array, x: Array, out: Array) -> No
     if g.batch == 0 or out.size == 0:
         out[...] = 0
         return
-    (grad_output, grad_last), (x, x_last) = _memory(grad_output), _memory(x)
+    (grad_output, grad_last), (x, x_last) = memory_of(grad_output), memory_of(x)
     per_sample = out.shape[0] > 1
     g = _flat(g, grad_last and x_last and not per_sample)
     program = _plan_grad_weight(g, per_sample, x_last, grad_last, out.itemsize)
@@ -742,7 +545,7 @@ def grad_weight(g: ConvGeometry, grad_output: Array, x: Array, out: Array) -> No
 
 def grad_bias(g: ConvGeometry, grad_output: Array, out: Array) -> None:
     """Equation (4)."""
-    grad_output, last = _memory(grad_output)
+    grad_output, last = memory_of(grad_output)
     per_task = min(64, ceil_div(g.filters, TASKS))
     told = np.array((last, g.batch, g.filters, math.prod(g.output), per_task), np.int64)
     sums(
@@ -790,7 +593,4 @@ def scratch_bytes(computes: str, geometry: ConvGeometry, itemsize: int) -> int:
         program = _plan_grad_weight(g, False, False, False, itemsize)
     else:
         program = (_plan_grad_input if computes == "grad_input" else _plan_output)(g, False, False, itemsize)
-    image = int(program.source.whole[0][0] * program.source.whole[1][0]) if program.source.whole else 0
-    workers = 1 if program.alone else min(int(config.NUMBA_NUM_THREADS), program.tasks)
-    panels = program.packing.panels if program.packing else 0
-    return itemsize * (panels + image + workers * program.room)
+    return program.scratch_bytes(itemsize)

@@ -10,13 +10,14 @@ in `fastconv.kernels` and one row here: the tests run over all rows.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from . import engine, reference
+from . import engine, reference, winograd
 from .arrays import KINDS, Array, can_be_convolved, machine_memory
 from .geometry import ConvGeometry, conv_geometry
 from .kernels import loops
@@ -49,11 +50,13 @@ class Row:
         ``about(geometry, itemsize)``: how it computes a call, as the end of a sentence.
     error : float
         0 if the row adds the same products as direct summation, in whatever order (it is exact on small integers);
-        otherwise a bound on its largest error, as a multiple of the largest result.
+        otherwise a bound on its largest error in float32, as a multiple of the largest result.
     scratch : callable
         ``scratch(geometry, itemsize)``: bytes that it needs beside inputs and outputs, when these are NCHW.
     channels_last : bool
         Whether it takes images that lie channels-last, and writes such; if not, they are copied before and after.
+    limits : callable
+        ``limits(geometry)`` says why it cannot do a geometry; None if it can.
     """
 
     computes: str
@@ -65,16 +68,23 @@ class Row:
     error: float = 0.0
     scratch: Callable[[ConvGeometry, int], int] = lambda geometry, itemsize: 0
     channels_last: bool = False
+    limits: Callable[[ConvGeometry], str | None] = lambda geometry: None
 
     @property
     def exact(self) -> bool:
         """Whether the row adds the same products as direct summation."""
         return self.error == 0.0
 
+    def largest_error(self, dtype: np.dtype[Any]) -> float:
+        """Return the bound on the largest error in a dtype, as a multiple of the largest result."""
+        return self.error * float(np.finfo(dtype).eps / np.finfo(np.float32).eps) if self.error else 0.0
+
     def objection(self, geometry: ConvGeometry, dtype: np.dtype[Any]) -> str | None:
         """Say why the row cannot do a call; None if it can."""
         if self.dtypes and dtype.name not in self.dtypes:
             return f"it computes {' and '.join(self.dtypes)} only, not {dtype}"
+        if (reason := self.limits(geometry)) is not None:
+            return reason
         if (needed := self.scratch(geometry, dtype.itemsize)) > machine_memory():
             return f"it needs {needed} bytes of scratch memory, this machine has {machine_memory()}"
         return None
@@ -102,26 +112,48 @@ def _without_parameters(kernel: Callable[..., None]) -> Callable[..., None]:
 FAST = ("float32", "float64")
 
 
+def _direct_cost(computes: str, geometry: ConvGeometry, itemsize: int) -> float:
+    """Suppose 100 GFLOP/s in float32, lanes without a channel included, and 2 numbers of the weight packed in a nanosecond."""
+    weights = math.prod(geometry.weight_shape) if computes != "grad_bias" else 0
+    return 20_000 + engine.lane_flops(computes, geometry, itemsize) * itemsize / 400.0 + weights / 2
+
+
 def _direct(computes: str, run: Callable[..., None]) -> Row:
-    """Return a row on the register tiles; the estimate supposes 100 GFLOP/s in float32, lanes without a channel included."""
+    """Return a row on the register tiles."""
     return Row(
         computes,
         "direct",
         run,
         FAST,
-        lambda geometry, itemsize: 5_000 + engine.lane_flops(computes, geometry, itemsize) * itemsize / 400.0,
+        functools.partial(_direct_cost, computes),
         functools.partial(engine.describe, computes),
         scratch=functools.partial(engine.scratch_bytes, computes),
         channels_last=True,
     )
 
 
+def _winograd(computes: str, run: Callable[..., None]) -> Row:
+    """Return a row with fewer products, and larger errors."""
+    return Row(
+        computes,
+        "winograd",
+        run,
+        FAST,
+        functools.partial(winograd.nanoseconds, computes),
+        functools.partial(winograd.describe, computes),
+        error=2e-5,
+        scratch=functools.partial(winograd.scratch_bytes, computes),
+        channels_last=True,
+        limits=winograd.objection,
+    )
+
+
 def _loops_cost(geometry: ConvGeometry, itemsize: int) -> float:
-    return 10_000 + geometry.flops / 5.0
+    return 25_000 + geometry.flops / 5.0
 
 
 def _reference_cost(geometry: ConvGeometry, itemsize: int) -> float:
-    return 20_000 + geometry.flops / 0.5
+    return 35_000 + geometry.flops / 0.5
 
 
 def _parallel(geometry: ConvGeometry, itemsize: int) -> str:
@@ -133,6 +165,9 @@ def _plain(geometry: ConvGeometry, itemsize: int) -> str:
 
 
 TABLE = (
+    _winograd("output", winograd.output),
+    _winograd("grad_input", winograd.grad_input),
+    _winograd("grad_weight", winograd.grad_weight),
     _direct("output", engine.output),
     _direct("grad_input", engine.grad_input),
     _direct("grad_weight", engine.grad_weight),

@@ -153,7 +153,8 @@ def errors(results, exact):
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("case", LARGE, ids=str)
 def test_single_precision_is_as_accurate(case, algorithm, rng):
-    """Against float64; "at most twice PyTorch's" and not below one rounding of the result itself."""
+    """Against float64; "at most twice PyTorch's" and not below one rounding of the result itself; or what a row declares."""
+    fastconv.set_precision("highest")
     if algorithm == "reference":
         pytest.skip("its plain sums are the specification, not the most accurate order")
     rows = [row for row in plan.TABLE if row.algorithm == algorithm]
@@ -167,6 +168,7 @@ def test_single_precision_is_as_accurate(case, algorithm, rng):
         errors(f(case, *arrays), exact) for f in (lambda *a: by_fastconv(*a, algorithm=algorithm), by_torch)
     )
     rounding = np.finfo(np.float32).eps / 2
+    declared = dict.fromkeys(plan.PASSES, 0.0) | {row.computes: row.largest_error(np.dtype(np.float32)) for row in rows}
     for name, own, other in zip(("output", "grad_input", "grad_weight", "grad_bias"), ours, theirs, strict=True):
         for kind, a, b in zip(("largest", "normwise"), own, other, strict=True):
-            assert a <= 2 * max(b, rounding), f"{name}: {kind} error {a:.2e}, PyTorch's {b:.2e}"
+            assert a <= max(2 * b, 2 * rounding, declared[name]), f"{name}: {kind} error {a:.2e}, PyTorch's {b:.2e}"

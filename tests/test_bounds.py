@@ -17,7 +17,7 @@ import numpy as np
 sys.path.insert(0, sys.argv[1])
 from cases import CASES, PASSES, data, expected, inputs_of, result_shape, shapes_3d
 from fastconv import plan
-from test_rows import channels_last, memories
+from test_rows import channels_last, check_values, memories
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mprotect.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
@@ -50,7 +50,7 @@ def check(row, case, dtype, last, at_end):
         out = channels_last(out)
     arrays = [guard(array, at_end) for array in (*inputs_of(row.computes, x, weight, bias, grad_output), out)]
     row.run(case.geometry.volume, *arrays)
-    np.testing.assert_array_equal(arrays[-1], expected(row.computes, case))
+    check_values(row, arrays[-1], expected(row.computes, case))
 
 
 count = 0
@@ -100,7 +100,7 @@ def test_guard_pages_guard():
 
 
 BITS = """
-import hashlib, sys
+import hashlib, itertools, sys
 import numba, numpy as np
 import fastconv
 
@@ -109,10 +109,12 @@ layers = (
     # batch, channels, size, filters, kernel, stride, padding, groups
     (2, 64, 14, 64, 3, 1, 1, 1), (1, 128, 8, 128, 3, 1, 1, 1), (3, 35, 15, 65, 3, 2, 1, 1), (8, 256, 7, 512, 1, 1, 0, 1),
     (2, 3, 56, 32, 7, 2, 3, 1), (4, 1, 28, 32, 5, 1, 2, 1), (4, 96, 14, 96, 3, 1, 1, 96), (4, 72, 14, 72, 5, 2, 2, 72),
-    (2, 48, 12, 64, 3, 1, 1, 4),
+    (2, 48, 12, 64, 3, 1, 1, 4), (3, 64, 30, 64, 3, 1, 1, 1),
 )
-for dtype in (np.float32, np.float64):
+for dtype, algorithm in itertools.product((np.float32, np.float64), ("direct", "winograd")):
     for n, c, size, f, k, s, p, g in layers:
+        if algorithm == "winograd" and ((k, s) != (3, 1) or g == c):
+            continue
         x, w = (rng.standard_normal(shape).astype(dtype) for shape in ((n, c, size, size), (f, c // g, k, k)))
         b = rng.standard_normal(f).astype(dtype)
         for last in (False, True):
@@ -122,11 +124,11 @@ for dtype in (np.float32, np.float64):
             for threads in (*range(1, numba.config.NUMBA_NUM_THREADS + 1), 1):
                 numba.set_num_threads(threads)
                 for _ in range(2):
-                    out = fastconv.conv2d(x, w, b, s, p, 1, g, algorithm="direct")
-                    grads = fastconv.conv2d_backward(out, x, w, s, p, 1, g, algorithm="direct")
+                    out = fastconv.conv2d(x, w, b, s, p, 1, g, algorithm=algorithm)
+                    grads = fastconv.conv2d_backward(out, x, w, s, p, 1, g, algorithm=algorithm)
                     digests.append([hashlib.sha256(np.ascontiguousarray(a)).hexdigest() for a in (out, *grads)])
             for digest in digests:
-                assert digest == digests[0], (n, c, size, f, k, s, p, g, dtype, last)
+                assert digest == digests[0], (n, c, size, f, k, s, p, g, dtype, algorithm, last)
             print(*digests[0])
 """
 
@@ -137,4 +139,4 @@ def test_same_bits_for_any_number_of_threads():
     for done in results:
         assert done.returncode == 0, done.stderr[-2000:]
     assert results[0].stdout == results[1].stdout
-    assert len(results[0].stdout.split()) == 2 * 9 * 2 * 4
+    assert len(results[0].stdout.split()) == 2 * (10 + 4) * 2 * 4

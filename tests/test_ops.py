@@ -125,8 +125,16 @@ def test_empty_batch(ndim, dtype, algorithm):
     )
 
 
+def objection_to(case, algorithm):
+    """Say why an algorithm does not do a case; None if it does."""
+    rows = (row for row in plan.TABLE if row.algorithm == algorithm)
+    return next(filter(None, (row.objection(case.geometry, np.dtype("float32")) for row in rows)), None)
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_per_sample(algorithm):
+    if objection_to(ORDINARY, algorithm):
+        pytest.skip("the row does not take this case")
     x, weight, _, grad_output = data(ORDINARY)
     apart = BACKWARD[2](grad_output, x, weight, **ORDINARY.parameters, per_sample=True, algorithm=algorithm)
     assert apart.weight.shape == (ORDINARY.batch, *weight.shape)
@@ -205,7 +213,7 @@ def test_same_and_valid(ndim, dilation, kernel):
 
 def test_results_are_new_arrays():
     """No result shares memory with an input, with another result, or with that of an earlier call."""
-    case = simple(2, size=1, kernel=1, batch=1, channels=1, filters=1)
+    case = simple(2, size=3, kernel=3, batch=1, channels=1, filters=1)
     for algorithm in ALGORITHMS:
         x, weight, bias, grad_output = (array.copy() for array in data(case))
         kept = [x, weight, bias, grad_output]
@@ -486,12 +494,12 @@ def test_the_named_algorithm_runs(monkeypatch):
 
     monkeypatch.setattr(plan, "TABLE", tuple(map(spied, plan.TABLE)))
     plan._select.cache_clear()
-    x, weight, bias, grad_output = data(ORDINARY)
+    x, weight, bias, grad_output = data(simple(2))
     try:
         for algorithm in ALGORITHMS[1:]:
             called.clear()
-            fastconv.conv2d(x, weight, bias, **ORDINARY.parameters, algorithm=algorithm)
-            fastconv.conv2d_backward(grad_output, x, weight, **ORDINARY.parameters, algorithm=algorithm)
+            fastconv.conv2d(x, weight, bias, algorithm=algorithm)
+            fastconv.conv2d_backward(grad_output, x, weight, algorithm=algorithm)
             assert called[:3] == [(computes, algorithm) for computes in PASSES[:3]]
             assert called[3][0] == "grad_bias"
     finally:
@@ -623,6 +631,7 @@ OWN_AXES = {"output": (1,), "grad_input": (1,), "grad_weight": (0, 1)}  # sums o
     [
         simple(2, channels=4, filters=6, size=(7, 9), padding=1, groups=2),
         simple(2, size=9, stride=3, kernel=2, padding=1),
+        simple(2, size=(11, 6), padding=1),
         simple(1, size=40, dilation=2),
     ],
     ids=str,
@@ -632,8 +641,6 @@ def test_what_is_not_finite_stays_in_its_windows(row, case, value, rng):
     """NaN and infinity reach each result whose sum holds them, and none else."""
     if row.objection(case.geometry, np.dtype("float32")):
         pytest.skip("the row does not take this case")
-    if not row.exact:
-        pytest.skip("it mixes neighbouring windows")
     ones = [np.ones(shape) for shape in shapes_3d(case)]
     names = ("x", "weight", "bias", "grad_output")
     for position, others in itertools.product(inputs_of(row.computes, 0, 1, 2, 3), (1, 0, 1)):
@@ -654,7 +661,18 @@ def test_what_is_not_finite_stays_in_its_windows(row, case, value, rng):
             # It also multiplies zeros on padding, as in the equations, where padding is a part of the image.
             apart = tuple(axis for axis in range(result.ndim) if axis not in OWN_AXES[row.computes])
             holds = holds.any(axis=apart, keepdims=True) & np.ones(result.shape, bool)
+        if not row.exact:
+            holds = over_tiles(holds, 3 if row.computes == "grad_weight" else 4)
         assert not reached[~holds].any(), names[position]
+
+
+def over_tiles(holds, size):
+    """Spread True over the whole of each tile of the last two axes."""
+    holds = holds.copy()
+    for y, x in itertools.product(*(range(0, n, size) for n in holds.shape[-2:])):
+        tile = holds[..., y : y + size, x : x + size]
+        tile[...] = tile.any(axis=(-2, -1), keepdims=True)
+    return holds
 
 
 def test_the_reference_is_not_what_it_checks():

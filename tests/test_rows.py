@@ -75,7 +75,7 @@ def check_values(row, out, wanted):
     if row.exact:
         np.testing.assert_array_equal(out, wanted, strict=out.dtype == wanted.dtype)
     elif out.size:
-        assert np.abs(out - wanted).max() <= row.error * np.abs(wanted).max()
+        assert np.abs(out - wanted).max() <= row.largest_error(out.dtype) * np.abs(wanted).max()
 
 
 def poison_scratch():

@@ -18,6 +18,7 @@ Each tile has a twin in plain Python with the same signature, which takes its pl
 
 from ..jit import ROWS, VECTORS
 from .copying import clear, copy, copy_tile
+from .maps import gradient_map, input_map, output_map, weight_gradient_map, weight_map
 from .outer import SHORT, outer_tile, short_tile
 from .peak import ACCUMULATORS, peak_tile
 from .slide import SLIDES, SPAN, slide_tile, sum_slide_tile
@@ -37,8 +38,11 @@ __all__ = [
     "copy",
     "copy_tile",
     "gather_tile",
+    "gradient_map",
+    "input_map",
     "lanes",
     "outer_tile",
+    "output_map",
     "peak_tile",
     "run_tasks",
     "scatter_tile",
@@ -46,4 +50,6 @@ __all__ = [
     "slide_tile",
     "sum_slide_tile",
     "transpose_tile",
+    "weight_gradient_map",
+    "weight_map",
 ]

@@ -77,6 +77,10 @@ class Words:
             self.store(self.load(here, self.scalar), self.at(self.load(self.at(ends, row.index, 8), I64), lane.index))
         b.ret_void()
 
+    def constant(self, value: float) -> Any:
+        """Return a vector of a number that is known now."""
+        return ir.Constant(self.vector, [float(np.float32(value) if self.size == 4 else value)] * self.lanes)
+
     def splat(self, value: Any) -> Any:
         """Return a vector of one value."""
         undefined = ir.Constant(self.vector, ir.Undefined)

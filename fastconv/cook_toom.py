@@ -1,0 +1,83 @@
+"""Winograd's minimal filtering: short correlations from few products.
+
+``m`` outputs of a correlation with ``r`` taps are a polynomial product in disguise.  Evaluated at n = m + r - 1 points, it needs
+one product a point instead of m*r in all::
+
+    A^T [(G g) * (B^T d)] = correlation of d (n inputs) with g (r taps)
+
+G g are the values of g at the points, A transposes the evaluation of a polynomial of degree m - 1, and B^T is what makes the two
+fit: Cook and Toom's construction, transposed.  In two dimensions the three are applied along rows and columns.
+
+The points of smaller n are the first ones of the larger, and infinity.  What belongs to a point but not to the others, the
+product of its distances to them, stands in B^T.  So G g has the same values for all m: tiles of several sizes share one
+transformed weight, and a size that 4 does not divide ends in a smaller tile.
+
+The points are chosen for small errors; ``fastconv bench --winograd-points`` prints what others would do.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+__all__ = ["LARGEST_TILE", "POINTS", "SLOTS", "input_matrix", "output_matrix", "slots", "weight_matrix"]
+
+Array = np.ndarray[Any, Any]
+
+POINTS = (0.0, 5 / 8, -5 / 8, 3 / 2, -3 / 2)
+"""Finite points.  Their products are short fractions, and no power of one is much larger than those of the others."""
+
+SLOTS = len(POINTS) + 1
+"""Points in all: infinity is the last."""
+
+LARGEST_TILE = SLOTS - 2
+"""Outputs of the largest tile with three taps."""
+
+
+def slots(n: int) -> tuple[int, ...]:
+    """Return which of the points a correlation with n inputs uses: the first n - 1, and infinity."""
+    return (*range(n - 1), SLOTS - 1)
+
+
+def input_matrix(n: int, points: tuple[float, ...] = POINTS) -> Array:
+    """Return B^T for n inputs, of shape (n, n).
+
+    >>> input_matrix(3)  # points 0, 5/8 and infinity
+    array([[ 1.   , -1.6  ,  0.   ],
+           [ 0.   ,  1.6  ,  0.   ],
+           [ 0.   , -0.625,  1.   ]])
+    """
+    finite = points[: n - 1]
+    matrix = np.zeros((n, n))
+    for i, point in enumerate(finite):
+        others = [other for other in finite if other != point]
+        matrix[i, : n - 1] = np.polynomial.polynomial.polyfromroots(others) / np.prod([point - o for o in others])
+    matrix[-1] = np.polynomial.polynomial.polyfromroots(finite)
+    return matrix
+
+
+def output_matrix(m: int, n: int, points: tuple[float, ...] = POINTS) -> Array:
+    """Return A^T for m outputs of n inputs, of shape (m, n).
+
+    >>> output_matrix(2, 4)
+    array([[ 1.   ,  1.   ,  1.   ,  0.   ],
+           [ 0.   ,  0.625, -0.625,  1.   ]])
+    """
+    return _powers(m, points[: n - 1]).T
+
+
+def weight_matrix(r: int, points: tuple[float, ...] = POINTS) -> Array:
+    """Return G for r taps, of shape (points, r).
+
+    >>> weight_matrix(3)[:2]
+    array([[1.      , 0.      , 0.      ],
+           [1.      , 0.625   , 0.390625]])
+    """
+    return _powers(r, points)
+
+
+def _powers(count: int, finite: tuple[float, ...]) -> Array:
+    """Evaluate the powers below ``count`` at finite points and at infinity."""
+    at_infinity = [0.0] * (count - 1) + [1.0]
+    return np.array([[point**power for power in range(count)] for point in finite] + [at_infinity])

@@ -1,0 +1,257 @@
+"""Programs: a task with all that it is told but the arrays of a call, and what all ways to compute a pass have in common."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numba import config
+
+from .arrays import Array
+from .geometry import ConvGeometry, ceil_div, phase_taps
+from .kernels.pack import pack_image
+from .scratch import buffer
+from .strips import TASKS, Axis, AxisPhase, Ints, Source, steps_of_image
+from .tasks import Task
+
+__all__ = [
+    "CHUNK_PIXELS", "NO_TABLE", "SERIAL_BYTES", "Packing", "Pixels", "Program", "choose_chunks", "compute_pixels", "count_tasks",
+    "forward_axes", "grad_input_pixels", "is_depthwise", "memory_of", "output_pixels", "tap_numbers",
+]  # fmt: skip
+
+SERIAL_FLOPS, SERIAL_BYTES = 1_000_000, 100_000
+"""Up to this much arithmetic, or copying, tasks run on the calling thread alone: waking others takes longer."""
+
+CHUNK_PIXELS = 256
+"""Fewest pixels per chunk of dW: each chunk has sums of its own, which must not cost more than they save."""
+
+NO_TABLE = np.zeros(1, np.int64)
+
+
+def is_depthwise(g: ConvGeometry) -> bool:
+    """Say whether every channel is a group of its own, with one filter."""
+    return g.groups == g.channels == g.filters > 1
+
+
+def count_tasks(g: ConvGeometry) -> int:
+    """Count the tasks to cut a pass into at least: one, if it runs on the calling thread alone."""
+    return 1 if g.flops <= SERIAL_FLOPS else TASKS
+
+
+@dataclass(frozen=True)
+class Packing:
+    """What turns a weight into panels before a program, or panels into a weight after it.
+
+    Attributes
+    ----------
+    task, tasks, numbers, table
+        What it runs, how often, and what it is told.
+    panels : int
+        Numbers in the panels.
+    room : int
+        Numbers of scratch memory for each thread.
+    """
+
+    task: Task
+    tasks: int
+    numbers: Array
+    table: Array
+    panels: int
+    room: int = 0
+
+    def run(self, source: Array, target: Array) -> None:
+        """Run all tasks."""
+        alone = min(source.nbytes, target.nbytes) <= SERIAL_BYTES
+        self.task(self.tasks, self.numbers, self.table, source, target, room=self.room, alone=alone)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A task and all that it is told but the arrays of a call.
+
+    Attributes
+    ----------
+    task, tasks, numbers, tables, room, alone
+        What it runs, how often, with which numbers and tables, and with how much scratch memory for each thread; and
+        whether on the calling thread alone.
+    source : Source
+        How it finds its input.
+    start : tuple of int
+        Groups, lanes of a group, numbers for these, and zeros behind them, that sums begin with.
+    packing : Packing or None
+        None if the tasks take the weight as it lies, or each has panels of its own.
+    """
+
+    task: Task
+    tasks: int
+    numbers: Array
+    tables: Array
+    room: int
+    alone: bool
+    source: Source
+    start: tuple[int, int, int, int]
+    packing: Packing | None = None
+
+    def prepared(self, x: Array, shape: Ints, channels_last: bool) -> Array:
+        """Return the input as the tasks take it: as it is, or packed as a whole."""
+        if self.source.whole is None:
+            return x
+        box, steps, left = self.source.whole
+        packed = buffer("image", box[0] * steps[0], x.dtype)
+        told = np.array((*shape, *steps_of_image(shape, channels_last), *left, *box, *steps), np.int64)
+        pack_image(box[0] * box[2] * box[3], told, NO_TABLE, x, packed, alone=packed.nbytes <= SERIAL_BYTES)
+        return packed
+
+    def run(self, *arrays: Array) -> None:
+        """Run all tasks."""
+        self.task(self.tasks, self.numbers, self.tables, *arrays, room=self.room, alone=self.alone)
+
+    def scratch_bytes(self, itemsize: int) -> int:
+        """Count the scratch memory of a call: panels, the packed input, and a room for each worker."""
+        image = self.source.whole[0][0] * self.source.whole[1][0] if self.source.whole else 0
+        workers = 1 if self.alone else min(int(config.NUMBA_NUM_THREADS), self.tasks)
+        panels = self.packing.panels if self.packing else 0
+        return int(itemsize * (panels + image + workers * self.room))
+
+    def begin(self, bias: Array | None, dtype: np.dtype[Any]) -> Array:
+        """Return what sums begin with: the bias or zeros, up to whole vectors, and a tile's zeros."""
+        groups, used, padded, zeros = self.start
+        start = buffer("start", groups * padded + zeros, dtype)
+        start[:] = 0
+        if bias is not None:
+            start[: groups * padded].reshape(groups, padded)[:, :used] = bias.reshape(groups, used)
+        return start
+
+
+def tap_numbers(
+    g: ConvGeometry, along: Sequence[Sequence[tuple[int, int]]]
+) -> list[tuple[int, tuple[tuple[int, int], ...]]]:
+    """Combine taps along each axis: the number of each combination in the weight, and its parts."""
+    _, height, width = g.kernel
+    return [((z[0] * height + y[0]) * width + x[0], (z, y, x)) for z, y, x in itertools.product(*along)]
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """What equations (1) and (2) have in common: a pass that computes pixels of ``channels`` from sums of ``depth``.
+
+    ``weight_steps`` are the distances of groups, lanes and depths in the weight.
+    """
+
+    g: ConvGeometry
+    axes: tuple[Axis, ...]
+    in_shape: Ints
+    in_last: bool
+    out_shape: Ints
+    out_last: bool
+    out_step: Ints
+    channels: int
+    depth: int
+    weight_steps: Ints
+    itemsize: int
+
+    @property
+    def T(self) -> int:
+        """Count the taps."""
+        return math.prod(self.g.kernel)
+
+    @property
+    def tasks(self) -> int:
+        """Count the tasks to cut the pass into at least."""
+        return count_tasks(self.g)
+
+    @property
+    def sizes(self) -> Ints:
+        """Pixels along each axis."""
+        return (self.g.batch, *(axis.grid for axis in self.axes))
+
+    @property
+    def stride(self) -> Ints:
+        """Distance in the input of neighbouring pixels."""
+        return tuple(axis.step for axis in self.axes)
+
+    def scratch_steps(self, strip: Ints, pitch: int) -> Ints:
+        """Distance of neighbours in scratch, where a strip's part of the output lies pixel by pixel."""
+        extents = tuple(min(s * n, m) for s, n, m in zip(self.out_step, strip[1:], self.out_shape[2:], strict=True))
+        return steps_of_image((1, pitch, *extents), True)
+
+    def scratch_size(self, strip: Ints, pitch: int) -> int:
+        """Numbers of scratch memory that a strip's part of the output takes; none if it is written as it lies."""
+        return 0 if self.out_last else strip[0] * self.scratch_steps(strip, pitch)[0]
+
+
+def memory_of(array: Array) -> tuple[Array, bool]:
+    """Return an image's memory as a flat array, and whether it lies channels-last, as every image of one pixel does."""
+    if array.flags.c_contiguous:
+        return array.reshape(-1), math.prod(array.shape[2:]) == 1
+    return array.transpose(0, 2, 3, 4, 1).reshape(-1), True
+
+
+def forward_axes(g: ConvGeometry) -> tuple[Axis, ...]:
+    """Output t meets input s*t + d*k - P through tap k."""
+    return tuple(
+        Axis(n, s, (AxisPhase(0, n_out, tuple((k, d * k - left) for k in range(f))),))
+        for n, n_out, f, s, d, (left, _) in zip(
+            g.input, g.output, g.kernel, g.stride, g.dilation, g.padding, strict=True
+        )
+    )
+
+
+def output_pixels(g: ConvGeometry, x_last: bool, out_last: bool, itemsize: int) -> Pixels:
+    """Describe equation (1)."""
+    T, depth = math.prod(g.kernel), g.channels // g.groups
+    filters = g.filters // (1 if is_depthwise(g) else g.groups)
+    return Pixels(
+        g, forward_axes(g), g.input_shape, x_last, g.output_shape, out_last, (1, 1, 1), g.filters, depth,
+        (filters * depth * T, depth * T, T), itemsize,
+    )  # fmt: skip
+
+
+def grad_input_pixels(g: ConvGeometry, grad_last: bool, out_last: bool, itemsize: int) -> Pixels:
+    """Describe equation (2), phase by phase.
+
+    Pixels of dX in one residue class are a phase: pixel p = s*t + first meets output t + shift through tap k.
+    """
+    axes = []
+    for n, n_out, f, s, d, (left, _) in zip(g.input, g.output, g.kernel, g.stride, g.dilation, g.padding, strict=True):
+        phases = []
+        for p in range(min(s, n)):
+            k0, step = phase_taps(p, s, d, left)
+            taps = [(k, (p + left - d * k) // s) for k in range(max(0, k0), f, step) if k0 >= 0]
+            phases.append(AxisPhase(p, ceil_div(n - p, s), tuple(taps[::-1])))  # so that shifts ascend
+        axes.append(Axis(n_out, 1, tuple(phases)))
+    T, depth = math.prod(g.kernel), g.filters // g.groups
+    channels = g.channels // (1 if is_depthwise(g) else g.groups)
+    return Pixels(
+        g, tuple(axes), g.output_shape, grad_last, g.input_shape, out_last, g.stride, g.channels, depth,
+        (depth * channels * T, T, channels * T), itemsize,
+    )  # fmt: skip
+
+
+def compute_pixels(
+    program: Program, x: Array, shape: Ints, x_last: bool, weight: Array, bias: Array | None, out: Array
+) -> None:  # fmt: skip
+    """Pack the weight, if it is to be packed, and compute all pixels."""
+    if out.size == 0:
+        return
+    factors = weight.reshape(-1)
+    if program.packing is not None:
+        panels = buffer("panels", program.packing.panels, out.dtype)
+        program.packing.run(factors, panels)
+        factors = panels
+    program.run(program.prepared(x, shape, x_last), factors, program.begin(bias, out.dtype), out)
+
+
+def choose_chunks(
+    strips: int, strips_per_image: int, pixels: int, batch: int, wanted: int, per_sample: bool
+) -> tuple[int, int]:
+    """Chunks of strips that have sums of their own, and strips of each."""
+    if per_sample:
+        return max(1, batch), strips_per_image
+    chunks = max(1, min(strips, wanted, pixels // CHUNK_PIXELS))
+    each = max(1, ceil_div(strips, chunks))
+    return max(1, ceil_div(strips, each)), each

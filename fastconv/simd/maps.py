@@ -1,0 +1,163 @@
+"""Linear maps of a few vectors: small constant matrices, applied along the rows or the columns of many tiles.
+
+A map reads its inputs ``source_step`` apart, multiplies their vector with a matrix that is part of the code, and writes its
+outputs ``target_step`` apart; it does so ``count`` times.  The matrices are those of `fastconv.cook_toom`.  Where two rows differ
+in the signs of some terms only, as those of the points p and -p do, both are the sum and the difference of two shorter sums;
+columns alike.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import config
+from numba.core import cgutils
+
+from ..cook_toom import LARGEST_TILE, SLOTS, input_matrix, output_matrix, slots, weight_matrix
+from .words import I64, Array, Words, address_of, call_first, lanes, private_function, tile_intrinsic
+
+__all__ = ["gradient_map", "input_map", "output_map", "weight_gradient_map", "weight_map"]
+
+TAPS = 3
+
+Map = tuple[Array, Sequence[int], Sequence[int]]
+"""A matrix, and where its inputs and its outputs lie."""
+
+SIZES = range(LARGEST_TILE, 0, -1)
+"""Outputs of a tile along an axis; the most frequent first."""
+
+INPUT: dict[int, Map] = {m: (input_matrix(m + TAPS - 1), range(m + TAPS - 1), slots(m + TAPS - 1)) for m in SIZES}
+OUTPUT: dict[int, Map] = {m: (output_matrix(m, m + TAPS - 1), slots(m + TAPS - 1), range(m)) for m in SIZES}
+GRADIENT: dict[int, Map] = {m: (matrix.T, outputs, inputs) for m, (matrix, inputs, outputs) in OUTPUT.items()}
+WEIGHT: dict[int, Map] = {TAPS: (weight_matrix(TAPS), range(TAPS), range(SLOTS))}
+WEIGHT_GRADIENT: dict[int, Map] = {TAPS: (weight_matrix(TAPS).T, range(SLOTS), range(TAPS))}
+
+NAMES = "size, source, source_at, source_step, source_next, target, target_at, target_step, target_next, count, start, start_at"
+
+
+def _mirrored(matrix: Array) -> tuple[int, int] | None:
+    """Find two rows that differ in the signs of some terms."""
+    for first, second in itertools.combinations(range(len(matrix)), 2):
+        a, b = matrix[first], matrix[second]
+        if np.allclose(abs(a), abs(b), rtol=1e-12, atol=0) and not np.allclose(a, b) and not np.allclose(a, -b):
+            return first, second
+    return None
+
+
+def _multiply(w: Words, matrix: Array, values: list[Any]) -> list[Any]:
+    """Emit the product of a matrix with a vector of vectors."""
+    if (pair := _mirrored(matrix.T)) is not None:
+        first, second = pair
+        same = np.isclose(matrix[:, first], matrix[:, second])
+        both = [w.b.fadd(values[first], values[second]), w.b.fsub(values[first], values[second])]
+        rest = [j for j in range(len(values)) if j not in pair]
+        columns = [np.where(same, matrix[:, first], 0), np.where(same, 0, matrix[:, first])]
+        return _multiply(w, np.column_stack([matrix[:, rest], *columns]), [*(values[j] for j in rest), *both])
+    results: list[Any] = [None] * len(matrix)
+    left = list(range(len(matrix)))
+    while (pair := _mirrored(matrix[left])) is not None:
+        first, second = (left[n] for n in pair)
+        same = np.isclose(matrix[first], matrix[second])
+        even, odd = (_sum(w, np.where(chosen, matrix[first], 0), values) for chosen in (same, ~same))
+        results[first], results[second] = w.b.fadd(even, odd), w.b.fsub(even, odd)
+        left = [row for row in left if row not in (first, second)]
+    for row in left:
+        results[row] = _sum(w, matrix[row], values)
+    return results
+
+
+def _sum(w: Words, factors: Array, values: list[Any]) -> Any:
+    """Emit a sum of products, which begins with a factor of 1, if there is one."""
+    terms = [(factor, value) for factor, value in zip(factors, values, strict=True) if factor]
+    terms.sort(key=lambda term: term[0] != 1)
+    (factor, total), *rest = terms
+    if factor != 1:
+        total = w.b.fmul(total, w.constant(factor))
+    for factor, value in rest:
+        total = w.b.fadd(total, value) if factor == 1 else w.multiply_add(value, w.constant(factor), total)
+    return total
+
+
+def _write_map(function: Any, dtype: Any, map_: Map, starts: bool) -> None:
+    """Emit a map; if it ``starts``, a vector is added to all outputs."""
+    b = ir.IRBuilder(function.append_basic_block("entry"))
+    w = Words(b, dtype)
+    source, source_step, source_next, target, target_step, target_next, count, start = function.args
+    source_step, source_next, target_step, target_next = (
+        b.mul(step, I64(w.size)) for step in (source_step, source_next, target_step, target_next)
+    )
+    matrix, inputs, outputs = map_
+    begin = w.load(start, w.vector) if starts else None
+    with cgutils.for_range(b, count) as turn:
+        here, there = (b.add(a, b.mul(turn.index, n)) for a, n in ((source, source_next), (target, target_next)))
+        values = [w.load(b.add(here, b.mul(source_step, I64(i))), w.vector) for i in inputs]
+        for i, value in zip(outputs, _multiply(w, matrix, values), strict=True):
+            w.store(b.fadd(value, begin) if starts else value, b.add(there, b.mul(target_step, I64(i))))
+    b.ret_void()
+
+
+def _map_tile(name: str, maps: dict[int, Map], starts: bool = False) -> Any:
+    """Make a tile that applies the map of a size."""
+
+    def twin(
+        size: int, source: Array, source_at: int, source_step: int, source_next: int, target: Array, target_at: int,
+        target_step: int, target_next: int, count: int, start: Array, start_at: int,
+    ) -> None:  # fmt: skip
+        matrix, inputs, outputs = maps[size]
+        lane = np.arange(lanes(source.itemsize))
+        for turn in range(count):
+            at = source_at + turn * source_next + np.array(inputs)[:, None] * source_step + lane
+            to = target_at + turn * target_next + np.array(outputs)[:, None] * target_step + lane
+            target[to] = matrix.astype(source.dtype) @ source[at] + (start[start_at + lane] if starts else 0)
+
+    def codegen(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]) -> None:
+        dtype = named["source"][0].dtype
+        w = Words(builder, dtype)
+        calls = []
+        for size, map_ in maps.items():
+            function, new = private_function(builder.module, f"{name}_map_{w.suffix}_{size}", 8)
+            if new:
+                _write_map(function, dtype, map_, starts)
+            calls.append((builder.icmp_signed("==", named["size"][1], I64(size)), function))
+        source, target, start = (
+            w.at(address_of(context, builder, *named[array]), named[f"{array}_at"][1])
+            for array in ("source", "target", "start")
+        )
+        steps = [named[step][1] for step in ("source_step", "source_next", "target_step", "target_next", "count")]
+        call_first(builder, calls, [source, *steps[:2], target, *steps[2:], start])
+
+    return twin if config.DISABLE_JIT else tile_intrinsic(NAMES, codegen)
+
+
+input_map = _map_tile("input", INPUT)
+"""B^T: the inputs of ``size`` outputs, size + 2 of them, at the points that a tile of this size uses.
+
+Parameters
+----------
+size : int
+    Outputs, 1 to LARGEST_TILE.
+source, source_at, source_step, source_next : flat array, offset and distances
+    The first input, and the distances of inputs and of turns.
+target, target_at, target_step, target_next : flat array, offset and distances
+    The same of the outputs; that of a point lies so many steps from the first's as the point's number says.
+count : int
+    Turns; there may be none.
+start, start_at : flat array and offset
+    What is added to each output, where a map adds something.
+"""
+
+output_map = _map_tile("output", OUTPUT, starts=True)
+"""A^T, and ``start`` is added: the ``size`` outputs, from what the points have."""
+
+gradient_map = _map_tile("gradient", GRADIENT)
+"""A: ``size`` gradients of outputs, at the points that a tile of this size uses."""
+
+weight_map = _map_tile("weight", WEIGHT)
+"""G: the three taps, at all points; ``size`` is 3."""
+
+weight_gradient_map = _map_tile("weight_gradient", WEIGHT_GRADIENT)
+"""G^T: the gradients of three taps, from those of all points; ``size`` is 3."""
