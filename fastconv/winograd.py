@@ -58,8 +58,9 @@ __all__ = ["describe", "grad_input", "grad_weight", "nanoseconds", "objection", 
 POINTS = SLOTS * SLOTS
 TAPS = kernels.TAPS * kernels.TAPS
 
-VALUES_BYTES = 640 << 10
-"""Most bytes of a strip's input at the points: what a task computes of a strip is to stay in the second-level cache."""
+VALUES_BYTES = 5 << 20
+"""Most bytes of a strip's input at the points: each is used for as many products as there are filters, so it may stand in the
+third-level cache."""
 
 FEWEST_TILES, MOST_TILES = 24, 96
 """Tiles of a strip: enough to use the weight for."""
@@ -71,7 +72,7 @@ TILE_TERMS, READING, INPUT, OUTPUT, EVALUATION = 12, 100, 170, 110, 360
 """Time, in that of one multiplication of vectors, beside the multiplications: to begin and end a tile; to read a vector of the
 weight at all points for a strip; to evaluate a tile's vector of the input, or of the products; and one of the weight."""
 
-REEVALUATED = 150_000
+REEVALUATED = 40_000
 """Most numbers of a weight that tasks evaluate more than once between them."""
 
 
@@ -275,7 +276,7 @@ def _multiply_program(p: Pixels) -> Program:
     numbers |= {
         "values_at": room.take(POINTS * values), "values": values,
         "products_at": room.take(POINTS * products), "products": products,
-        "columns_at": room.take(2 * SLOTS * (strip[3] + 2) * n + SLOTS * SLOTS * n),
+        "columns_at": room.take(max(2 * SLOTS * (strip[3] + 2) * n + SLOTS * SLOTS * n, kernels.TAPS * SLOTS * pitch)),
         "pixels_at": room.take(0 if p.out_last else math.prod(strip) * pitch),
         "pairs_at": tables.add(np.arange(depth)[:, None] * (1, pitch)), "group_step": depth * source.pitches[1],
         "parts": parts, "groups": groups, "stages": ceil_div(depth, depths), "depths": depths,
@@ -288,7 +289,7 @@ def _multiply_program(p: Pixels) -> Program:
         chunk = max(kernels.DEPTHS, ceil_div(depth, ceil_div(TASKS, groups * blocks)))
         packing = Packing(
             kernels.transform_weight, groups * blocks * ceil_div(depth, chunk), np.array((pitch, chunk, plane, *told), np.int64),
-            rows.reshape(-1), groups * blocks * POINTS * plane, TAPS * kernels.DEPTHS * pitch + 3 * SLOTS * n,
+            rows.reshape(-1), groups * blocks * POINTS * plane, (TAPS * kernels.DEPTHS + kernels.TAPS * SLOTS) * pitch,
         )  # fmt: skip
     return Program(
         kernels.multiply, source.strips * parts, lay_numbers(**numbers), tables.whole(), room.size, p.tasks == 1, source,

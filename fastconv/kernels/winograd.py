@@ -179,14 +179,11 @@ def transform_depths(
         taken = min(some + DEPTHS, last)
         pack_depths(numbers, at, tables, rows_at, weight, g_block, some, taken, room, turned, pitch, blocks)
         for k in range(some, taken):
+            here, to, row = turned + k * TAPS * TAPS * pitch, panel + (k - first) * pitch, TAPS * pitch
+            weight_map(TAPS, room, here, row, n, room, columns_at, row, n, row // n, room, 0)
             for lane in range(0, pitch, n):
-                here = turned + k * TAPS * TAPS * pitch + lane
                 weight_map(
-                    TAPS, room, here, TAPS * pitch, pitch, room, columns_at, TAPS * n, n, TAPS, room, 0
-                )  # fmt: skip
-                weight_map(
-                    TAPS, room, columns_at, n, TAPS * n, panels, panel + (k - first) * pitch + lane, plane, SLOTS * plane,
-                    SLOTS, room, 0,
+                    TAPS, room, columns_at + lane, pitch, row, panels, to + lane, plane, SLOTS * plane, SLOTS, room, 0
                 )  # fmt: skip
 
 
