@@ -29,15 +29,18 @@ from .ops import (
     conv_transpose2d_backward,
     conv_transpose3d,
     conv_transpose3d_backward,
+    prepare,
 )
 from .padding import pad, pad_backward
 from .plan import Plan, explain, get_precision, set_precision
+from .prepared import PreparedWeight
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ConvGrads",
     "Plan",
+    "PreparedWeight",
     "__version__",
     "conv1d",
     "conv1d_backward",
@@ -61,6 +64,7 @@ __all__ = [
     "nn",
     "pad",
     "pad_backward",
+    "prepare",
     "reference",
     "set_precision",
 ]

@@ -23,6 +23,7 @@ from .kernels.depthwise import correlate_depthwise, gather_depthwise
 from .kernels.direct import correlate, gather, gather_planes
 from .kernels.pack import pack_panel, unpack_panel
 from .kernels.sums import sums
+from .prepared import PreparedWeight
 from .programs import (
     CHUNK_PIXELS,
     NO_TABLE,
@@ -78,6 +79,7 @@ __all__ = [
     "is_depthwise",
     "lane_flops",
     "output",
+    "prepare",
     "scratch_bytes",
 ]
 
@@ -200,7 +202,7 @@ def _gather_program(p: Pixels) -> Program:
         first_run.append(len(runs))
     numbers |= {"runs_at": tables.add(first_run), "run_list_at": tables.add(runs)}
     size = math.prod(g.weight_shape)
-    own = (source.strips - 1) * size <= REPACKED
+    own = not p.prepared and (source.strips - 1) * size <= REPACKED
     room = whole_lanes(source.box_size + p.scratch_size(strip, width), 1) + FIRST_PANEL
     told = (depth, T, lane_count, *p.weight_steps, size)
     numbers |= {
@@ -352,29 +354,41 @@ def _flat(g: ConvGeometry, images_too: bool) -> ConvGeometry:
 
 
 @functools.lru_cache(maxsize=256)
-def _plan_output(g: ConvGeometry, x_last: bool, out_last: bool, itemsize: int) -> Program:
-    return _program(output_pixels(g, x_last, out_last, itemsize))
+def _plan_output(
+    g: ConvGeometry, x_last: bool, out_last: bool, itemsize: int, prepared: bool = False
+) -> Program:  # fmt: skip
+    return _program(output_pixels(g, x_last, out_last, itemsize, prepared))
 
 
 @functools.lru_cache(maxsize=256)
-def _plan_grad_input(g: ConvGeometry, grad_last: bool, out_last: bool, itemsize: int) -> Program:
-    return _program(grad_input_pixels(g, grad_last, out_last, itemsize))
+def _plan_grad_input(
+    g: ConvGeometry, grad_last: bool, out_last: bool, itemsize: int, prepared: bool = False
+) -> Program:  # fmt: skip
+    return _program(grad_input_pixels(g, grad_last, out_last, itemsize, prepared))
 
 
-def output(g: ConvGeometry, x: Array, weight: Array, bias: Array, out: Array) -> None:
+def output(g: ConvGeometry, x: Array, weight: Array | PreparedWeight, bias: Array, out: Array) -> None:
     """Equation (1)."""
     (x, x_last), (memory, out_last) = memory_of(x), memory_of(out)
     g = _flat(g, x_last and out_last)
-    program = _plan_output(g, x_last, out_last, out.itemsize)
+    program = _plan_output(g, x_last, out_last, out.itemsize, isinstance(weight, PreparedWeight))
     compute_pixels(program, x, g.input_shape, x_last, weight, bias, memory)
 
 
-def grad_input(g: ConvGeometry, grad_output: Array, weight: Array, out: Array) -> None:
+def grad_input(g: ConvGeometry, grad_output: Array, weight: Array | PreparedWeight, out: Array) -> None:
     """Equation (2), phase by phase."""
     (grad_output, grad_last), (memory, out_last) = memory_of(grad_output), memory_of(out)
     g = _flat(g, grad_last and out_last)
-    program = _plan_grad_input(g, grad_last, out_last, out.itemsize)
+    program = _plan_grad_input(g, grad_last, out_last, out.itemsize, isinstance(weight, PreparedWeight))
     compute_pixels(program, grad_output, g.output_shape, grad_last, weight, None, memory)
+
+
+def prepare(computes: str, geometry: ConvGeometry, weight: PreparedWeight) -> None:
+    """Make of a weight what a pass needs of it, for both layouts of images."""
+    plan = _plan_output if computes == "output" else _plan_grad_input
+    for last in (False, True):
+        g = _flat(geometry.volume, last)
+        plan(g, last, last, weight.dtype.itemsize, True).factors(weight)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -24,8 +24,9 @@ from .arrays import (
     sum_dtype,
     target,
 )
-from .geometry import ConvGeometry, checked_shape, conv_geometry, geometry_of, transposed_geometry
+from .geometry import ConvGeometry, checked_shape, conv_geometry, geometry_of, per_axis, transposed_geometry
 from .plan import choose
+from .prepared import PreparedWeight
 
 __all__ = [
     "ConvGrads",
@@ -44,6 +45,7 @@ __all__ = [
     "conv_transpose2d_backward",
     "conv_transpose3d",
     "conv_transpose3d_backward",
+    "prepare",
 ]
 
 Pass = Literal["output", "grad_input", "grad_weight"]
@@ -73,11 +75,15 @@ class ConvGrads(NamedTuple):
 
 
 class Operand(NamedTuple):
-    """An array, the shape that kernels know it by, and its number of spatial axes if it is an image (else 0)."""
+    """An array and the shape that kernels know it by.
+
+    Of images it also holds the number of spatial axes, else 0; of a weight that was prepared, what it was prepared to.
+    """
 
     array: Array
     shape: tuple[int, ...]
     ndim: int = 0
+    prepared: PreparedWeight | None = None
 
 
 def run_pass(
@@ -103,7 +109,11 @@ def run_pass(
     ndim = geometry.ndim if computes != "grad_bias" and is_channels_last(like, geometry.ndim) else 0
     kept = ndim if row.channels_last and computes != "grad_weight" else 0
     result = target(computes, out, shape, summed, accumulate, kept)
-    arrays = [plain(array, known, summed, axes if row.channels_last else 0) for array, known, axes in inputs]
+    arrays = [
+        prepared if prepared is not None and row.prepare and prepared.dtype == summed
+        else plain(array, known, summed, axes if row.channels_last else 0)
+        for array, known, axes, prepared in inputs
+    ]  # fmt: skip
     row.run(geometry.volume, *arrays, result)
     return finish(result, out, final_shape, result_dtype(dtype), accumulate, ndim)
 
@@ -157,6 +167,7 @@ def _conv(
     out: Array | None = None,
     algorithm: str = "auto",
 ) -> Array:
+    prepared = weight if isinstance(weight, PreparedWeight) else None
     x, weight, bias = as_array("x", x), as_array("weight", weight), _optional("bias", bias)
     dtype = common_dtype(x=x, weight=weight, bias=bias)
     geometry = geometry_of(x.shape, weight.shape, stride, padding, dilation, groups, ndim)
@@ -165,7 +176,11 @@ def _conv(
     if out is not None:
         check_out("out", out, final_shape, result_dtype(dtype), _given(x=x, weight=weight, bias=bias))
     x_shape, weight_shape, output_shape = shapes_3d(geometry)
-    inputs = [Operand(x, x_shape, ndim), Operand(weight, weight_shape), Operand(values, (geometry.filters,))]
+    inputs = [
+        Operand(x, x_shape, ndim),
+        Operand(weight, weight_shape, 0, prepared),
+        Operand(values, (geometry.filters,)),
+    ]
     return run_pass("output", geometry, dtype, inputs, x, output_shape, final_shape, algorithm=algorithm, out=out)
 
 
@@ -246,6 +261,7 @@ def _backward(
     per_sample: bool,
     algorithm: str,
 ) -> ConvGrads:
+    prepared = weight if isinstance(weight, PreparedWeight) else None
     grad_output, x, weight = as_array("grad_output", grad_output), as_array("x", x), as_array("weight", weight)
     dtype = common_dtype(x=x, weight=weight, grad_output=grad_output)
     geometry = geometry_of(x.shape, weight.shape, stride, padding, dilation, groups, ndim)
@@ -266,7 +282,7 @@ def _backward(
     x_shape, weight_shape, output_shape = shapes_3d(geometry)
     gradient = Operand(grad_output, output_shape, ndim)
     passes = (
-        ("grad_input", [gradient, Operand(weight, weight_shape)], x, x_shape),
+        ("grad_input", [gradient, Operand(weight, weight_shape, 0, prepared)], x, x_shape),
         ("grad_weight", [gradient, Operand(x, x_shape, ndim)], weight, (sums, *weight_shape)),
         ("grad_bias", [gradient], grad_output, (geometry.filters,)),
     )
@@ -378,6 +394,72 @@ def _jvp(
         if tangents[2] is not None:
             result += tangents[2].reshape((geometry.filters,) + (1,) * ndim).astype(result.dtype, copy=False)
     return result
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Weights that are used often
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def prepare(
+    weight: Any,
+    stride: int | Sequence[int] = 1,
+    padding: Any = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    input_shape: Sequence[int] | None = None,
+) -> PreparedWeight:
+    """Take a snapshot of a weight that keeps what kernels make of it.
+
+    Before a convolution its weight is packed, or evaluated at Winograd's points.  That takes as long as the rest where images
+    are small and few; a prepared weight has it done once.
+
+    Parameters
+    ----------
+    weight : array of shape (n_f, n_ch / groups, *kernel)
+        Filters, with one to three kernel axes.  Copied: later changes do not reach the snapshot.
+    stride, padding, dilation, groups
+        As in `conv2d`.
+    input_shape : sequence of int, optional
+        (n_ch, *spatial) or (N, n_ch, *spatial).  If given, what `conv2d` and `conv2d_backward` need for images of this shape is
+        made now; else, and for other shapes, when it is first needed.
+
+    Returns
+    -------
+    PreparedWeight
+        Accepted wherever a weight is, by every algorithm.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `conv2d` would.
+
+    Examples
+    --------
+    >>> import numpy as np, fastconv
+    >>> weight = fastconv.prepare(np.ones((16, 16, 3, 3), np.float32), padding=1, input_shape=(1, 16, 7, 7))
+    >>> x = np.ones((1, 16, 7, 7), np.float32)
+    >>> float(fastconv.conv2d(x, weight, padding=1)[0, 0, 0, 0])  # four taps meet the image
+    64.0
+    """
+    array = as_array("weight", weight)
+    if array.ndim not in (3, 4, 5):
+        raise ValueError(
+            f"weight has shape {array.shape}: expected 3, 4 or 5 axes (n_f, n_ch / groups, kernel depth, height, width)"
+        )
+    shape = input_shape
+    if shape is None:  # the smallest that the kernel fits into, to check the other arguments
+        steps = per_axis("dilation", dilation, array.ndim - 2, 1)
+        channels = array.shape[1] * (groups if type(groups) is int and groups > 0 else 1)
+        shape = (channels, *(d * (f - 1) + 1 for d, f in zip(steps, array.shape[2:], strict=True)))
+    geometry = conv_geometry(shape, array.shape, stride, padding, dilation, groups, x_name="input_shape")
+    prepared = PreparedWeight(array)
+    if input_shape is not None:
+        for computes in ("output", "grad_input"):
+            row = choose(computes, geometry, prepared.dtype)
+            if row.prepare is not None:
+                row.prepare(geometry, prepared)
+    return prepared
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from . import engine, reference, winograd
 from .arrays import KINDS, Array, can_be_convolved, machine_memory
 from .geometry import ConvGeometry, conv_geometry
 from .kernels import loops
+from .prepared import PreparedWeight
 
 __all__ = ["PASSES", "TABLE", "Choice", "Plan", "Row", "choose", "explain", "get_precision", "set_precision"]
 
@@ -55,6 +56,8 @@ class Row:
         ``scratch(geometry, itemsize)``: bytes that it needs beside inputs and outputs, when these are NCHW.
     channels_last : bool
         Whether it takes images that lie channels-last, and writes such; if not, they are copied before and after.
+    prepare : callable or None
+        ``prepare(geometry, weight)`` makes of a `PreparedWeight` what ``run`` then takes in place of the weight.
     limits : callable
         ``limits(geometry)`` says why it cannot do a geometry; None if it can.
     """
@@ -68,6 +71,7 @@ class Row:
     error: float = 0.0
     scratch: Callable[[ConvGeometry, int], int] = lambda geometry, itemsize: 0
     channels_last: bool = False
+    prepare: Callable[[ConvGeometry, PreparedWeight], None] | None = None
     limits: Callable[[ConvGeometry], str | None] = lambda geometry: None
 
     @property
@@ -111,6 +115,9 @@ def _without_parameters(kernel: Callable[..., None]) -> Callable[..., None]:
 
 FAST = ("float32", "float64")
 
+PREPARED = ("output", "grad_input")
+"""Passes that a weight can be prepared for."""
+
 
 def _direct_cost(computes: str, geometry: ConvGeometry, itemsize: int) -> float:
     """Suppose 100 GFLOP/s in float32, lanes without a channel included, and 2 numbers of the weight packed in a nanosecond."""
@@ -129,6 +136,7 @@ def _direct(computes: str, run: Callable[..., None]) -> Row:
         functools.partial(engine.describe, computes),
         scratch=functools.partial(engine.scratch_bytes, computes),
         channels_last=True,
+        prepare=functools.partial(engine.prepare, computes) if computes in PREPARED else None,
     )
 
 
@@ -144,6 +152,7 @@ def _winograd(computes: str, run: Callable[..., None]) -> Row:
         error=2e-5,
         scratch=functools.partial(winograd.scratch_bytes, computes),
         channels_last=True,
+        prepare=functools.partial(winograd.prepare, computes) if computes in PREPARED else None,
         limits=winograd.objection,
     )
 

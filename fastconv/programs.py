@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from numba import config
 from .arrays import Array
 from .geometry import ConvGeometry, ceil_div, phase_taps
 from .kernels.pack import pack_image
+from .prepared import PreparedWeight
 from .scratch import buffer
 from .strips import TASKS, Axis, AxisPhase, Ints, Source, steps_of_image
 from .tasks import Task
@@ -63,6 +65,11 @@ class Packing:
     panels: int
     room: int = 0
 
+    @functools.cached_property
+    def key(self) -> tuple[str, bytes, bytes]:
+        """What tells it from others whose panels differ."""
+        return self.task.__name__, self.numbers.tobytes(), self.table.tobytes()
+
     def run(self, source: Array, target: Array) -> None:
         """Run all tasks."""
         alone = min(source.nbytes, target.nbytes) <= SERIAL_BYTES
@@ -106,6 +113,17 @@ class Program:
         pack_image(box[0] * box[2] * box[3], told, NO_TABLE, x, packed, alone=packed.nbytes <= SERIAL_BYTES)
         return packed
 
+    def factors(self, weight: Array | PreparedWeight) -> Array:
+        """Return the weight as the tasks take it: as it lies, or packed, here or before."""
+        packing = self.packing
+        if isinstance(weight, PreparedWeight):
+            return weight.flat if packing is None else weight.panels(packing.key, packing.panels, packing.run)
+        if packing is None:
+            return weight.reshape(-1)
+        panels = buffer("panels", packing.panels, weight.dtype)
+        packing.run(weight.reshape(-1), panels)
+        return panels
+
     def run(self, *arrays: Array) -> None:
         """Run all tasks."""
         self.task(self.tasks, self.numbers, self.tables, *arrays, room=self.room, alone=self.alone)
@@ -139,7 +157,8 @@ def tap_numbers(
 class Pixels:
     """What equations (1) and (2) have in common: a pass that computes pixels of ``channels`` from sums of ``depth``.
 
-    ``weight_steps`` are the distances of groups, lanes and depths in the weight.
+    ``weight_steps`` are the distances of groups, lanes and depths in the weight; if it is ``prepared``, its panels are kept from
+    call to call.
     """
 
     g: ConvGeometry
@@ -153,6 +172,7 @@ class Pixels:
     depth: int
     weight_steps: Ints
     itemsize: int
+    prepared: bool = False
 
     @property
     def T(self) -> int:
@@ -201,17 +221,21 @@ def forward_axes(g: ConvGeometry) -> tuple[Axis, ...]:
     )
 
 
-def output_pixels(g: ConvGeometry, x_last: bool, out_last: bool, itemsize: int) -> Pixels:
+def output_pixels(
+    g: ConvGeometry, x_last: bool, out_last: bool, itemsize: int, prepared: bool = False
+) -> Pixels:  # fmt: skip
     """Describe equation (1)."""
     T, depth = math.prod(g.kernel), g.channels // g.groups
     filters = g.filters // (1 if is_depthwise(g) else g.groups)
     return Pixels(
         g, forward_axes(g), g.input_shape, x_last, g.output_shape, out_last, (1, 1, 1), g.filters, depth,
-        (filters * depth * T, depth * T, T), itemsize,
+        (filters * depth * T, depth * T, T), itemsize, prepared,
     )  # fmt: skip
 
 
-def grad_input_pixels(g: ConvGeometry, grad_last: bool, out_last: bool, itemsize: int) -> Pixels:
+def grad_input_pixels(
+    g: ConvGeometry, grad_last: bool, out_last: bool, itemsize: int, prepared: bool = False
+) -> Pixels:  # fmt: skip
     """Describe equation (2), phase by phase.
 
     Pixels of dX in one residue class are a phase: pixel p = s*t + first meets output t + shift through tap k.
@@ -228,21 +252,17 @@ def grad_input_pixels(g: ConvGeometry, grad_last: bool, out_last: bool, itemsize
     channels = g.channels // (1 if is_depthwise(g) else g.groups)
     return Pixels(
         g, tuple(axes), g.output_shape, grad_last, g.input_shape, out_last, g.stride, g.channels, depth,
-        (depth * channels * T, T, channels * T), itemsize,
+        (depth * channels * T, T, channels * T), itemsize, prepared,
     )  # fmt: skip
 
 
 def compute_pixels(
-    program: Program, x: Array, shape: Ints, x_last: bool, weight: Array, bias: Array | None, out: Array
+    program: Program, x: Array, shape: Ints, x_last: bool, weight: Array | PreparedWeight, bias: Array | None, out: Array
 ) -> None:  # fmt: skip
-    """Pack the weight, if it is to be packed, and compute all pixels."""
+    """Pack the weight, if it is to be packed and has not been, and compute all pixels."""
     if out.size == 0:
         return
-    factors = weight.reshape(-1)
-    if program.packing is not None:
-        panels = buffer("panels", program.packing.panels, out.dtype)
-        program.packing.run(factors, panels)
-        factors = panels
+    factors = program.factors(weight)
     program.run(program.prepared(x, shape, x_last), factors, program.begin(bias, out.dtype), out)
 
 

@@ -18,6 +18,7 @@ from .cook_toom import LARGEST_TILE, SLOTS, slots
 from .geometry import ConvGeometry, ceil_div
 from .kernels import winograd as kernels
 from .kernels.pack import unpack_panel
+from .prepared import PreparedWeight
 from .programs import (
     Packing,
     Pixels,
@@ -53,7 +54,7 @@ from .strips import (
     whole_lanes,
 )
 
-__all__ = ["describe", "grad_input", "grad_weight", "nanoseconds", "objection", "output", "scratch_bytes"]
+__all__ = ["describe", "grad_input", "grad_weight", "nanoseconds", "objection", "output", "prepare", "scratch_bytes"]
 
 POINTS = SLOTS * SLOTS
 TAPS = kernels.TAPS * kernels.TAPS
@@ -132,6 +133,8 @@ class Work:
         Bytes of a number.
     tasks : int
         Tasks to cut the pass into at least.
+    prepared : bool
+        Whether the weight at the points is there already.
     """
 
     sizes: Ints
@@ -140,6 +143,7 @@ class Work:
     groups: int
     itemsize: int
     tasks: int
+    prepared: bool = False
 
     @property
     def blocks(self) -> int:
@@ -159,7 +163,10 @@ class Work:
 
     def owns(self, strip: Ints) -> bool:
         """Say whether tasks evaluate the weight themselves: few or none would do so again."""
-        return (self.split(strip)[0] - 1) * self.groups * self.depth * self.lane_count * TAPS <= REEVALUATED
+        return (
+            not self.prepared
+            and (self.split(strip)[0] - 1) * self.groups * self.depth * self.lane_count * TAPS <= REEVALUATED
+        )
 
     def cost(self, strip: Ints) -> float:
         """Estimate the time of all tasks."""
@@ -168,7 +175,7 @@ class Work:
         summed, computed = self.vectors
         work = strips * product_rows(strip[0], strip[2], strip[3]) * (self.depth + TILE_TERMS) * computed
         work += tiles * (INPUT * summed * parts + OUTPUT * computed)
-        each = strips * EVALUATION if self.owns(strip) else strips * READING + EVALUATION
+        each = strips * EVALUATION if self.owns(strip) else strips * READING + EVALUATION * (not self.prepared)
         return work + each * self.depth * computed
 
     def strip(self) -> Ints:
@@ -236,7 +243,7 @@ class Room:
 def work_of(p: Pixels) -> Work:
     """Say what equation (1) or (2) has to do."""
     sizes = (max(1, p.sizes[0]), *p.sizes[1:])
-    return Work(sizes, p.depth, p.channels // p.g.groups, p.g.groups, p.itemsize, p.tasks)
+    return Work(sizes, p.depth, p.channels // p.g.groups, p.g.groups, p.itemsize, p.tasks, p.prepared)
 
 
 def _multiply_program(p: Pixels) -> Program:
@@ -298,27 +305,38 @@ def _multiply_program(p: Pixels) -> Program:
 
 
 @functools.lru_cache(maxsize=256)
-def _plan_output(g: ConvGeometry, x_last: bool, out_last: bool, itemsize: int) -> Program:
-    return _multiply_program(output_pixels(g, x_last, out_last, itemsize))
+def _plan_output(
+    g: ConvGeometry, x_last: bool, out_last: bool, itemsize: int, prepared: bool = False
+) -> Program:  # fmt: skip
+    return _multiply_program(output_pixels(g, x_last, out_last, itemsize, prepared))
 
 
 @functools.lru_cache(maxsize=256)
-def _plan_grad_input(g: ConvGeometry, grad_last: bool, out_last: bool, itemsize: int) -> Program:
-    return _multiply_program(grad_input_pixels(g, grad_last, out_last, itemsize))
+def _plan_grad_input(
+    g: ConvGeometry, grad_last: bool, out_last: bool, itemsize: int, prepared: bool = False
+) -> Program:  # fmt: skip
+    return _multiply_program(grad_input_pixels(g, grad_last, out_last, itemsize, prepared))
 
 
-def output(g: ConvGeometry, x: Array, weight: Array, bias: Array, out: Array) -> None:
+def output(g: ConvGeometry, x: Array, weight: Array | PreparedWeight, bias: Array, out: Array) -> None:
     """Equation (1)."""
     (x, x_last), (memory, out_last) = memory_of(x), memory_of(out)
-    program = _plan_output(g, x_last, out_last, out.itemsize)
+    program = _plan_output(g, x_last, out_last, out.itemsize, isinstance(weight, PreparedWeight))
     compute_pixels(program, x, g.input_shape, x_last, weight, bias, memory)
 
 
-def grad_input(g: ConvGeometry, grad_output: Array, weight: Array, out: Array) -> None:
+def grad_input(g: ConvGeometry, grad_output: Array, weight: Array | PreparedWeight, out: Array) -> None:
     """Equation (2): a convolution with the weight turned round."""
     (grad_output, grad_last), (memory, out_last) = memory_of(grad_output), memory_of(out)
-    program = _plan_grad_input(g, grad_last, out_last, out.itemsize)
+    program = _plan_grad_input(g, grad_last, out_last, out.itemsize, isinstance(weight, PreparedWeight))
     compute_pixels(program, grad_output, g.output_shape, grad_last, weight, None, memory)
+
+
+def prepare(computes: str, geometry: ConvGeometry, weight: PreparedWeight) -> None:
+    """Make of a weight what a pass needs of it, for both layouts of images."""
+    plan = _plan_output if computes == "output" else _plan_grad_input
+    for last in (False, True):
+        plan(geometry.volume, last, last, weight.dtype.itemsize, True).factors(weight)
 
 
 @functools.lru_cache(maxsize=256)

@@ -27,7 +27,7 @@ FLOORS = (
     {"scratch"},
     {"tasks"},
     {"reference", "kernels", "padding"},
-    {"strips"},
+    {"strips", "prepared"},
     {"programs"},
     {"engine", "winograd"},
     {"plan"},

@@ -1,0 +1,129 @@
+"""Weights that are prepared: the same results by every row, from a snapshot that nothing changes."""
+
+import copy
+import pickle
+import threading
+
+import numpy as np
+import pytest
+from cases import CASES, data, simple
+
+import fastconv
+from fastconv import plan
+
+ALGORITHMS = ("auto", *dict.fromkeys(row.algorithm for row in plan.TABLE))
+
+
+def results(case, algorithm, x, weight, grad_output):
+    """Output and dX; or None where the algorithm does not do the case."""
+    rows = [row for row in plan.TABLE if row.algorithm == algorithm]
+    if any(row.objection(case.geometry, x.dtype) for row in rows):
+        return None
+    forward, backward = getattr(fastconv, f"conv{case.ndim}d"), getattr(fastconv, f"conv{case.ndim}d_backward")
+    asked = case.parameters | {"algorithm": algorithm}
+    return forward(x, weight, **asked), backward(grad_output, x, weight, **asked).input
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("case", CASES[::9], ids=str)
+def test_results(case, algorithm, rng):
+    """By every algorithm, in both layouts, the first time and again."""
+    for dtype in ("float32", "float64"):
+        x, weight, _, grad_output = data(case, dtype)
+        plain = results(case, algorithm, x, weight, grad_output)
+        if plain is None:
+            return
+        prepared = fastconv.prepare(weight, **case.parameters, input_shape=x.shape if rng.integers(2) else None)
+        last = np.moveaxis(np.ascontiguousarray(np.moveaxis(x, -case.ndim - 1, -1)), -1, -case.ndim - 1)
+        for images in (x, x, last):
+            for result, wanted in zip(results(case, algorithm, images, prepared, grad_output), plain, strict=True):
+                largest = max(1.0, np.abs(wanted).max(initial=0))
+                error = max(row.largest_error(np.dtype(dtype)) for row in plan.TABLE)
+                np.testing.assert_allclose(result, wanted, rtol=0, atol=error * largest)
+
+
+def test_it_is_packed_once(monkeypatch):
+    made = []
+    panels = fastconv.PreparedWeight.panels
+
+    def counted(self, key, size, make):
+        return panels(self, key, size, lambda *arrays: (made.append(key), make(*arrays)))
+
+    monkeypatch.setattr(fastconv.PreparedWeight, "panels", counted)
+    x, weight = np.ones((1, 32, 8, 8), np.float32), np.ones((32, 32, 3, 3), np.float32)
+    for algorithm in ("direct", "winograd"):
+        prepared = fastconv.prepare(weight)
+        for _ in range(3):
+            fastconv.conv2d(x, prepared, padding=1, algorithm=algorithm)
+        assert len(made) == 1, algorithm
+        made.clear()
+    prepared = fastconv.prepare(weight, padding=1, input_shape=x.shape)
+    assert made
+    made.clear()
+    fastconv.conv2d(x, prepared, padding=1)
+    fastconv.conv2d_backward(x, x, prepared, padding=1, output_mask=(True, False, False))
+    assert not made
+    assert prepared.nbytes > weight.nbytes
+
+
+def test_it_is_a_snapshot():
+    case = simple(2, channels=16, filters=16, size=6, padding=1)
+    x, weight, _, _ = data(case, "float32")
+    weight = weight.copy()
+    wanted = fastconv.conv2d(x, weight, padding=1, algorithm="direct")
+    prepared = fastconv.prepare(weight)
+    weight[...] = np.nan
+    np.testing.assert_array_equal(fastconv.conv2d(x, prepared, padding=1, algorithm="direct"), wanted)
+    with pytest.raises(ValueError, match="read-only"):
+        prepared.array[...] = 0
+    with pytest.raises(AttributeError):
+        prepared.shape = (1,)
+    assert copy.deepcopy(prepared) is prepared
+    again = pickle.loads(pickle.dumps(prepared))
+    np.testing.assert_array_equal(again.array, prepared.array)
+    assert (prepared.shape, prepared.dtype) == (weight.shape, weight.dtype)
+    assert "(16, 16, 3, 3)" in repr(prepared)
+
+
+def test_it_is_a_weight_everywhere():
+    """Also where it saves nothing, and in dtypes that no fast row takes."""
+    x, weight = np.arange(50).reshape(1, 2, 5, 5), np.arange(36).reshape(2, 2, 3, 3)
+    for dtype in (np.int64, np.float16, np.float32, np.complex64, ">f4"):
+        a, b = x.astype(dtype), weight.astype(dtype) / 8 if dtype is not np.int64 else weight
+        b = np.asarray(b, dtype)
+        prepared = fastconv.prepare(b)
+        np.testing.assert_array_equal(fastconv.conv2d(a, prepared), fastconv.conv2d(a, b))
+        np.testing.assert_array_equal(fastconv.conv_transpose2d(a, prepared), fastconv.conv_transpose2d(a, b))
+        np.testing.assert_array_equal(
+            fastconv.conv2d_jvp(a, prepared, x_tangent=a), fastconv.conv2d_jvp(a, b, x_tangent=a)
+        )
+
+
+def test_threads_share_one():
+    x, weight = np.ones((2, 64, 12, 12), np.float32), np.ones((64, 64, 3, 3), np.float32)
+    prepared, found = fastconv.prepare(weight), []
+    threads = [threading.Thread(target=lambda: found.append(fastconv.conv2d(x, prepared, padding=1))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for result in found:
+        np.testing.assert_array_equal(result, found[0])
+    assert len(found) == 8
+
+
+def test_bad_input():
+    weight = np.ones((4, 2, 3, 3), np.float32)
+    for arguments, error, text in (
+        ((np.ones(3),), ValueError, r"weight has shape \(3,\): expected 3, 4 or 5 axes"),
+        (("weight",), TypeError, "weight is 'weight'"),
+        ((weight, 0), ValueError, "stride is 0"),
+        ((weight, 1, -1), ValueError, "padding is -1"),
+        ((weight, 1, 0, 0), ValueError, "dilation is 0"),
+        ((weight, 1, 0, 1, 3), ValueError, "groups is 3: expected a divisor"),
+        ((weight, 1, 0, 1, "2"), TypeError, "groups"),
+        ((weight, 1, 0, 1, 1, (3, 8, 8)), ValueError, "input_shape has 3"),
+        ((weight, 1, 0, 1, 1, 7), TypeError, "input_shape is 7"),
+    ):
+        with pytest.raises(error, match=text):
+            fastconv.prepare(*arguments)
