@@ -34,6 +34,7 @@ from .ops import (
 from .padding import pad, pad_backward
 from .plan import Plan, explain, get_precision, set_precision
 from .prepared import PreparedWeight
+from .threads import get_num_threads, num_threads, set_num_threads
 
 __version__ = "0.1.0"
 
@@ -58,13 +59,16 @@ __all__ = [
     "conv_transpose3d",
     "conv_transpose3d_backward",
     "explain",
+    "get_num_threads",
     "get_precision",
     "grad",
     "ladder",
     "nn",
+    "num_threads",
     "pad",
     "pad_backward",
     "prepare",
     "reference",
+    "set_num_threads",
     "set_precision",
 ]

@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 import platform
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import llvmlite
@@ -15,55 +15,40 @@ import numba
 import numpy as np
 
 import fastconv
-from fastconv import jit
+from fastconv import jit, limits, threads
 
-__all__ = ["cache_folder", "report"]
+__all__ = ["cache_folder", "facts", "lines"]
 
 FEATURES = ("sse4.2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "neon", "sve")
+VARIABLES = ("NUMBA_", "FASTCONV_", "OMP_", "GOMP_", "KMP_", "TBB_", "OPENBLAS_NUM", "MKL_NUM")
 
 
-def report() -> Iterator[str]:
-    """Describe this machine, line by line, from what is quick to what takes a compilation.
+def facts(*names: str) -> Iterator[tuple[str, str]]:
+    """Describe this machine, from what is quick to what takes a compilation.
+
+    Parameters
+    ----------
+    *names : str
+        What to tell; everything if none is given.
 
     Yields
     ------
-    str
-        ``name  value``.
+    name, value : str
 
     Examples
     --------
-    >>> lines = report()
-    >>> next(lines)  # doctest: +ELLIPSIS
-    'fastconv          ...'
+    >>> dict(facts("fastconv", "vectors")).keys()
+    dict_keys(['fastconv', 'vectors'])
     """
-    rows = {
-        "fastconv": fastconv.__version__,
-        "python": f"{platform.python_version()} ({platform.python_implementation()})",
-        "numpy": np.__version__,
-        "numba": numba.__version__,
-        "llvmlite": f"{llvmlite.__version__} (LLVM {'.'.join(map(str, llvmlite.binding.llvm_version_info))})",
-        "torch": _version("torch"),
-        "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
-        "cpu": f"{_cpu_model()} (LLVM: {_cpu_name()})",
-        "vector features": " ".join(_features()) or "none known",
-        "vectors": f"{jit.VECTOR_BYTES} bytes: {jit.VECTOR_BYTES // 4} lanes of float32, "
-        f"{jit.VECTOR_BYTES // 8} of float64",
-        "jit": "off (NUMBA_DISABLE_JIT)" if numba.config.DISABLE_JIT else "on",
-        "threading layer": _threading_layer(),
-        "threads": f"{numba.get_num_threads()} of {numba.config.NUMBA_NUM_THREADS}, {_cores()} cores allowed",
-    }
-    for name, value in rows.items():
-        yield _line(name, value)
-    folder = cache_folder()
-    yield _line(
-        "cache", "none: no folder can be written to, so kernels are compiled anew" if folder is None else folder
-    )
-    if folder is not None and (open_to := _writable_by_others(folder)) is not None:
-        yield _line("warning", f"others may write to {open_to}, and so make this cache run their code")
+    for name, ask in FACTS.items():
+        if (not names or name in names) and (value := ask()) is not None:
+            yield name, value
 
 
-def _line(name: str, value: object) -> str:
-    return f"{name:<18}{value}"
+def lines(known: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Lay out facts for a reader, one a line."""
+    for name, value in known:
+        yield f"{name:<18}{value}"
 
 
 def _version(package: str) -> str:
@@ -100,29 +85,31 @@ def _features() -> list[str]:
     return [name for name in FEATURES if name in names]
 
 
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _threading_layer() -> str:
-    """Name of the layer; known only after something has run in parallel."""
+    """Name of the layer, which is known once it is started."""
     if numba.config.DISABLE_JIT:
         return "none"
-    x = np.ones((1, 1, 8, 8), np.float32)
-    fastconv.conv2d(x, x[:, :, :3, :3])
-    try:
-        return str(numba.threading_layer())
-    except ValueError:  # no kernel needed a second thread
-        return f"not started ({numba.config.THREADING_LAYER})"
+    fastconv.get_num_threads()
+    return str(threads.layer())
+
+
+def _cache() -> str:
+    folder = cache_folder()
+    return "none: no folder can be written to, so kernels are compiled anew" if folder is None else str(folder)
+
+
+def _warning() -> str | None:
+    folder = cache_folder()
+    if folder is None or (open_to := _writable_by_others(folder)) is None:
+        return None
+    return f"others may write to {open_to}, and so make this cache run their code"
 
 
 def cache_folder() -> Path | None:
     """Folder where compiled kernels are kept; None where none can be written."""
     from fastconv.tasks import run_together
 
-    cache = getattr(run_together, "_cache", None)
+    cache = getattr(getattr(run_together, "threaded", None), "_cache", None)
     path = getattr(cache, "cache_path", None)
     return None if path is None else Path(path)
 
@@ -140,3 +127,32 @@ def _writable_by_others(folder: Path) -> Path | None:
         if replaceable or status.st_uid not in (0, os.getuid()):
             return path
     return None
+
+
+FACTS: dict[str, Callable[[], str | None]] = {
+    "fastconv": lambda: fastconv.__version__,
+    "python": lambda: f"{platform.python_version()} ({platform.python_implementation()})",
+    "numpy": lambda: np.__version__,
+    "numba": lambda: numba.__version__,
+    "llvmlite": lambda: f"{llvmlite.__version__} (LLVM {'.'.join(map(str, llvmlite.binding.llvm_version_info))})",
+    "torch": lambda: _version("torch"),
+    "tbb": lambda: _version("tbb"),
+    "system": lambda: f"{platform.system()} {platform.release()}, {platform.machine()}",
+    "cpu": lambda: f"{_cpu_model()} (LLVM: {_cpu_name()})",
+    "vector features": lambda: " ".join(_features()) or "none known",
+    "vectors": lambda: (
+        f"{jit.VECTOR_BYTES} bytes: {jit.VECTOR_BYTES // 4} lanes of float32, {jit.VECTOR_BYTES // 8} of float64"
+    ),
+    "memory": lambda: f"{limits.free_memory() / 2**30:.1f} GiB may be taken",
+    "variables": lambda: (
+        " ".join(f"{k}={v}" for k, v in sorted(os.environ.items()) if k.startswith(VARIABLES)) or "none"
+    ),
+    "jit": lambda: "off (NUMBA_DISABLE_JIT)" if numba.config.DISABLE_JIT else "on",
+    "threading layer": _threading_layer,
+    "threads": lambda: (
+        f"{fastconv.get_num_threads()} of {numba.config.NUMBA_NUM_THREADS}, {limits.processors()} processors allowed"
+    ),
+    "cache": _cache,
+    "warning": _warning,
+}
+"""What is told, and how it is found out."""

@@ -1,7 +1,7 @@
 """How fastconv's functions are compiled: the only file that sets a Numba option.
 
 ``kernel``           a serial compiled function
-``parallel_kernel``  the same with one ``prange``, its outermost loop, spread over the threads
+``parallel_kernel``  the same with one ``prange``, its outermost loop, spread over the threads where `fastconv.threads` allows it
 ``callback``         a compiled function that others call by its address: no caller is compiled again with it
 ``inlined``          a function whose text becomes part of those that call it
 ``shared``           a small function that Python and the kernels both call
@@ -34,6 +34,8 @@ from numba.core.caching import FunctionCache, NullCache
 from numba.core.ccallback import CFunc
 from numba.core.codegen import get_host_cpu_features
 from numba.extending import register_jitable
+
+from . import threads
 
 __all__ = [
     "ROWS",
@@ -183,8 +185,18 @@ def kernel(func: F) -> F:
 
 
 def parallel_kernel(func: F) -> F:
-    """Compile a kernel whose outermost loop is a ``prange``, spread over the threads."""
-    return _compiled(func, True)
+    """Compile a kernel whose outermost loop is a ``prange``, spread over the threads; without them where it must be."""
+    if config.DISABLE_JIT:
+        return func
+    threaded, serial, run = _compiled(func, True), _compiled(func, False), threads.run
+
+    @functools.wraps(func)
+    def call(*arguments: Any) -> Any:
+        return run(threaded, serial, arguments)
+
+    call.threaded, call.serial = threaded, serial  # type: ignore[attr-defined]
+    result: Any = call
+    return result  # type: ignore[no-any-return]
 
 
 def inlined(func: F) -> F:

@@ -22,7 +22,9 @@ MODULES = {
 # From the ground up.  A module imports from lower floors only, or from its own package (kernels, nn).  What stands on no floor is
 # an application: it may import anything, and nothing on a floor may import it.
 FLOORS = (
-    {"jit", "archive", "cook_toom"},
+    {"limits", "archive", "cook_toom"},
+    {"threads"},
+    {"jit"},
     {"geometry", "arrays", "simd"},
     {"scratch"},
     {"tasks"},

@@ -19,7 +19,6 @@ import ctypes
 import gc
 import json
 import os
-import re
 import signal
 import sys
 import time
@@ -65,8 +64,7 @@ class Session:
         """Tell about the machine what ``fastconv info`` tells, without folders."""
         from .. import info
 
-        rows = [re.split(r"\s{2,}", line, maxsplit=1) for line in info.report()]
-        return {name: value for name, value in rows if name not in ("cache", "warning")}
+        return {name: value for name, value in info.facts() if name not in ("cache", "memory", "variables", "warning")}
 
     def limits(self, dtype: str, seconds: float) -> dict[str, Any]:
         """Measure the machine's limits."""
