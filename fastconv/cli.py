@@ -1,12 +1,14 @@
-"""The command line: ``fastconv train``, ``fastconv bench``, ``fastconv warmup`` and ``fastconv info``.
+"""The command line: ``fastconv train``, ``bench``, ``warmup``, ``selftest`` and ``info``.
 
-Exit status: 0 when all went well, 2 for wrong usage or data that cannot be used, 130 when interrupted.  What goes wrong
-is told in one line on standard error.
+Exit status: 0 when all went well, 1 when the self-test failed, 2 for wrong usage or data that cannot be used, 130 when
+interrupted.  What goes wrong is told in one line on standard error.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import json
 import math
 import os
 import sys
@@ -20,7 +22,7 @@ import fastconv
 
 __all__ = ["main"]
 
-OK, BAD, INTERRUPTED = 0, 2, 130
+OK, FAILED, BAD, INTERRUPTED = 0, 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,7 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fastconv",
         description="Convolutions and their gradients for CPUs: trains small networks, and tells how it runs here.",
-        epilog="Exit status: 0 if all went well, 2 for wrong usage or unusable data, 130 when interrupted.",
+        epilog="Exit status: 0 if all went well, 1 if the self-test failed, 2 for wrong usage or unusable data, 130 when "
+        "interrupted.",
     )
     parser.add_argument("--version", action="version", version=f"fastconv {fastconv.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -130,11 +133,21 @@ def _parser() -> argparse.ArgumentParser:
     _add_threads(warmup)
     warmup.set_defaults(run=_warmup)
 
+    selftest = commands.add_parser(
+        "selftest",
+        help="check that this machine computes rightly",
+        description="Check every kernel on this machine: exactly on integers, the gradients against the forward pass, and "
+        "that threads and forks change no bit. Takes seconds, and where the cache is empty minutes.",
+    )
+    _add_threads(selftest)
+    selftest.set_defaults(run=_selftest)
+
     info = commands.add_parser(
         "info",
         help="tell versions, CPU, threads and cache",
         description="Print versions, the CPU and its vector features, the threading layer and the folder of the cache.",
     )
+    info.add_argument("--json", action="store_true", help="print it as a JSON object, for bug reports")
     _add_threads(info)
     info.set_defaults(run=_info)
 
@@ -249,14 +262,13 @@ def _positive(text: str) -> float:
 def _set_threads(arguments: argparse.Namespace) -> None:
     if arguments.threads is None:
         return
-    import numba
+    from numba import config
 
     from fastconv.training import RunError
 
-    available = numba.config.NUMBA_NUM_THREADS
-    if arguments.threads > available:
-        raise RunError(f"--threads is {arguments.threads}: this process may use {available}")
-    numba.set_num_threads(arguments.threads)
+    if arguments.threads > config.NUMBA_NUM_THREADS:
+        raise RunError(f"--threads is {arguments.threads}: this process may use {config.NUMBA_NUM_THREADS}")
+    fastconv.set_num_threads(arguments.threads)
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -298,12 +310,30 @@ def _warmup(arguments: argparse.Namespace) -> int:
     return OK
 
 
+def _selftest(arguments: argparse.Namespace) -> int:
+    from fastconv import info, selftest
+    from fastconv.progress import compilation_notice
+
+    _set_threads(arguments)
+    start = time.perf_counter()
+    print("\n".join(info.lines(info.facts("fastconv", "cpu", "vectors", "threading layer", "threads"))), flush=True)
+    with compilation_notice():
+        sound = selftest.run(functools.partial(print, flush=True))
+    print(
+        f"{'all is well' if sound else 'FAILED: do not trust results of this machine'}, {time.perf_counter() - start:.1f} s"
+    )
+    return OK if sound else FAILED
+
+
 def _info(arguments: argparse.Namespace) -> int:
     from fastconv import info
 
     _set_threads(arguments)
-    for line in info.report():
-        print(line)
+    if arguments.json:
+        print(json.dumps(dict(info.facts()), indent=1))
+        return OK
+    for line in info.lines(info.facts()):
+        print(line, flush=True)
     return OK
 
 

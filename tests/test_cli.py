@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -53,7 +54,9 @@ def test_version():
     assert (done.returncode, done.stdout, done.stderr) == (0, f"fastconv {fastconv.__version__}\n", "")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["warmup", "--help"], ["info", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["warmup", "--help"], ["info", "--help"], ["selftest", "--help"]]
+)
 def test_help(arguments, capsys):
     with pytest.raises(SystemExit) as end:
         main(arguments)
@@ -342,6 +345,22 @@ def test_info(capsys):
     assert {"python", "llvmlite", "torch", "cpu", "vector", "vectors", "threading", "threads", "cache"} <= lines.keys()
 
 
+def test_info_as_json(capsys):
+    assert main(["info", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == dict(info.facts()) | {"memory": told["memory"]}
+    assert {
+        "fastconv",
+        "cpu",
+        "vector features",
+        "threading layer",
+        "threads",
+        "memory",
+        "variables",
+        "cache",
+    } <= told.keys()
+
+
 @pytest.mark.skipif(os.name != "posix", reason="permissions")
 def test_caches_that_others_may_write_to(tmp_path):
     private = tmp_path / "private"
@@ -363,9 +382,9 @@ def test_caches_that_others_may_write_to(tmp_path):
 def test_info_warns_of_such_a_cache(tmp_path, monkeypatch):
     tmp_path.chmod(0o777)
     monkeypatch.setattr(info, "cache_folder", lambda: tmp_path)
-    assert list(info.report())[-1].startswith(f"warning           others may write to {tmp_path}")
+    assert list(info.lines(info.facts()))[-1].startswith(f"warning           others may write to {tmp_path}")
     monkeypatch.setattr(info, "cache_folder", lambda: None)
-    assert "no folder can be written to" in list(info.report())[-1]
+    assert "no folder can be written to" in list(info.lines(info.facts()))[-1]
 
 
 def test_warmup_visits_every_row_of_the_plan(monkeypatch):
