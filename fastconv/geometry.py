@@ -183,10 +183,12 @@ class ConvGeometry:
             last_seen = -1
             # The last tap through which the last output reads inside the input, and those after it, until they repeat.
             start = min(max(0, (n - 1 + left - s * (o - 1)) // d), f - 1)
-            for k in range(start, min(f, start + s + 1)):
+            for k in range(start, min(f, start + s // math.gcd(s, d) + 1)):
                 first, last = tap_range(k, n, o, s, d, left)
                 if first <= last:
                     last_seen = max(last_seen, s * last + d * k - left)
+                if last_seen == n - 1:
+                    break
             unseen.append(n - 1 - last_seen)
         return tuple(unseen)
 

@@ -25,6 +25,10 @@ from .prepared import PreparedWeight
 
 __all__ = ["PASSES", "TABLE", "Choice", "Plan", "Row", "choose", "explain", "get_precision", "set_precision"]
 
+MOST_TAPS, MOST_PHASES, MOST_CHANNELS, MOST_PIXELS = 2**12, 2**12, 2**20, 2**30
+"""Taps of a filter, phases of dX, channels (times taps) and pixels of a batch up to which fast rows are asked: to make their
+tables then takes a second or two at most."""
+
 PASSES = ("output", "grad_input", "grad_weight", "grad_bias")
 """Equations (1) to (4)."""
 
@@ -89,9 +93,20 @@ class Row:
             return f"it computes {' and '.join(self.dtypes)} only, not {dtype}"
         if (reason := self.limits(geometry)) is not None:
             return reason
+        if self.dtypes and _is_vast(self.computes, geometry):
+            return "its tables would take longer to make than its result"
         if (needed := self.scratch(geometry, dtype.itemsize)) > machine_memory():
             return f"it needs {needed} bytes of scratch memory, this machine has {machine_memory()}"
         return None
+
+
+def _is_vast(computes: str, g: ConvGeometry) -> bool:
+    """Say whether a convolution is of no practical size along some axis of the tables of fast rows."""
+    taps = math.prod(g.kernel)
+    phases = math.prod(min(s, n) for s, n in zip(g.stride, g.input, strict=True)) if computes == "grad_input" else 1
+    channels = max(g.channels, g.filters, taps * g.channels // g.groups)
+    pixels = g.batch * max(math.prod(g.input), math.prod(g.output))
+    return taps > MOST_TAPS or phases > MOST_PHASES or channels > MOST_CHANNELS or pixels > MOST_PIXELS
 
 
 def _with_parameters(kernel: Callable[..., None]) -> Callable[..., None]:
