@@ -7,6 +7,7 @@ documentation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -25,6 +26,7 @@ from .arrays import (
     target,
 )
 from .geometry import ConvGeometry, checked_shape, conv_geometry, geometry_of, per_axis, transposed_geometry
+from .limits import SMALL, require_memory
 from .plan import choose
 from .prepared import PreparedWeight
 
@@ -105,7 +107,13 @@ def run_pass(
     result takes.
     """
     summed = sum_dtype(dtype)
+    needed = _memory_for(shape if out is None else (0,), inputs, summed)
+    if needed >= SMALL:
+        require_memory(f"{computes} of shape {tuple(shape)}", needed)  # before a row is asked what it would do
     row = choose(computes, geometry, dtype, algorithm)
+    if needed >= SMALL:
+        needed += row.scratch(geometry, summed.itemsize)
+        require_memory(f"{computes} of shape {tuple(shape)}, with scratch memory,", needed)
     ndim = geometry.ndim if computes != "grad_bias" and is_channels_last(like, geometry.ndim) else 0
     kept = ndim if row.channels_last and computes != "grad_weight" else 0
     result = target(computes, out, shape, summed, accumulate, kept)
@@ -116,6 +124,15 @@ def run_pass(
     ]  # fmt: skip
     row.run(geometry.volume, *arrays, result)
     return finish(result, out, final_shape, result_dtype(dtype), accumulate, ndim)
+
+
+def _memory_for(shape: Sequence[int], inputs: Sequence[Operand], dtype: np.dtype[Any]) -> int:
+    """Bytes of a result, and of copies of the inputs that do not lie as kernels want them."""
+    size = math.prod(shape)
+    for array, _, ndim in inputs:
+        if array.dtype != dtype or not (array.flags.c_contiguous or (ndim and is_channels_last(array, ndim))):
+            size += array.size
+    return size * dtype.itemsize
 
 
 def shapes_3d(geometry: ConvGeometry) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
@@ -390,6 +407,7 @@ def _jvp(
             term = _conv(ndim, a, b, tangents[2] if result is None else None, stride, padding, dilation, groups)
             result = term if result is None else np.add(result, term, out=result)
     if result is None:
+        require_memory("the tangent", math.prod(geometry.output_shape) * result_dtype(dtype).itemsize)
         result = np.zeros(_final(geometry.output_shape, x.ndim == ndim + 2), result_dtype(dtype))
         if tangents[2] is not None:
             result += tangents[2].reshape((geometry.filters,) + (1,) * ndim).astype(result.dtype, copy=False)
@@ -514,7 +532,7 @@ def conv2d(
     ValueError
         If shapes do not fit, the output would be empty, ``out`` cannot take it, or the algorithm cannot do it.
     MemoryError
-        If the output is larger than the machine's memory.
+        If the output, copies of inputs or scratch memory are larger than what is free; nothing is allocated then.
 
     Examples
     --------
