@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from .limits import require_memory
+
 __all__ = ["Array", "as_array", "check_out", "common_dtype", "empty", "finish", "plain", "sum_dtype"]
 
 Array = np.ndarray[Any, Any]
@@ -132,6 +134,7 @@ def plain(array: Array, shape: Sequence[int], dtype: np.dtype[Any], ndim: int = 
         return _channels_last_view(plain(_channels_to_end(array, ndim), (-1,), dtype), shape)
     flags = array.flags
     if array.dtype != dtype or not (flags.c_contiguous and flags.aligned and array.dtype.isnative):
+        require_memory(f"a copy of an array of shape {array.shape}", array.size * dtype.itemsize)
         array = np.array(array, dtype, order="C")
     elif not flags.writeable:
         array = np.asarray(_Writable(array))
@@ -152,16 +155,14 @@ def empty(name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
     Raises
     ------
     MemoryError
-        If it is larger than the machine's memory: asking the system could succeed, and using it could not.
+        If it is larger than what is free: asking the system could succeed, and using it could not.
     """
     size = math.prod(shape) * dtype.itemsize
     if size < LEAST_ALIGNED:
         return np.empty(shape, dtype)
-    if size > machine_memory():
-        raise MemoryError(f"{name} of shape {tuple(shape)} takes {size} bytes, this machine has {machine_memory()}")
     if size < LEAST_POOLED:
         return from_line(np.empty(size + LINE, np.uint8), size).view(dtype).reshape(shape)
-    return np.asarray(_Lease(size)).view(dtype).reshape(shape)
+    return np.asarray(_Lease(f"{name} of shape {tuple(shape)}", size)).view(dtype).reshape(shape)
 
 
 def from_line(memory: Array, size: int) -> Array:
@@ -186,7 +187,9 @@ _pool: list[Array] = []
 class _Lease:
     """Memory for an array and its views; when all are gone it waits in the pool for the next."""
 
-    def __init__(self, size: int) -> None:
+    memory: Array | None = None
+
+    def __init__(self, what: str, size: int) -> None:
         for index, memory in reversed([*enumerate(_pool)]):  # what was used last may still be in the cache
             if size <= memory.nbytes - LINE <= 2 * size:
                 try:
@@ -196,12 +199,13 @@ class _Lease:
                 except IndexError:
                     continue
         else:
+            require_memory(what, size)
             memory = np.empty(size + LINE, np.uint8)
         self.memory = memory
         self.__array_interface__ = from_line(memory, size).__array_interface__
 
     def __del__(self) -> None:
-        if self.memory.nbytes + sum(memory.nbytes for memory in list(_pool)) <= MOST_POOLED:
+        if self.memory is not None and self.memory.nbytes + sum(memory.nbytes for memory in list(_pool)) <= MOST_POOLED:
             _pool.append(self.memory)
 
 
@@ -287,6 +291,7 @@ def finish(
     if out is None:
         if ndim and not _channels_to_end(result, ndim).flags.c_contiguous:
             first = len(shape) - ndim
+            require_memory(f"a copy of a result of shape {tuple(shape)}", result.nbytes)
             memory = np.ascontiguousarray(_channels_to_end(result, ndim))
             result = memory.transpose(*range(first - 1), len(shape) - 1, *range(first - 1, len(shape) - 1))
         return result if result.dtype == dtype else result.astype(dtype)

@@ -13,6 +13,7 @@ import numpy as np
 
 from .arrays import Array, as_array, empty
 from .geometry import Pairs, checked_shape, padding_pairs
+from .limits import require_memory
 
 __all__ = ["pad", "pad_backward"]
 
@@ -45,7 +46,7 @@ def pad(x: Any, padding: Any, mode: str = "zeros") -> Array:
         If the mode is unknown, the padding is negative or does not fit the axes, or the image is too small for it:
         "reflect" needs more pixels than padding, "circular" at least as many, "replicate" one.
     MemoryError
-        If the result is larger than the machine's memory.
+        If the result is larger than what is free.
 
     Examples
     --------
@@ -109,6 +110,7 @@ def pad_backward(grad_output: Any, input_size: Sequence[int], padding: Any, mode
     expected = shape[:first] + tuple(n + left + right for n, (left, right) in zip(shape[first:], sides, strict=True))
     if grad_output.shape != expected:
         raise ValueError(f"grad_output has shape {grad_output.shape}: expected {expected}")
+    require_memory(f"a copy of grad_output, of shape {expected},", grad_output.nbytes)
     gradient = grad_output.astype(grad_output.dtype.newbyteorder("="))
     if mode == "zeros":
         return np.ascontiguousarray(gradient[_inside(shape, sides)])

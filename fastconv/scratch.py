@@ -27,7 +27,7 @@ def buffer(name: str, size: int, dtype: np.dtype[Any]) -> Array:
     Raises
     ------
     MemoryError
-        If it is larger than the machine's memory.
+        If it is larger than what is free.
     """
     try:
         kept: dict[tuple[str, str], Array] = _local.buffers

@@ -11,6 +11,7 @@ import numpy as np
 
 from .. import arrays
 from ..arrays import Array
+from ..limits import require_memory
 
 __all__ = [
     "Array",
@@ -26,8 +27,9 @@ __all__ = [
 
 
 def as_array(name: str, value: Any) -> Array:
-    """Take what `fastconv.arrays.as_array` takes, in native byte order."""
+    """Take what `fastconv.arrays.as_array` takes, in native byte order, if there is memory for as large a result."""
     array = arrays.as_array(name, value)
+    require_memory(f"a result as large as {name}, of shape {array.shape},", array.nbytes)
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 

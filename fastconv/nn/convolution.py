@@ -9,6 +9,7 @@ import numpy as np
 
 from .. import ops
 from ..geometry import per_axis
+from ..limits import require_memory
 from .checks import Array, check_dtype, check_spatial, float_array, float_dtype, integer
 from .generator import generator
 from .module import FAILED, Layer
@@ -21,6 +22,7 @@ Pairs = tuple[tuple[int, int], ...]
 
 def uniform(rng: np.random.Generator, shape: tuple[int, ...], fan_in: int, dtype: np.dtype[Any]) -> Array:
     """PyTorch's default for weights and biases: uniform between -1/sqrt(fan_in) and 1/sqrt(fan_in)."""
+    require_memory(f"a parameter of shape {shape}", 2 * 8 * math.prod(shape))
     bound = 1 / math.sqrt(fan_in)
     return rng.uniform(-bound, bound, shape).astype(dtype)
 

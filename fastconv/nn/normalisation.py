@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..limits import require_memory
 from .checks import Array, check_dtype, check_spatial, float_array, float_dtype, integer, number
 from .module import Layer
 from .parameter import ParameterData, ParameterGrad
@@ -83,6 +84,7 @@ class BatchNorm2d(Layer):
         self.affine = bool(affine)
         self.track_running_stats = bool(track_running_stats)
         self.dtype = float_dtype(dtype)
+        require_memory(f"parameters of {self.num_features} features", 4 * self.dtype.itemsize * self.num_features)
         if affine:
             self._add_parameter("weight", np.ones(self.num_features, self.dtype))
             self._add_parameter("bias", np.zeros(self.num_features, self.dtype))

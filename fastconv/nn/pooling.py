@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..arrays import plain
+from ..arrays import empty, plain
 from ..geometry import ceil_div, per_axis
 from ..kernels.pooling import max_pool, max_pool_backward, mean_pool, mean_pool_backward
+from ..limits import require_memory
 from .checks import Array, check_spatial, float_array, integer
 from .module import Layer
 
@@ -66,7 +67,7 @@ class SlidingPooling(Pooling):
                 f"x has {n} {('rows', 'columns')[axis]}, {n + 2 * padding} with padding: expected at least {reach}, "
                 f"the reach of a window"
             )
-        return np.arange(count, dtype=np.int64) * s - padding
+        return _upto(count) * s - padding
 
     def extra_repr(self) -> str:
         """Arguments to show in the repr."""
@@ -126,8 +127,12 @@ class MaxPool2d(SlidingPooling):
         rows, cols = self._windows(0, x.shape[-2]), self._windows(1, x.shape[-1])
         planes = as_planes(x)
         shape = (len(planes), len(rows.start), len(cols.start))
-        out = np.empty(shape, x.dtype)
-        where = np.empty(shape, np.int32 if x.shape[-2] * x.shape[-1] < 2**31 else np.int64)
+        out = empty("the output", shape, x.dtype)
+        where = empty(
+            "the places of the maxima",
+            shape,
+            np.dtype(np.int32) if x.shape[-2] * x.shape[-1] < 2**31 else np.dtype(np.int64),
+        )
         row_step, col_step = self.dilation
         max_pool(planes, rows.start, rows.stop, row_step, cols.start, cols.stop, col_step, out, where)
         return out.reshape(*x.shape[:-2], *shape[1:]), (x.shape, where)
@@ -150,7 +155,7 @@ class MeanPooling(Pooling):
     def _forward(self, x: Array) -> tuple[Array, tuple[Any, ...]]:
         rows, cols = self._windows(0, x.shape[-2]), self._windows(1, x.shape[-1])
         planes = as_planes(x)
-        out = np.empty((len(planes), len(rows.start), len(cols.start)), x.dtype)
+        out = empty("the output", (len(planes), len(rows.start), len(cols.start)), x.dtype)
         mean_pool(planes, *rows, *cols, out)
         return out.reshape(*x.shape[:-2], *out.shape[1:]), (x.shape, rows, cols)
 
@@ -243,13 +248,19 @@ class AdaptiveAvgPool2d(MeanPooling):
 
     def _windows(self, axis: int, n: int) -> Windows:
         size = self.output_size[axis] or n
-        index = np.arange(size, dtype=np.int64)
+        index = _upto(size)
         start, stop = index * n // size, -(-(index + 1) * n // size)
         return Windows(start, stop, stop - start)
 
     def extra_repr(self) -> str:
         """Arguments to show in the repr."""
         return f"output_size={self.output_size}"
+
+
+def _upto(count: int) -> Array:
+    """Numbers of the windows along an axis, from 0 on, if there is memory for some tables of them."""
+    require_memory(f"tables of {count} windows", 8 * 8 * count)
+    return np.arange(count, dtype=np.int64)
 
 
 def as_planes(x: Array) -> Array:
