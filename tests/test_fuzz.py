@@ -263,7 +263,7 @@ def run(first, count):
 @pytest.mark.skipif(
     bool(config.DISABLE_JIT), reason="a kernel without the compiler takes minutes where there are millions of taps"
 )
-@pytest.mark.parametrize(("first", "count"), [(0, 1000), pytest.param(1000, 20000, marks=pytest.mark.long)])
+@pytest.mark.parametrize(("first", "count"), [(0, 3000), pytest.param(3000, 20000, marks=pytest.mark.long)])
 def test_any_call(first, count):
     program = f"import sys; sys.path.insert(0, {HERE!r}); import test_fuzz; test_fuzz.run({first}, {count})"
     done = subprocess.run(
@@ -310,11 +310,11 @@ def test_memory_is_asked_for_before_it_is_taken(monkeypatch):
     assert scratch > 0
     taken = []
     monkeypatch.setattr(ops, "target", lambda *arguments: taken.append(arguments))
-    for given, free in ((x, x.nbytes), (x, x.nbytes + scratch), (x[:, ::-1], 2 * x.nbytes + scratch), (x, 0)):
+    for images, free in ((x, x.nbytes), (x, x.nbytes + scratch), (x[:, ::-1], 2 * x.nbytes + scratch), (x, 0)):
         monkeypatch.setattr(limits, "_known", (-np.inf, 0))
         monkeypatch.setattr(limits, "free_memory", lambda free=free: free - 1)
         with pytest.raises(
             MemoryError, match=r"^output of shape \(8, 64, 1, 64, 64\).* takes [0-9]+ bytes, -?[0-9]+ are free$"
         ):
-            fastconv.conv2d(given, weight, padding=1)
+            fastconv.conv2d(images, weight, padding=1)
     assert not taken

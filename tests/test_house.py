@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import tempfile
 
 import pytest
 from numba import config
@@ -326,3 +327,84 @@ def test_a_folder_that_disappears_is_survived(copy):
     """
     )
     assert run(program, copy, cache)[-1] == "12.0"
+
+
+CONVOLVE = """
+    import numpy as np
+    import fastconv
+    x, weight = np.ones((2, 32, 9, 9), np.float32), np.ones((32, 32, 3, 3), np.float32)
+    print(fastconv.conv2d(x, weight, algorithm="direct").ravel()[0])
+"""
+
+
+@COMPILED
+def test_an_edited_tile_is_compiled_again(copy):
+    """Though no file that holds a kernel, or its cache's name, has changed."""
+    cache = copy / "cache"
+    for _ in range(2):
+        assert run(CONVOLVE, copy, cache) == ["288.0"]
+    with open(copy / "fastconv/simd.py", "a") as stream:
+        stream.write(
+            "_once = Words.multiply_add\nWords.multiply_add = lambda w, a, b, c: _once(w, a, b, _once(w, a, b, c))\n"
+        )
+    for _ in range(2):
+        assert run(CONVOLVE, copy, cache) == ["576.0"]
+
+
+@COMPILED
+@pytest.mark.parametrize("convolve", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_eight_processes_fill_one_empty_cache(copy, convolve):
+    cache, program = copy / "cache", dedent(CALL + (CONVOLVE if convolve else ""))
+    environment = os.environ | {"PYTHONPATH": str(copy), "NUMBA_CACHE_DIR": str(cache), "PYTHONDONTWRITEBYTECODE": "1"}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", program], cwd=copy, env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(8)
+    ]
+    for process in processes:
+        out, _ = process.communicate(timeout=300)
+        first, _, *rest = out.splitlines()
+        assert (process.returncode, first, rest) == (0, "3 12.0", ["288.0"] * convolve)
+    assert run(CALL, copy, cache) == ["3 12.0", "from the cache"]
+
+
+@COMPILED
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits of this kind")
+@pytest.mark.parametrize("most", [0, 100, 2000])
+def test_a_full_disk_is_survived(copy, most):
+    """Files end after some bytes: none can be written, or the index but not the code."""
+    cache = copy / "cache"
+    full = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({most}, {most}))\n"
+    assert run(full + dedent(CALL), copy, cache) == ["3 12.0", "compiled"]
+    assert run(CALL, copy, cache) == ["3 12.0", "compiled"]
+    assert run(CALL, copy, cache) == ["3 12.0", "from the cache"]
+
+
+@COMPILED
+def test_another_cpu_finds_nothing_in_the_cache(copy):
+    """As where one home serves machines of several kinds."""
+    cache = copy / "cache"
+    other = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
+    assert run(CALL, copy, cache) == ["3 12.0", "compiled"]
+    assert run(CALL, copy, cache, **other) == ["3 12.0", "compiled"]
+    assert run(CALL, copy, cache) == run(CALL, copy, cache, **other) == ["3 12.0", "from the cache"]
+
+
+@COMPILED
+@pytest.mark.skipif(os.name != "posix", reason="permissions")
+def test_the_cache_is_private_to_its_owner(copy):
+    """Folders that Numba makes can be written by no other."""
+    run(CALL, copy, copy / "cache", **{"HOME": str(copy)})
+    paths = list((copy / "cache").rglob("*"))
+    assert paths
+    assert not any(path.stat().st_mode & 0o022 for path in paths)
+
+
+@COMPILED
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only an administrator can become another")
+def test_a_read_only_package_is_survived(copy):
+    """Of an owner who is somebody else; the cache then goes to the user's own folder, or nowhere."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(copy / "fastconv", pathlib.Path(folder, "fastconv"))
+        os.chmod(folder, 0o755)
+        program = "import os; os.setuid(65534)\n" + dedent(CALL)
+        assert run(program, folder, HOME="/nonexistent", XDG_CACHE_HOME="/nonexistent") == ["3 12.0", "compiled"]
