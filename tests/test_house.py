@@ -6,7 +6,6 @@ import pathlib
 import shutil
 import subprocess
 import sys
-import tempfile
 
 import pytest
 from numba import config
@@ -397,14 +396,3 @@ def test_the_cache_is_private_to_its_owner(copy):
     paths = list((copy / "cache").rglob("*"))
     assert paths
     assert not any(path.stat().st_mode & 0o022 for path in paths)
-
-
-@COMPILED
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only an administrator can become another")
-def test_a_read_only_package_is_survived(copy):
-    """Of an owner who is somebody else; the cache then goes to the user's own folder, or nowhere."""
-    with tempfile.TemporaryDirectory() as folder:
-        shutil.copytree(copy / "fastconv", pathlib.Path(folder, "fastconv"))
-        os.chmod(folder, 0o755)
-        program = "import os; os.setuid(65534)\n" + dedent(CALL)
-        assert run(program, folder, HOME="/nonexistent", XDG_CACHE_HOME="/nonexistent") == ["3 12.0", "compiled"]
