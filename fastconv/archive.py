@@ -21,6 +21,8 @@ from typing import IO, Any, Protocol
 import numpy as np
 from numpy.lib import format as npy
 
+from .limits import require_memory
+
 __all__ = ["ArchiveError", "atomic_file", "read", "read_exactly", "remove_leftovers", "write"]
 
 CHUNK = 1 << 20  # bytes asked for at a time: the most that a false claim can cost
@@ -43,6 +45,11 @@ def read_exactly(stream: Readable, size: int) -> bytearray:
 
     Memory follows the bytes that arrive, not `size`, which may be a number from an untrusted header.
 
+    Raises
+    ------
+    MemoryError
+        If more arrive than memory is free: a small compressed file can hold very many.
+
     Examples
     --------
     >>> import io
@@ -51,6 +58,8 @@ def read_exactly(stream: Readable, size: int) -> bytearray:
     """
     data = bytearray()
     while len(data) < size:
+        if not len(data) % (16 * CHUNK):
+            require_memory("what is to be read", 2 * len(data))  # it may move when it grows
         chunk = stream.read(min(CHUNK, size - len(data)))
         if not chunk:
             break
@@ -92,6 +101,8 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray[Any, Any]]:
                 arrays[name] = _read_member(archive, info)
     except ArchiveError as error:
         raise ArchiveError(f"{path}: {error}") from None
+    except MemoryError as error:
+        raise ArchiveError(f"{path}: holds more than memory does ({error})") from None
     except OSError as error:
         raise ArchiveError(f"{path}: {error.strerror or error}") from None
     except Exception as error:  # zipfile, zlib and NumPy's header parser raise all sorts of things on damaged bytes

@@ -22,6 +22,7 @@ from typing import Any, cast
 import numpy as np
 
 from fastconv import archive
+from fastconv.limits import require_memory
 
 __all__ = ["DataError", "Dataset", "load", "load_cifar10", "load_digits", "load_idx", "load_npz", "stratified_split"]
 
@@ -281,6 +282,8 @@ def _read_idx(path: Path, ndim: int) -> Array:
             data = archive.read_exactly(cast(archive.Readable, stream), size + 1)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path}: damaged gzip file ({error})") from None
+    except MemoryError as error:
+        raise DataError(f"{path}: holds more than memory does ({error})") from None
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from None
     if size == 0:
@@ -311,17 +314,22 @@ def load_cifar10(folder: str | Path) -> Dataset:
     for path in paths:
         if not path.is_file():
             raise DataError(f"{path}: no such file")
-    try:
-        records = [np.fromfile(path, np.uint8) for path in paths]
-    except OSError as error:
-        raise DataError(f"{folder}: {error.strerror or error}") from None
-    largest = max(len(data) for data in records)
-    for path, data in zip(paths, records, strict=True):
-        if len(data) == 0 or len(data) % record or len(data) != largest:
+    sizes = [path.stat().st_size for path in paths]
+    largest = max(sizes)
+    for path, size in zip(paths, sizes, strict=True):
+        if size == 0 or size % record or size != largest:
             raise DataError(
-                f"{path}: {len(data)} bytes, expected records of {record} bytes, as many as in the other files "
+                f"{path}: {size} bytes, expected records of {record} bytes, as many as in the other files "
                 f"(the largest has {largest})"
             )
+    try:
+        require_memory("images", 2 * sum(sizes))
+        records = [np.fromfile(path, np.uint8, size) for path, size in zip(paths, sizes, strict=True)]
+    except MemoryError as error:
+        raise DataError(f"{folder}: holds more than memory does ({error})") from None
+    except OSError as error:
+        raise DataError(f"{folder}: {error.strerror or error}") from None
+    for path, data in zip(paths, records, strict=True):
         _check_range(str(path), _labels(str(path), data[::record]), 10)
     parts = [data.reshape(-1, record) for data in records]
     train = np.concatenate(parts[:5])

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fastconv import archive, data
+from fastconv import archive, data, limits
 from fastconv.data import DataError
 
 FIXTURES = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -562,3 +562,37 @@ def test_archive_members_that_are_refused(tmp_path):
         twice.writestr("x", header((1,)) + bytes(8))
     with pytest.raises(archive.ArchiveError, match="holds 'x' twice"):
         archive.read(path)
+
+
+# Files that hold very much
+
+
+def bomb(folder: Path, name: str) -> Path:
+    """A small file, or one that takes no room on disk, that holds 64 MiB; return what is to be loaded."""
+    zeros = bytes(64 * 2**20)
+    if name == "npz":
+        np.savez_compressed(folder / "a.npz", x=np.zeros((2**16, 32, 32), np.uint8), y=np.zeros(2**16, np.uint8))
+        return folder / "a.npz"
+    if name == "idx.gz":
+        idx_folder(folder)
+        (folder / IMAGES).unlink()
+        head = bytes((0, 0, 8, 3)) + (2**16).to_bytes(4, "big") + (32).to_bytes(4, "big") * 2
+        (folder / f"{IMAGES}.gz").write_bytes(gzip.compress(head + zeros, mtime=0))
+        return folder
+    cifar_folder(folder)
+    for path in folder.glob("*.bin"):
+        os.truncate(path, 3073 * 4000)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["npz", "idx.gz", "cifar"])
+def test_files_that_hold_more_than_memory(tmp_path, monkeypatch, name):
+    path = bomb(tmp_path, name)
+    monkeypatch.setattr(limits, "_known", (-np.inf, 0))
+    monkeypatch.setattr(limits, "free_memory", lambda: 2**24)
+    tracemalloc.start()
+    try:
+        fails(path, "holds more than memory does", "are free")
+        assert tracemalloc.get_traced_memory()[1] < 2**26
+    finally:
+        tracemalloc.stop()

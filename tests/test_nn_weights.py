@@ -1,10 +1,15 @@
 """Weights in files: round trips, damage, and exchange with PyTorch."""
 
+import json
 import os
+import struct
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from fastconv import nn
 
@@ -131,6 +136,66 @@ def test_damaged_files(path):
     path.unlink()
     with pytest.raises(ValueError, match=f"{path.name}: .*[Nn]o such file"):
         nn.load(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_a_named_pipe_is_not_waited_for(path):
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match=f"{path.name}: no such file"):
+        nn.load(path)
+
+
+@given(data=st.data())
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+def test_any_damage_is_one_clear_error_or_sound_arrays(path, data):
+    nn.save({"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros((), np.int64)}, path)
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(content) - 1) | st.integers(0, 60)) % len(content)
+        kind = data.draw(st.integers(0, 2))
+        if kind == 0 and at:
+            del content[at:]
+        elif kind == 1:
+            content[at] ^= data.draw(st.integers(1, 255))
+        else:
+            content[at:at] = data.draw(st.binary(min_size=1, max_size=9))
+    path.write_bytes(content)
+    try:
+        arrays = nn.load(path)
+    except ValueError as error:
+        text = str(error)
+    else:
+        assert all(array.dtype.kind in "biufcU" and array.size <= len(content) for array in arrays.values())
+        return
+    assert path.name in text
+    assert "\n" not in text
+
+
+LIES = {
+    "a length": struct.pack("<Q", 2**40) + b"{}",
+    "a size": {"x": {"dtype": "F32", "shape": [2**31], "data_offsets": [0, 2**33]}},
+    "no size": {"x": {"dtype": "F32", "shape": [2**62, 0], "data_offsets": [0, 0]}},
+    "a dtype": {"x": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}},
+    "depth": b"[" * 10**5,
+}
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_no_memory_for_false_claims_of_safetensors(tmp_path, name):
+    pytest.importorskip("safetensors")
+    content = LIES[name]
+    if isinstance(content, dict):
+        content = json.dumps(content).encode()
+        content = struct.pack("<Q", len(content)) + content + b"12"
+    (tmp_path / "w.safetensors").write_bytes(content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"w\.safetensors: damaged, or not a safetensors file") as caught:
+            nn.load(tmp_path / "w.safetensors")
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+    finally:
+        tracemalloc.stop()
+    assert "\n" not in str(caught.value)
 
 
 def test_mistakes(tmp_path):

@@ -90,12 +90,16 @@ def load(path: str | os.PathLike[str]) -> StateDict:
     if _suffix(path) == ".npz":
         return archive.read(path)
     safetensors = _safetensors()
+    if not Path(path).is_file():  # a pipe would never end
+        raise ValueError(f"{path}: no such file")
     try:
         return dict(safetensors.load_file(os.fspath(path)))
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror or error}") from None
     except Exception as error:  # the package raises a type of its own for a damaged file, others for unknown dtypes
-        raise ValueError(f"{path}: damaged, or not a safetensors file that NumPy can hold ({error})") from None
+        raise ValueError(
+            f"{path}: damaged, or not a safetensors file that NumPy can hold ({' '.join(str(error).split())})"
+        ) from None
 
 
 def _suffix(path: str | os.PathLike[str]) -> str:
