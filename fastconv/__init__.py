@@ -11,8 +11,12 @@
 kernel computes a call, `fastconv.nn` has layers to train networks with.
 """
 
-from . import grad, ladder, nn, reference
-from .ops import (
+from .interpreter import require_main_interpreter
+
+require_main_interpreter()
+
+from . import grad, ladder, nn, reference  # noqa: E402
+from .ops import (  # noqa: E402
     ConvGrads,
     conv1d,
     conv1d_backward,
@@ -31,10 +35,10 @@ from .ops import (
     conv_transpose3d_backward,
     prepare,
 )
-from .padding import pad, pad_backward
-from .plan import Plan, explain, get_precision, set_precision
-from .prepared import PreparedWeight
-from .threads import get_num_threads, num_threads, set_num_threads
+from .padding import pad, pad_backward  # noqa: E402
+from .plan import Plan, explain, get_precision, set_precision  # noqa: E402
+from .prepared import PreparedWeight  # noqa: E402
+from .threads import get_num_threads, num_threads, set_num_threads  # noqa: E402
 
 __version__ = "0.1.0"
 

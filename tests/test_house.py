@@ -22,7 +22,7 @@ MODULES = {
 # From the ground up.  A module imports from lower floors only, or from its own package (kernels, nn).  What stands on no floor is
 # an application: it may import anything, and nothing on a floor may import it.
 FLOORS = (
-    {"limits", "cook_toom"},
+    {"interpreter", "limits", "cook_toom"},
     {"threads", "archive"},
     {"jit"},
     {"geometry", "arrays", "simd"},

@@ -40,3 +40,24 @@ def test_import_leaves_optional_packages_alone(package):
 def test_import_works_without_optional_packages():
     missing = "matplotlib safetensors scipy sklearn torch tqdm"
     run(f"import sys; sys.modules |= dict.fromkeys({missing.split()!r}); import fastconv, fastconv.cli")
+
+
+SUBINTERPRETER = """
+try:
+    import _interpreters as interpreters
+except ImportError:
+    import _xxsubinterpreters as interpreters
+other = interpreters.create("legacy") if hasattr(interpreters, "new_config") else interpreters.create(isolated=False)
+interpreters.run_string(other, "import sys\\ntry: import fastconv\\nexcept ImportError as error: print(error, flush=True)")
+"""
+
+
+def test_a_subinterpreter_is_refused():
+    """There the first kernel would hang."""
+    assert run(SUBINTERPRETER) == "fastconv runs in the main interpreter only: Numba's kernels hang in others\n"
+
+
+def test_a_missing_lock_is_refused():
+    program = "import sys, numba; sys._is_gil_enabled = lambda: False\n"
+    program += "try: import fastconv\nexcept ImportError as error: print(error)"
+    assert run(program) == "fastconv needs Python's global lock: set PYTHON_GIL=1\n"
