@@ -677,6 +677,24 @@ def over_tiles(holds, size):
     return holds
 
 
+@ROWS
+def test_the_smallest_numbers_are_kept(row):
+    """Multiples of the smallest number above zero: nothing is flushed to zero."""
+    if not row.exact:
+        pytest.skip("its products are other ones")
+    for dtype in ("float32", "float64"):
+        smallest = np.finfo(dtype).smallest_subnormal
+        x, weight, bias, grad_output = (array.astype(dtype) for array in data(FLAT))
+        scaled = run_row(row, FLAT, (x * smallest, weight, bias * smallest, grad_output), dtype)
+        if row.computes == "grad_input":
+            scaled = run_row(row, FLAT, (x, weight * smallest, bias, grad_output), dtype)
+        if row.computes == "grad_bias":
+            scaled = run_row(row, FLAT, (x, weight, bias, grad_output * smallest), dtype)
+        wanted = expected(row.computes, FLAT)
+        assert np.abs(wanted).max() > 0
+        np.testing.assert_array_equal(scaled, wanted.astype(dtype) * smallest)
+
+
 def test_the_reference_is_not_what_it_checks():
     """The expectations of these tests come from functions that no public function wraps."""
     assert plan.ROWS["output", "reference"].run.__wrapped__ is reference.general_output

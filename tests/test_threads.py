@@ -74,9 +74,9 @@ if __name__ == "__main__":
 """
 
 
-def run(tmp_path, program, layer=None, **variables):
+def run(tmp_path, program, layer=None, first="", **variables):
     path = tmp_path / "program.py"
-    path.write_text(COMMON + program)
+    path.write_text(first + COMMON + program)
     environment = os.environ | ({"NUMBA_THREADING_LAYER": layer} if layer else {}) | variables
     environment.pop("LD_LIBRARY_PATH", None)  # a TBB that pip has installed is found without
     done = subprocess.run(
@@ -220,6 +220,39 @@ def test_workers_of_a_data_loader(tmp_path, method):
             assert found == wanted
 """
     run(tmp_path, program, PYTHONWARNINGS="ignore")
+
+
+@COMPILED
+@pytest.mark.parametrize("order", ["torch, sklearn.cluster, fastconv", "fastconv, sklearn.cluster, torch"])
+def test_beside_pytorch_and_scikit_learn(tmp_path, order):
+    """One after the other, and all at once: the same results, and an end."""
+    pytest.importorskip("torch")
+    pytest.importorskip("sklearn")
+    program = """
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((8, 32, 28, 28), np.float32), rng.standard_normal((32, 32, 3, 3), np.float32)
+    square, points = rng.standard_normal((300, 300)), rng.standard_normal((500, 8))
+    jobs = (
+        lambda: fastconv.conv2d(x, w).tobytes(),
+        lambda: torch.nn.functional.conv2d(torch.from_numpy(x), torch.from_numpy(w)).numpy().round(2).tobytes(),
+        lambda: (square @ square).round(6).tobytes(),
+        lambda: sklearn.cluster.KMeans(3, n_init=1, random_state=0).fit(points).labels_.tobytes(),
+    )
+    first = [job() for job in jobs]
+    for _ in range(5):
+        assert [job() for job in jobs] == first
+    found = []
+    def repeat(job, result):
+        found.append(all(job() == result for _ in range(10)))
+    callers = [threading.Thread(target=repeat, args=pair) for pair in zip(jobs, first)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert found == [True] * 4
+    assert everything() == wanted
+"""
+    run(tmp_path, program, first=f"import {order}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
