@@ -31,7 +31,7 @@ from numba.np.ufunc import parallel
 
 from .limits import processors
 
-__all__ = ["get_num_threads", "layer", "num_threads", "run", "set_num_threads"]
+__all__ = ["get_num_threads", "layer", "num_threads", "run", "serially", "set_num_threads"]
 
 _local = threading.local()
 """``turn``: the lock that the thread holds while it runs a parallel loop."""
@@ -187,6 +187,25 @@ def num_threads(n: int) -> Iterator[None]:
         yield
     finally:
         set_num_threads(before)
+
+
+@contextlib.contextmanager
+def serially() -> Iterator[None]:
+    """Have the whole process run parallel loops without threads while a block runs, as a forked child may have to.
+
+    Examples
+    --------
+    >>> with serially():
+    ...     get_num_threads()
+    1
+    """
+    global _serial_because, _warned
+    before = _serial_because, _warned
+    _serial_because, _warned = "it was asked for", True
+    try:
+        yield
+    finally:
+        _serial_because, _warned = before
 
 
 def _checked(n: Any) -> int:

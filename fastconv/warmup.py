@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 import fastconv
-from fastconv import nn, plan
+from fastconv import nn, plan, threads
 from fastconv.progress import say
 
 __all__ = ["run", "tasks"]
@@ -26,7 +26,7 @@ def tasks() -> Iterator[Task]:
 
     Every row of the plan's table runs every pass that it can, with and without strides, dilation and groups, on small
     arrays and on large ones (rows may have kernels of their own for each); then the operations and the layers that have
-    kernels beside the table.
+    kernels beside the table.  Some are compiled a second time without threads, for children that a fork leaves with none.
     """
     algorithms = tuple(dict.fromkeys(row.algorithm for row in plan.TABLE))
     for dtype in DTYPES:
@@ -35,8 +35,10 @@ def tasks() -> Iterator[Task]:
                 yield f"{algorithm}, {ndim}-D, {dtype}", partial(_row, algorithm, ndim, dtype)
             if algorithm != "reference":  # whose kernels are the same for any size, and slow
                 yield f"{algorithm}, large, {dtype}", partial(_large, algorithm, dtype)
+                yield f"{algorithm}, without threads, {dtype}", partial(_serially, partial(_large, algorithm, dtype))
         yield f"operations, {dtype}", partial(_operations, dtype)
         yield f"layers, {dtype}", partial(_layers, dtype)
+        yield f"layers, without threads, {dtype}", partial(_serially, partial(_layers, dtype))
 
 
 def run() -> None:
@@ -59,6 +61,11 @@ def run() -> None:
 def _function(name: str) -> Callable[..., Any]:
     function: Callable[..., Any] = getattr(fastconv, name)
     return function
+
+
+def _serially(call: Callable[[], None]) -> None:
+    with threads.serially():
+        call()
 
 
 def _row(algorithm: str, ndim: int, dtype: np.dtype[Any]) -> None:

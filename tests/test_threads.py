@@ -13,7 +13,7 @@ import pytest
 from numba import config
 
 import fastconv
-from fastconv import limits, threads
+from fastconv import limits, selftest, threads
 
 COMPILED = pytest.mark.skipif(bool(config.DISABLE_JIT), reason="without the compiler there are no threads")
 FORKS = pytest.mark.skipif(not hasattr(os, "fork"), reason="no system of forks")
@@ -192,6 +192,16 @@ def test_a_fork_may_come_while_something_is_compiled(tmp_path):
     assert found == [0] * 4, found
 """
     run(tmp_path, program, PYTHONWARNINGS="ignore")
+
+
+@COMPILED
+def test_without_threads_the_bits_are_the_same():
+    """Whatever the layer, the forms of kernels that children may have to use."""
+    wanted = selftest.bits()
+    with threads.serially():
+        assert fastconv.get_num_threads() == 1
+        assert selftest.bits() == wanted
+    assert threads._serial_because is None
 
 
 @COMPILED
