@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import SEED
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numba import config
 from test_malformed import (
@@ -296,7 +296,6 @@ class Drawn:
 
 @pytest.mark.filterwarnings("ignore")
 @given(data=st.data())
-@settings(max_examples=100)
 def test_any_call_that_hypothesis_thinks_of(data):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(limits, "free_memory", lambda: FREE)

@@ -131,6 +131,7 @@ def test_a_child_that_hangs_is_ended(monkeypatch):
     assert list(selftest._fork()) == ["a forked child hangs"]
 
 
+@COMPILED
 def test_threads_are_left_as_they_were():
     before = fastconv.get_num_threads()
     list(selftest._threads())
