@@ -115,10 +115,10 @@ def cache_folder() -> Path | None:
 
 
 def _writable_by_others(folder: Path) -> Path | None:
-    """Folder, the given one or one above it, in which another user could replace what the cache holds."""
+    """Folder, the given one or one above it, or file in which another user could replace what the cache holds."""
     if os.name != "posix":
         return None
-    for path in (folder, *folder.parents):
+    for path in (folder, *folder.parents, *sorted(folder.glob("*.nb?"))):
         try:
             status = path.stat()
         except OSError:

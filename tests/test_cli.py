@@ -377,6 +377,13 @@ def test_caches_that_others_may_write_to(tmp_path):
     assert info._writable_by_others(inner) is None
     private.chmod(0o777)
     assert info._writable_by_others(inner) == private
+    private.chmod(0o700)
+    index = inner / "kernel.py311.nbi"
+    index.touch()
+    index.chmod(0o644)
+    assert info._writable_by_others(inner) is None
+    index.chmod(0o666)
+    assert info._writable_by_others(inner) == index
 
 
 def test_info_warns_of_such_a_cache(tmp_path, monkeypatch):
