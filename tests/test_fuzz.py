@@ -246,18 +246,22 @@ def check(rng):
     return answered
 
 
+def most_resident():
+    """The most bytes that the process has had in memory."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def run(first, count):
     """Make many calls, each announced beforehand, and watch the memory."""
     limits.free_memory = lambda: FREE
     for warm in range(200):
         check(np.random.default_rng([SEED, 7, warm]))
-    start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = most_resident()
     answered = 0
     for number in range(first, first + count):
         print(number, file=sys.stderr, flush=True)
         answered += check(np.random.default_rng([SEED, number]))
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) * 1024
-    print(answered, grown)
+    print(answered, most_resident() - start)
 
 
 @pytest.mark.skipif(

@@ -72,7 +72,7 @@ class Fastconv:
 
         import fastconv
 
-        numba.set_num_threads(threads)
+        fastconv.set_num_threads(threads)
         self.fastconv: Any = fastconv
         self.versions = {
             "fastconv": fastconv.__version__,

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..kernels.peak import copy, peak
 from ..simd import ACCUMULATORS, lanes
+from ..threads import num_threads
 
 __all__ = ["Machine"]
 
@@ -51,23 +52,13 @@ class Machine:
         """
         limits: dict[str, dict[str, float]] = {"peak": {}, "copy": {}}
         for name, threads in (("1", 1), ("all", self.threads)):
-            with _threads(threads):
+            with num_threads(threads):
                 flops = 2 * STEPS * self.sums.size // self.threads * threads
                 best = _best(lambda n=threads: peak(self.numbers, STEPS, self.sums, n), seconds)  # type: ignore[misc]
                 limits["peak"][name] = flops / best / 1e9
                 best = _best(lambda n=threads: copy(self.source, self.target, n), seconds)  # type: ignore[misc]
                 limits["copy"][name] = 2 * self.source.nbytes / best / 1e9
         return limits
-
-
-@contextlib.contextmanager
-def _threads(count: int):  # type: ignore[no-untyped-def]
-    before = numba.get_num_threads()
-    numba.set_num_threads(count)
-    try:
-        yield
-    finally:
-        numba.set_num_threads(before)
 
 
 def _seconds(call: Callable[[], object]) -> float:
