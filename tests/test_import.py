@@ -15,14 +15,13 @@ def run(program: str) -> str:
 def test_import_compiles_nothing():
     program = """
 import numba
-from numba.core import event, types
+from numba.core import event
 
 with event.install_recorder("numba:compile") as compiled:
     import fastconv
     assert not compiled.buffer, compiled.buffer
     if not numba.config.DISABLE_JIT:  # the recorder does record
-        from fastconv.kernels import loops
-        loops.total_of.compile((types.int16[::1],))  # not in the cache
+        numba.njit(lambda n: n)(1)
         assert compiled.buffer
 """
     run(program)
