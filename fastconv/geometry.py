@@ -31,6 +31,7 @@ __all__ = [
     "checked_shape",
     "conv_geometry",
     "gather_range",
+    "named_padding",
     "output_size",
     "padding_pairs",
     "per_axis",
@@ -330,7 +331,7 @@ def _checked_geometry(
             f"expected {weight_name} of shape {(filters, channels // groups, *kernel)}"
         )
     if isinstance(padding, str):
-        padding = _named_padding(padding, kernel, stride, dilation)
+        padding = named_padding(padding, kernel, stride, dilation)
     output = []
     for axis, n, f, s, d, (left, right) in zip(axes, sizes, kernel, stride, dilation, padding, strict=True):
         n_out = output_size(n, f, s, d, left, right)
@@ -466,7 +467,8 @@ def padding_pairs(padding: Any, ndim: int) -> Pairs:
     return tuple(sides)
 
 
-def _named_padding(name: str, kernel: Sequence[int], stride: Ints, dilation: Ints) -> Pairs:
+def named_padding(name: str, kernel: Sequence[int], stride: Ints, dilation: Ints) -> Pairs:
+    """Turn "valid" or "same" into one (left, right) pair per axis."""
     if name == "valid":
         return ((0, 0),) * len(stride)
     if name != "same":
