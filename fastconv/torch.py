@@ -19,18 +19,19 @@ kernel here is left to PyTorch, with one warning that says why.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import math
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd import forward_ad
 
 from .geometry import ConvGeometry, conv_geometry, named_padding, output_size, padding_pairs, per_axis
 from .ops import Operand, run_pass, shapes_3d
@@ -61,11 +62,16 @@ Ints = tuple[int, ...]
 OPERANDS = {"output": ("x", "weight"), "grad_input": ("grad_output", "weight"), "grad_weight": ("grad_output", "x")}
 """What each operator is linear in.  Their names are those of `fastconv.plan.PASSES`."""
 
-COMPUTES = {"x": "grad_input", "weight": "grad_weight", "grad_output": "output"}
-"""Which operator computes what has the shape of each array."""
+RESULTS = {"output": "grad_output", "grad_input": "x", "grad_weight": "weight"}
+"""What has the shape of each operator's result."""
 
-DTYPES = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
+COMPUTES = {result: computes for computes, result in RESULTS.items()}
+
+DTYPES: dict[Any, np.dtype[Any]] = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
 """What there are kernels for."""
+
+PLAIN = (torch.Tensor, nn.Parameter)
+"""Classes of tensors that most are of."""
 
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 """What PyTorch calls channels-last, by the number of axes; there is none for one spatial axis."""
@@ -87,24 +93,35 @@ def _shape_of(computes: str, a: Sequence[int], b: Sequence[int], size: Sequence[
     return (a[1], b[1] // groups, *size)
 
 
+class _Pass(NamedTuple):
+    """What `fastconv.ops.run_pass` is told about a pass beside its arrays."""
+
+    geometry: ConvGeometry
+    known: tuple[tuple[Ints, int], tuple[Ints, int]]
+    shape: Ints
+    final_shape: Ints
+
+
 @functools.lru_cache(maxsize=4096)
-def _geometry(computes: str, a: Ints, b: Ints, size: Ints, stride: Ints, sides: Ints, dilation: Ints, groups: int) -> ConvGeometry:
+def _pass(computes: str, a: Ints, b: Ints, size: Ints, stride: Ints, sides: Ints, dilation: Ints, groups: int) -> _Pass:
     """Check the arguments of an operator."""
-    for name, shape in zip(OPERANDS[computes], (a, b), strict=True):
+    operands = OPERANDS[computes]
+    for name, shape in zip(operands, (a, b), strict=True):
         if len(shape) != len(size) + 2:
             raise ValueError(f"{name} has shape {tuple(shape)}: expected {len(size) + 2} axes")
-    shapes = dict(zip(OPERANDS[computes], (a, b), strict=True))
-    result = next(name for name in COMPUTES if name not in shapes)
-    shapes[result] = _shape_of(computes, a, b, size, groups)
+    result = _shape_of(computes, a, b, size, groups)
+    shapes = {operands[0]: tuple(a), operands[1]: tuple(b), RESULTS[computes]: result}
     padding = tuple(zip(sides[::2], sides[1::2], strict=True))
     g = conv_geometry(shapes["x"], shapes["weight"], stride, padding, dilation, groups, ndim=len(size))
     n, filters, *output = shapes["grad_output"]
     # A transposed convolution may leave out the last outputs, where its output_padding is larger than the stride.
     if (n, filters) != g.output_shape[:2] or not all(0 < o <= most for o, most in zip(output, g.output, strict=True)):
-        raise ValueError(f"grad_output has shape {tuple(shapes['grad_output'])}: expected {g.output_shape}")
-    return ConvGeometry(
-        g.batch, g.channels, g.filters, groups, g.input, g.kernel, tuple(output), g.stride, g.dilation, g.padding
-    )
+        raise ValueError(f"grad_output has shape {shapes['grad_output']}: expected {g.output_shape}")
+    g = dataclasses.replace(g, output=tuple(output))
+    x_shape, weight_shape, output_shape = shapes_3d(g)
+    known = {"x": (x_shape, g.ndim), "weight": (weight_shape, 0), "grad_output": (output_shape, g.ndim)}
+    shape = (1, *weight_shape) if computes == "grad_weight" else known[RESULTS[computes]][0]
+    return _Pass(g, (known[operands[0]], known[operands[1]]), shape, result)
 
 
 class _Threads(threading.local):
@@ -130,33 +147,35 @@ def _compute(
     sides: Sequence[int], dilation: Sequence[int], groups: int,
 ) -> Any:  # fmt: skip
     """Run one pass on CPU tensors: their memory is NumPy's, and the result's memory is PyTorch's."""
-    geometry = _geometry(
+    geometry, known, shape, final_shape = _pass(
         computes, a.shape, b.shape, tuple(size), tuple(stride), tuple(sides), tuple(dilation), groups
-    )  # fmt: skip
+    )
     dtype = DTYPES.get(a.dtype)
     if dtype is None or b.dtype != a.dtype or (bias is not None and bias.dtype != a.dtype):
         names = ", ".join(str(t.dtype) for t in (a, b, bias) if t is not None)
         raise TypeError(f"tensors have dtypes {names}: expected torch.float32 or torch.float64 for all")
     _keep_to_threads()
-    ndim = len(size)
-    x_shape, weight_shape, output_shape = shapes_3d(geometry)
-    known = {"x": (x_shape, ndim), "weight": (weight_shape, 0), "grad_output": (output_shape, ndim)}
-    operands = [Operand(_array(t), *known[name]) for name, t in zip(OPERANDS[computes], (a, b), strict=True)]
-    like = LIKE[ndim, channels_last]
+    operands = [Operand(_array(a), *known[0]), Operand(_array(b), *known[1])]
     if computes == "output":
         values = np.zeros(geometry.filters, dtype) if bias is None else _array(bias)
         operands.append(Operand(values, (geometry.filters,)))
-        shape, final = output_shape, geometry.output_shape
-    elif computes == "grad_input":
-        shape, final = x_shape, geometry.input_shape
-    else:
-        shape, final, like = (1, *weight_shape), geometry.weight_shape, LIKE[ndim, False]
-    result = torch.from_numpy(run_pass(computes, geometry, dtype, operands, like, shape, final))
+    like = LIKE[len(size), channels_last and computes != "grad_weight"]
+    result = torch.from_numpy(run_pass(computes, geometry, dtype, operands, like, shape, final_shape))
+    if 1 in final_shape:  # NumPy has no rule for the step of a single element, but whoever reads steps later has
+        result = result.as_strided(final_shape, _steps(final_shape, channels_last and computes != "grad_weight"))
     if computes == "grad_input" and bias is not None:
-        result += bias.detach().view(-1, *(1,) * ndim)
+        result += bias.detach().view(-1, *(1,) * len(size))
     if computes == "grad_weight" and channels_last:
-        result = result.contiguous(memory_format=FORMATS[ndim + 2])
+        result = result.contiguous(memory_format=FORMATS[len(size) + 2])
     return result
+
+
+@functools.lru_cache(maxsize=1024)
+def _steps(shape: Ints, channels_last: bool) -> Ints:
+    """Return the strides that PyTorch gives a new tensor."""
+    memory_format = FORMATS[len(shape)] if channels_last else torch.contiguous_format
+    steps: Ints = torch.empty(shape, device="meta", memory_format=memory_format).stride()
+    return steps
 
 
 def _array(tensor: Any) -> Any:
@@ -200,12 +219,10 @@ for _name in OPERANDS:
 
 def _lies_channels_last(tensor: Any) -> bool:
     """Say whether PyTorch takes a tensor's strides for channels-last ones."""
-    if tensor.dim() not in FORMATS:
+    sizes, steps = tensor.shape, tensor.stride()
+    if len(sizes) not in FORMATS or steps[-1] < steps[1] or steps[1] == 0:  # nearly all that do not
         return False
     least = 0
-    sizes, steps = tensor.shape, tensor.stride()
-    if steps[1] == 0:
-        return False
     for axis in (1, *range(len(sizes) - 1, 1, -1), 0):
         if sizes[axis] == 0 or steps[axis] < least or (axis == 0 and least == steps[1]):
             return False
@@ -224,34 +241,27 @@ def _setup(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
 
 def _backward(apply: dict[str, Callable[..., Any]], computes: str, ctx: Any, grad: Any) -> tuple[Any, ...]:
     """Return the gradients of an operator's operands: each is what the other operand and the result's gradient make."""
-    grads: list[Any] = [None] * (5 + len(ctx.spec))
+    spec, (a, b), needed = ctx.spec, ctx.saved_tensors, ctx.needs_input_grad
+    grads: list[Any] = [None] * (5 + len(spec))
     if grad is None:
         return tuple(grads)
-    (first, second), tensors = OPERANDS[computes], ctx.saved_tensors
-    result = ({*COMPUTES} - {first, second}).pop()
-    for place, (name, other) in enumerate(((first, second), (second, first))):
-        if ctx.needs_input_grad[place]:
-            known = {result: grad, other: tensors[1 - place]}
-            grads[place] = _contract(apply, name, known, tensors[place], ctx.spec)
-    if ctx.bias and ctx.needs_input_grad[2]:
+    known = {OPERANDS[computes][0]: a, OPERANDS[computes][1]: b, RESULTS[computes]: grad}
+    for place, (name, like) in enumerate(zip(OPERANDS[computes], (a, b), strict=True)):
+        if needed[place]:
+            target = COMPUTES[name]
+            first, second = OPERANDS[target]
+            last = _lies_channels_last(like)
+            grads[place] = apply[target](known[first], known[second], None, like.shape[2:], last, *spec)
+    if ctx.bias and needed[2]:
         grads[2] = grad.sum((0, *range(2, grad.dim())))
     return tuple(grads)
-
-
-def _contract(
-    apply: dict[str, Callable[..., Any]], name: str, known: dict[str, Any], like: Any, spec: Sequence[Any], bias: Any = None
-) -> Any:
-    """Compute an array from the two others, shaped and laid out as another is."""
-    computes = COMPUTES[name]
-    a, b = (known[operand] for operand in OPERANDS[computes])
-    return apply[computes](a, b, bias, like.shape[2:], _lies_channels_last(like), *spec)
 
 
 def _tangent(apply: dict[str, Callable[..., Any]], computes: str, ctx: Any, *tangents: Any) -> Any:
     """Return the tangent of an operator's result: it is linear in each operand."""
     a, b = ctx.saved_tensors
     bias, rest = tangents[2], (ctx.size, ctx.channels_last, *ctx.spec)
-    terms = []
+    terms: list[Any] = []
     for operands in ((tangents[0], b), (a, tangents[1])):
         if operands[0] is not None and operands[1] is not None:
             terms.append(apply[computes](*operands, None if terms else bias, *rest))
@@ -264,14 +274,16 @@ def _tangent(apply: dict[str, Callable[..., Any]], computes: str, ctx: Any, *tan
 def _batched(
     apply: dict[str, Callable[..., Any]], computes: str, info: Any, in_dims: Sequence[Any], a: Any, b: Any, bias: Any,
     size: Sequence[int], channels_last: bool, stride: Any, sides: Any, dilation: Any, groups: int,
-) -> tuple[Any, int]:  # fmt: skip
+) -> tuple[Any, int | None]:  # fmt: skip
     """Compute many results at once (`torch.func.vmap`): as more images of one convolution, or as groups of its channels."""
     rest = (size, channels_last, stride, sides, dilation)
     many, name = info.batch_size, OPERANDS[computes]
     if in_dims[2] is not None:  # each has a bias of its own
         result, axis = _batched(apply, computes, info, (*in_dims[:2], None), a, b, None, *rest, groups)
-        shape = (many, 1, -1, *(1,) * len(size))
-        return result.movedim(axis, 0) + bias.movedim(in_dims[2], 0).reshape(shape), 0
+        result = result if axis is None else result.movedim(axis, 0)
+        return result + bias.movedim(in_dims[2], 0).reshape(many, 1, -1, *(1,) * len(size)), 0
+    if in_dims[0] is in_dims[1] is None:
+        return apply[computes](a, b, bias, *rest, groups), None
     if in_dims[1] is None and computes != "grad_weight":
         images = a.movedim(in_dims[0], 0)
         return apply[computes](images.flatten(0, 1), b, bias, *rest, groups).unflatten(0, (many, -1)), 0
@@ -290,30 +302,41 @@ def _batched(
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
-"""The operators as autograd.Functions, which call each other in their derivatives."""
+"""The operators with all their derivatives, for whoever is not a compiler."""
 
 
 def _differentiate(computes: str) -> None:
     operator = OPERATORS[computes]
 
-    def forward(a: Any, b: Any, bias: Any, size: Any, last: Any, stride: Any, sides: Any, dilation: Any, groups: Any) -> Any:
-        return operator(a, b, bias, size, last, stride, sides, dilation, groups)
+    def forward(*operands: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():  # what follows differentiates
+            return operator(*operands)
 
-    rules = {
+    rules: dict[str, Any] = {
         "forward": forward,
         "setup_context": _setup,
         "backward": functools.partial(_backward, FUNCTIONS, computes),
         "jvp": functools.partial(_tangent, FUNCTIONS, computes),
         "vmap": functools.partial(_batched, FUNCTIONS, computes),
     }
-    function = type(computes, (torch.autograd.Function,), {name: staticmethod(rule) for name, rule in rules.items()})
-    FUNCTIONS[computes] = function.apply
-    torch.library.register_autograd(
-        f"fastconv::{computes}",
-        functools.partial(_backward, OPERATORS, computes),
-        setup_context=_setup,
-        lib=LIBRARY,
+    function: Any = type(
+        computes, (torch.autograd.Function,), {name: staticmethod(rule) for name, rule in rules.items()}
     )
+    # What Function.apply does when no transform of torch.func is active, less 30 us for looking at forward's signature.
+    apply = super(torch.autograd.Function, function).apply
+
+    def call(*operands: Any) -> Any:
+        if torch._C._are_functorch_transforms_active():
+            return function.apply(*operands)
+        if not torch.is_grad_enabled() and forward_ad._current_level < 0:
+            return forward(*operands)
+        return apply(*operands)
+
+    FUNCTIONS[computes] = call
+    name = f"fastconv::{computes}"
+    backward = functools.partial(_backward, OPERATORS, computes)
+    torch.library.register_autograd(name, backward, setup_context=_setup, lib=LIBRARY)
+    torch.library.register_vmap(name, functools.partial(_batched, OPERATORS, computes), lib=LIBRARY)
 
 
 for _name in OPERANDS:
@@ -324,25 +347,87 @@ for _name in OPERANDS:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@functools.lru_cache(maxsize=1024)
-def _spec(ndim: int, kernel: Ints, stride: Any, padding: Any, dilation: Any) -> tuple[Ints, Ints, Ints]:
-    """Check stride, padding and dilation, and write them out for each axis, padding for each side."""
+class _Call(NamedTuple):
+    """What a convolution's arguments amount to: the result's spatial shape, and what the operators take."""
+
+    size: Ints
+    stride: Ints
+    sides: Ints
+    dilation: Ints
+
+
+def _call(
+    ndim: int,
+    x: Ints,
+    weight: Ints,
+    bias: Ints | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    extra: Any,
+) -> _Call:
+    """Check shapes and parameters; ``extra`` is the output_padding of a transposed convolution, None for another one.
+
+    The text of an error names the arguments of the public functions.
+    """
+    if len(weight) != ndim + 2:
+        raise ValueError(f"weight has shape {tuple(weight)}: expected {ndim + 2} axes")
+    if len(x) not in (ndim + 1, ndim + 2):
+        raise ValueError(f"x has shape {tuple(x)}: expected {ndim + 1} or {ndim + 2} axes")
+    if isinstance(groups, bool) or not isinstance(groups, int):
+        raise TypeError(f"groups is {groups!r}: expected an int")
+    if groups < 1 or weight[0] % groups:
+        raise ValueError(f"groups is {groups}: expected a divisor of {weight[0]}, the first axis of weight")
+    channels, filters, kernel = weight[1] * groups, weight[0], tuple(weight[2:])
+    if extra is not None:
+        channels, filters = filters, channels
+    if x[-ndim - 1] != channels:
+        raise ValueError(
+            f"x has {x[-ndim - 1]} channels: weight of shape {tuple(weight)} expects {channels} (groups={groups})"
+        )
+    if bias is not None and tuple(bias) != (filters,):
+        raise ValueError(f"bias has shape {tuple(bias)}: expected {(filters,)}")
     stride, dilation = per_axis("stride", stride, ndim, 1), per_axis("dilation", dilation, ndim, 1)
     if isinstance(padding, str):
+        if extra is not None:
+            raise TypeError(
+                f"padding is {padding!r}: expected an int, one per axis, or one (left, right) pair per axis"
+            )
         padding = named_padding(padding, kernel, stride, dilation)
     pairs = padding_pairs(padding, ndim)
-    return stride, tuple(side for pair in pairs for side in pair), dilation
+    sides = tuple(side for pair in pairs for side in pair)
+    axes = zip(x[-ndim:], kernel, stride, dilation, pairs, strict=True)
+    if extra is None:
+        size = tuple(output_size(n, f, s, d, *pair) for n, f, s, d, pair in axes)
+        if min(size) < 1:
+            raise ValueError(f"x has shape {tuple(x)}: with padding {pairs} it is smaller than the kernel {kernel}")
+        return _Call(size, stride, sides, dilation)
+    extra = per_axis("output_padding", extra, ndim, 0)
+    for e, s, d in zip(extra, stride, dilation, strict=True):
+        if e >= max(s, d):
+            raise ValueError(f"output_padding is {e}: expected less than the stride {s} or the dilation {d}")
+    size = tuple(
+        (n - 1) * s - sum(pair) + d * (f - 1) + e + 1 for (n, f, s, d, pair), e in zip(axes, extra, strict=True)
+    )
+    if min(size) < 1:
+        raise ValueError(f"padding is {padding}: it leaves an output of size {size}, expected at least 1")
+    return _Call(size, stride, sides, dilation)
+
+
+_known_call = functools.lru_cache(maxsize=4096, typed=True)(_call)
 
 
 def _objection(**tensors: Any) -> str | None:
     """Say why there is no kernel for some tensors; None if there is."""
-    if torch.overrides.has_torch_function(tuple(tensors.values())):
-        return "a tensor has rules of its own for PyTorch's functions, or there is a mode for all of them"
     for name, tensor in tensors.items():
         if tensor is None and name == "bias":
             continue
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"{name} is a {type(tensor).__name__}: expected a torch.Tensor")
+        kind = type(tensor)
+        if kind not in PLAIN and kind.__torch_function__ is not torch._C._disabled_torch_function_impl:
+            return f"a {kind.__name__} has rules of its own for PyTorch's functions"
         if not tensor.is_cpu:
             return f"there is no kernel for the device {tensor.device.type}"
         if tensor.layout is not torch.strided or tensor.is_nested:
@@ -366,82 +451,59 @@ def _warn(function: str, reason: str) -> None:
         warnings.warn(f"{function} is left to PyTorch: {reason}", stacklevel=4)
 
 
-def _applied(computes: str) -> Callable[..., Any]:
-    """Return the form of an operator that can be differentiated here."""
-    return (OPERATORS if torch.compiler.is_compiling() else FUNCTIONS)[computes]
-
-
-def _spec_of(ndim: int, kernel: Ints, *parameters: Any) -> tuple[Ints, Ints, Ints]:
-    if torch.compiler.is_compiling():
-        return _spec.__wrapped__(ndim, kernel, *parameters)  # the compiler takes no cache
-    try:
-        return _spec(ndim, kernel, *parameters)
-    except TypeError:  # a list, or something wrong
-        return _spec.__wrapped__(ndim, kernel, *parameters)
-
-
-def _check_shapes(ndim: int, x: Any, weight: Any, bias: Any, groups: int, channels: int, outputs: int) -> None:
-    """Check what `_geometry` would not call by the names that a caller knows."""
-    if weight.dim() != ndim + 2:
-        raise ValueError(f"weight has shape {tuple(weight.shape)}: expected {ndim + 2} axes")
-    if x.dim() not in (ndim + 1, ndim + 2):
-        raise ValueError(f"x has shape {tuple(x.shape)}: expected {ndim + 1} or {ndim + 2} axes")
-    if x.shape[-ndim - 1] != channels:
-        raise ValueError(f"x has {x.shape[-ndim - 1]} channels: weight of shape {tuple(weight.shape)} expects {channels}")
-    if groups < 1 or weight.shape[0] % groups:
-        raise ValueError(f"groups is {groups}: expected a divisor of {weight.shape[0]}, the first axis of weight")
-    if bias is not None and bias.shape != (outputs,):
-        raise ValueError(f"bias has shape {tuple(bias.shape)}: expected {(outputs,)}")
-
-
-def _conv(
-    ndim: int, x: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int
-) -> Any:
-    if (reason := _objection(x=x, weight=weight, bias=bias)) is not None:
-        _warn(f"conv{ndim}d", reason)
-        return getattr(F, f"conv{ndim}d")(x, weight, bias, stride, padding, dilation, groups)
-    shape = weight.shape
-    _check_shapes(ndim, x, weight, bias, groups, math.prod((*shape[1:2], groups)), shape[0])
+def _apply(
+    computes: str, ndim: int, x: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: Any,
+    extra: Any = None,
+) -> Any:  # fmt: skip
+    """Check the arguments of a convolution or, with ``extra``, of a transposed one, and call its operator."""
+    described = (
+        ndim,
+        x.shape,
+        weight.shape,
+        None if bias is None else bias.shape,
+        stride,
+        padding,
+        dilation,
+        groups,
+        extra,
+    )
+    if torch.compiler.is_compiling():  # the compiler takes neither caches nor autograd.Functions with a forward mode
+        operator, call = OPERATORS[computes], _call(*described)
+    else:
+        operator = FUNCTIONS[computes]
+        try:
+            call = _known_call(*described)
+        except TypeError:  # a list is no key
+            call = _call(*described)
     images = x if x.dim() == ndim + 2 else x.unsqueeze(0)
-    kernel = tuple(shape[2:])
-    strides, sides, dilations = _spec_of(ndim, kernel, stride, padding, dilation)
-    size = tuple(map(output_size, images.shape[2:], kernel, strides, dilations, sides[::2], sides[1::2]))
-    if min(size) < 1:
-        raise ValueError(f"x has shape {tuple(x.shape)}: with padding it is smaller than the kernel {kernel}")
     last = _lies_channels_last(images) or _lies_channels_last(weight)
-    result = _applied("output")(images, weight, bias, size, last, strides, sides, dilations, groups)
+    result = operator(images, weight, bias, call.size, last, call.stride, call.sides, call.dilation, groups)
     return result if images is x else result.squeeze(0)
 
 
+def _conv(ndim: int, x: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int) -> Any:
+    if (reason := _objection(x=x, weight=weight, bias=bias)) is not None:
+        _warn(f"conv{ndim}d", reason)
+        return getattr(F, f"conv{ndim}d")(x, weight, bias, stride, padding, dilation, groups)
+    return _apply("output", ndim, x, weight, bias, stride, padding, dilation, groups)
+
+
 def _conv_transpose(
-    ndim: int, x: Any, weight: Any, bias: Any, stride: Any, padding: Any, output_padding: Any, groups: int, dilation: Any
+    ndim: int,
+    x: Any,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    output_padding: Any,
+    groups: int,
+    dilation: Any,
 ) -> Any:
     if (reason := _objection(x=x, weight=weight, bias=bias)) is not None:
         _warn(f"conv_transpose{ndim}d", reason)
         function = getattr(F, f"conv_transpose{ndim}d")
         return function(x, weight, bias, stride, padding, output_padding, groups, dilation)
-    shape = weight.shape
-    _check_shapes(ndim, x, weight, bias, groups, shape[0], math.prod((*shape[1:2], groups)))
-    if isinstance(padding, str):
-        raise TypeError(f"padding is {padding!r}: expected an int, one per axis, or one (left, right) pair per axis")
-    images = x if x.dim() == ndim + 2 else x.unsqueeze(0)
-    kernel = tuple(shape[2:])
-    strides, sides, dilations = _spec_of(ndim, kernel, stride, padding, dilation)
-    extra = per_axis("output_padding", output_padding, ndim, 0)
-    for e, s, d in zip(extra, strides, dilations, strict=True):
-        if e >= max(s, d):
-            raise ValueError(f"output_padding is {e}: expected less than the stride {s} or the dilation {d}")
-    size = tuple(
-        (n - 1) * s - left - right + d * (f - 1) + e + 1
-        for n, f, s, d, left, right, e in zip(
-            images.shape[2:], kernel, strides, dilations, sides[::2], sides[1::2], extra, strict=True
-        )
-    )
-    if min(size) < 1:
-        raise ValueError(f"padding is {padding}: it leaves an output of size {size}, expected at least 1")
-    last = _lies_channels_last(images) or _lies_channels_last(weight)
-    result = _applied("grad_input")(images, weight, bias, size, last, strides, sides, dilations, groups)
-    return result if images is x else result.squeeze(0)
+    return _apply("grad_input", ndim, x, weight, bias, stride, padding, dilation, groups, output_padding)
 
 
 def conv2d(
