@@ -176,6 +176,15 @@ def _add_bench(commands: Any) -> None:
         help="layers to time: a JSON list of objects with batch, channels, size, filters, kernel, and if they are not "
         "1, 0 and 1 stride, padding and groups",
     )
+    models = ("resnet18", "mobilenet_v2", "convnext")
+    bench.add_argument(
+        "--models",
+        type=_some_of(models),
+        nargs="?",
+        const=models,
+        metavar="LIST",
+        help=f"time steps of training whole networks instead, of {','.join(models)} (default: all)",
+    )
     bench.add_argument("--limit", type=_count, metavar="N", help="time the first N layers of each suite only")
     passes, peers, layouts = ("fwd", "dx", "dw"), ("torch", "jax"), ("nchw", "best")
     bench.add_argument(
@@ -348,6 +357,9 @@ def _bench(arguments: argparse.Namespace) -> int:
             return OK
         if arguments.into is not None:
             return _fail("--into needs --markdown FILE, the results to put there", BAD)
+        if arguments.models is not None:
+            print(_models(arguments))
+            return OK
         report = bench.run(
             suites=arguments.suites,
             shapes=arguments.shapes,
@@ -365,3 +377,21 @@ def _bench(arguments: argparse.Namespace) -> int:
         return _fail(str(error), BAD)
     print(bench.text(report))
     return OK
+
+
+def _models(arguments: argparse.Namespace) -> str:
+    from fastconv import bench
+    from fastconv.bench import models
+
+    for option, default in (("suites", []), ("shapes", None), ("limit", None), ("plot", None)):
+        if getattr(arguments, option) != default:
+            raise bench.BenchError(f"--{option.removesuffix('s')} does not go with --models")
+    report = bench.run_models(
+        arguments.models,
+        peers=arguments.peers,
+        threads=arguments.threads,
+        rounds=arguments.rounds,
+        ways=arguments.layouts,
+        output=arguments.output,
+    )
+    return models.text(report)

@@ -639,3 +639,39 @@ def test_precision_and_plan_are_the_librarys(monkeypatch):
     assert [row.algorithm for row in chosen] == [getattr(plan, row.computes).algorithm for row in chosen]
     assert {row.computes for row in chosen} == {"output", "grad_input", "grad_weight"}
     np.testing.assert_array_equal(ft.conv2d(x, weight).detach(), fastconv.conv2d(x.detach(), weight.detach()))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Networks
+# ---------------------------------------------------------------------------------------------------------------------
+
+STEPS = 20
+TRAININGS = {"resnet18": (8, 64, 0.01), "mobilenet_v2": (8, 96, 0.0003), "convnext": (4, 64, 0.001)}
+"""Images of a batch, their sides, and learning rates that at least halve the loss."""
+
+
+def losses(name, last, converted):
+    """Train a network on one batch."""
+    from fastconv.bench.networks import NETWORKS, step_of
+
+    batch, side, lr = TRAININGS[name]
+    torch.manual_seed(1)
+    network = NETWORKS[name](10)
+    x, y = torch.randn(batch, 3, side, side), torch.randint(10, (batch,))
+    if last:
+        network, x = network.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
+    step = step_of(ft.convert(network) if converted else network, x, y, lr)
+    return np.array([step() for _ in range(STEPS)])
+
+
+@COMPILED
+@pytest.mark.parametrize("name", TRAININGS)
+def test_networks_follow_the_originals(name):
+    """Losses are at most twice as far from the originals' as those of PyTorch's two layouts are from each other."""
+    originals = [losses(name, last, False) for last in (False, True)]
+    assert originals[0][-1] < originals[0][0] / 2
+    apart = max(np.abs(originals[0] - originals[1]).max(), np.spacing(np.float32(originals[0].max())))
+    for last, original in zip((False, True), originals, strict=True):
+        off = np.abs(losses(name, last, True) - original).max()
+        print(f"{name}, channels {'last' if last else 'first'}: off by {off:.2e}, PyTorch's layouts by {apart:.2e}")
+        assert off <= 2 * apart

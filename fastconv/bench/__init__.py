@@ -7,6 +7,7 @@
 `worker`        the loop of a worker process, which holds one contender
 `processes`     starting, asking and ending worker processes, one of which runs at a time
 `measure`       the schedule: contenders in turn (A B A B), and the machine's limits in the same turns
+`models`        whole networks instead of layers; `networks` has some in PyTorch
 `results`       what was measured, its ratios and means, as a JSON file
 `table`, `plot` tables for a terminal and a README, and the roofline
 ==============  =====================================================================================================
@@ -18,15 +19,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from .layers import BenchError
+from .models import MODELS, ModelReport
 from .results import Report
 from .table import insert, markdown, text
 
-__all__ = ["BenchError", "publish", "run", "text"]
+__all__ = ["MODELS", "BenchError", "publish", "run", "run_models", "text"]
 
 
 def run(
@@ -80,19 +82,12 @@ def run(
     OSError
         If a file cannot be read or written.
     """
-    import numba
-
     from . import measure
     from .layers import chosen
 
     layers = chosen(suites, shapes, limit)
-    available = numba.config.NUMBA_NUM_THREADS
-    threads = available if threads is None else threads
-    if threads > available:
-        raise BenchError(f"--threads is {threads}: this process may use {available}")
-    for option, path in (("--output", output), ("--plot", plot)):
-        if path is not None and not os.access(Path(path).absolute().parent, os.W_OK):
-            raise BenchError(f"{option} is {path}: its folder does not exist or cannot be written to")
+    threads = _threads(threads)
+    _check_files({"--output": output, "--plot": plot})
     if plot is not None and find_spec("matplotlib") is None:
         raise BenchError("--plot needs matplotlib: pip install 'fastconv[train]'")
     with contextlib.ExitStack() as stack:
@@ -112,6 +107,55 @@ def run(
 
         draw(report, plot)
     return report
+
+
+def run_models(
+    names: Sequence[str],
+    *,
+    peers: Sequence[str] = (),
+    threads: int | None = None,
+    rounds: int = 5,
+    ways: Sequence[str] = ("nchw", "best"),
+    output: str | None = None,
+) -> ModelReport:
+    """Time steps of training whole networks, and show progress on standard error.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Of `MODELS`.
+    peers, threads, rounds, ways, output
+        As in `run`.
+
+    Returns
+    -------
+    ModelReport
+        What was measured.
+
+    Raises
+    ------
+    BenchError, OSError
+        As `run`.
+    """
+    from . import models
+
+    _check_files({"--output": output})
+    return models.run(names, peers, _threads(threads), rounds, [w for w in ("nchw", "best") if w in ways], output)
+
+
+def _threads(threads: int | None) -> int:
+    import numba
+
+    available: int = numba.config.NUMBA_NUM_THREADS
+    if threads is not None and threads > available:
+        raise BenchError(f"--threads is {threads}: this process may use {available}")
+    return threads or available
+
+
+def _check_files(files: Mapping[str, str | None]) -> None:
+    for option, path in files.items():
+        if path is not None and not os.access(Path(path).absolute().parent, os.W_OK):
+            raise BenchError(f"{option} is {path}: its folder does not exist or cannot be written to")
 
 
 def publish(results: Sequence[str], into: str | None) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from .layers import BenchError
 from .results import OURS, Report, Timing
 
-__all__ = ["BEGIN", "END", "insert", "markdown", "text"]
+__all__ = ["BEGIN", "END", "aligned", "insert", "markdown", "text"]
 
 PASS_NAMES = {"fwd": "forward", "dx": "dX", "dw": "dW"}
 WAY_NAMES = {"nchw": "NCHW", "best": "best layouts"}
@@ -26,9 +26,9 @@ def text(report: Report) -> str:
     """Return the tables that ``fastconv bench`` prints: one line per layer and pass, then the means."""
     lines = [_conditions(report), ""]
     for suite in report.suites:
-        lines += [*_aligned([[suite, *_head(report)], *_rows(report, suite)]), ""]
+        lines += [*aligned([[suite, *_head(report)], *_rows(report, suite)]), ""]
     if report.peers:
-        lines += _aligned(
+        lines += aligned(
             [["times as fast as", "", "", "layers", "mean", "worst", "slower", "worst layer"], *_means(report)]
         )
         lines.append("")
@@ -78,7 +78,7 @@ def _means(report: Report) -> Iterator[list[str]]:
         yield [f"{peer}, {way}", suite, computes, *figures]
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Put cells under each other: numbers to the right."""
     lines = []
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

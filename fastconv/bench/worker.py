@@ -6,6 +6,7 @@ It answers requests, one JSON object a line on standard input, with one JSON obj
     {"do": "describe"}                                           the machine in words (fastconv's worker only)
     {"do": "limits", "dtype": ..., "seconds": ...}               the machine's limits (fastconv's worker only)
     {"do": "prepare", "layer": {...}, "dtype": ..., "layouts": [...]}
+    {"do": "prepare_model", "name": ..., "layout": ...}          the loss before the first step
     {"do": "check", "computes": "fwd", "layout": "nchw"}         some numbers of the result
     {"do": "time", "computes": "fwd", "layout": "nchw", "seconds": 0.02}
 
@@ -51,7 +52,8 @@ class Session:
     """
 
     def __init__(self, name: str, threads: int) -> None:
-        self.threads = threads
+        self.name, self.threads = name, threads
+        self.model: str | None = None
         self.contender = CONTENDERS[name](threads)
         self.machine: Any = None
         self.calls: dict[str, dict[str, Call]] = {}
@@ -80,6 +82,16 @@ class Session:
         self.calls = {}
         self.calls = {layout: self.contender.calls(Layer(**layer), dtype, layout) for layout in layouts}
         return {}
+
+    def prepare_model(self, name: str, layout: str) -> dict[str, Any]:
+        """Make a model in one more layout, and take its first step, which also compiles."""
+        from .models import MODELS
+
+        if self.model != name:
+            self.model, self.calls = name, {}
+        step = MODELS[name].steps[self.name](MODELS[name], layout)
+        self.calls[layout] = {"step": step}
+        return {"loss": step()}
 
     def check(self, computes: str, layout: str) -> dict[str, Any]:
         """Compute a pass, which also warms it up, and return some of its numbers and the largest."""
