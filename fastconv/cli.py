@@ -122,6 +122,11 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=_natural, metavar="N", help="same seed, same bits (default: 0)")
     train.add_argument("--run", metavar="DIR", dest="folder", help="run folder (default: runs/<date>-<model>)")
     train.add_argument("--resume", action="store_true", help="go on from the checkpoint in the run folder")
+    train.add_argument(
+        "--distributed",
+        action="store_true",
+        help="share out each batch among processes that torchrun has started, on one machine or many (needs PyTorch)",
+    )
     _add_threads(train)
     train.set_defaults(run=_train)
 
@@ -295,7 +300,17 @@ def _train(arguments: argparse.Namespace) -> int:
     given = {name: getattr(arguments, name) for name in ("model", "epochs", "batch_size", "lr", "augment", "seed")}
     if arguments.data is not None:
         given["data"] = str(Path(arguments.data).absolute())
-    trainer = training.run(given, folder, resume=arguments.resume)
+    trainer: training.Trainer | None
+    if arguments.distributed:
+        try:
+            from fastconv import distributed
+        except ImportError as error:
+            raise training.RunError(f"--distributed needs PyTorch: pip install 'fastconv[torch]' ({error})") from None
+        trainer = distributed.run(given, folder, resume=arguments.resume, threads=arguments.threads)
+        if trainer is None:  # the first process tells about the run
+            return OK
+    else:
+        trainer = training.run(given, folder, resume=arguments.resume)
     last = trainer.history[-1]
     print(f"test accuracy {last['test_accuracy']:.2%} ({last['test_right']} of {len(trainer.dataset.y_test)} images)")
     print(f"run folder {folder}: {', '.join(sorted(path.name for path in Path(folder).iterdir()))}")

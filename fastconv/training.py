@@ -342,6 +342,11 @@ class RunFolder:
         if self.checkpoint.exists():
             raise RunError(f"{self.path} holds a run already: --resume goes on with it, or choose another folder")
 
+    def expect_a_run(self) -> None:
+        """Raise a RunError if there is no checkpoint in the folder."""
+        if not self.checkpoint.exists():
+            raise RunError(f"{self.path} holds no checkpoint to resume from")
+
     def load(self) -> dict[str, Any]:
         """Read the checkpoint.
 
@@ -429,7 +434,14 @@ def _one_blas_thread() -> contextlib.AbstractContextManager[object]:
     return limits
 
 
-def run(given: Mapping[str, Any], folder: str | os.PathLike[str], *, resume: bool = False) -> Trainer:
+def run(
+    given: Mapping[str, Any],
+    folder: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    folder_class: type[RunFolder] = RunFolder,
+    trainer_class: type[Trainer] = Trainer,
+) -> Trainer:
     """Train, or go on training, and leave a run folder behind.
 
     Parameters
@@ -440,6 +452,8 @@ def run(given: Mapping[str, Any], folder: str | os.PathLike[str], *, resume: boo
         The run folder.
     resume : bool
         Go on from the folder's checkpoint.
+    folder_class, trainer_class : type
+        Who keeps the folder, and who trains.
 
     Returns
     -------
@@ -457,25 +471,24 @@ def run(given: Mapping[str, Any], folder: str | os.PathLike[str], *, resume: boo
     OSError
         If the folder cannot be written to.
     """
-    place = RunFolder(folder)
+    place = folder_class(folder)
     given = {name: value for name, value in given.items() if value is not None}
     if resume:
-        if not place.checkpoint.exists():
-            raise RunError(f"{place.path} holds no checkpoint to resume from")
+        place.expect_a_run()
         with place.held():
-            trainer = _resumed(place, given)
+            trainer = _resumed(place, given, trainer_class)
             say(f"resumed after epoch {trainer.epoch} of {trainer.settings.epochs}")
             return _finish(trainer, place)
     place.refuse_another_run()  # at once, and again when no other process can put one there
     dataset = data.load(given.get("data"))
-    trainer = Trainer(default_settings(dataset, given), dataset)
+    trainer = trainer_class(default_settings(dataset, given), dataset)
     with place.held():
         place.refuse_another_run()
         place.save(trainer)  # from here on the run can be resumed
         return _finish(trainer, place)
 
 
-def _resumed(place: RunFolder, given: Mapping[str, Any]) -> Trainer:
+def _resumed(place: RunFolder, given: Mapping[str, Any], trainer_class: type[Trainer]) -> Trainer:
     """Make a trainer from a checkpoint, unless `given` contradicts it."""
     state = place.load()
     try:
@@ -486,7 +499,7 @@ def _resumed(place: RunFolder, given: Mapping[str, Any]) -> Trainer:
         dataset = data.load(given.get("data", settings.data))
         if dataset.fingerprint != state["data"]:
             raise RunError(f"{place.path} is a run on other data than {dataset.name} holds now")
-        trainer = Trainer(settings, dataset)
+        trainer = trainer_class(settings, dataset)
         trainer.load_state_dict(state)
     except (RunError, data.DataError):
         raise

@@ -1,0 +1,170 @@
+"""Training in several processes: the gradients of one, a death that all notice, and a run that goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+from numba import config
+from test_training import same, stripes, without_times
+
+pytest.importorskip("torch")
+
+from fastconv import checkpoint, cli, data, distributed, training
+
+pytestmark = [
+    pytest.mark.skipif(config.DISABLE_JIT, reason="training needs the compiler"),
+    pytest.mark.filterwarnings("ignore:.*deprecated.*"),
+]
+
+PROCESSES = 2
+TOO_LONG = 240  # seconds after which a process hangs
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return stripes(tmp_path_factory.mktemp("data") / "stripes.npz", count=100, side=8)
+
+
+def start(*command, **more):
+    """Start processes as torchrun would, but without its agent, which would end the others when one dies."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": str(PROCESSES), "LOCAL_WORLD_SIZE": str(PROCESSES), "MASTER_PORT": port}
+    environment = {**os.environ, **shared, "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"} | more
+    return [
+        subprocess.Popen(
+            [sys.executable, *command],
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(PROCESSES)
+    ]
+
+
+def finish(processes):
+    """Wait for all, and return (status, output, errors) of each."""
+    try:
+        return [(p.wait(), *texts) for p, texts in [(p, p.communicate(timeout=TOO_LONG)) for p in processes]]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def train(*options, **more):
+    return start("-m", "fastconv", "train", "--distributed", *map(str, options), **more)
+
+
+GRADIENTS = """
+    import sys
+    import numpy as np
+    from fastconv import data, distributed, training
+
+    path, model, out = sys.argv[1:]
+    with distributed._group(None):
+        dataset = data.load(path)
+        trainer = distributed.DistributedTrainer(training.Settings(model=model, batch_size=100), dataset)
+        loss, right = trainer.gradients(dataset.x_train, dataset.y_train)
+        rank = distributed.dist.get_rank()
+        threads = distributed.torch.get_num_threads(), distributed.numba.get_num_threads()
+        grads = {name: p.grad for name, p in trainer.model.named_parameters()}
+        np.savez(f"{out}/{rank}.npz", loss=loss, right=right, threads=threads, **grads)
+"""
+
+
+def test_gradients_are_those_of_the_whole_batch(images, tmp_path):
+    for status, _, errors in finish(start("-c", textwrap.dedent(GRADIENTS), images, "lenet", tmp_path)):
+        assert status == 0, errors
+    dataset = data.load(images)
+    assert len(dataset.x_train) == 80
+    alone = training.Trainer(training.Settings(batch_size=100), dataset)
+    loss = alone.loss(alone.model(dataset.x_train), dataset.y_train)
+    alone.model.backward(alone.loss.backward())
+    for rank in range(PROCESSES):
+        with np.load(tmp_path / f"{rank}.npz") as found:
+            assert float(found["loss"]) == pytest.approx(float(loss), rel=1e-6)
+            share = max(1, config.NUMBA_NUM_THREADS // PROCESSES)
+            assert found["threads"].tolist() == [share, share]
+            for name, parameter in alone.model.named_parameters():
+                largest = np.abs(parameter.grad).max()
+                assert largest > 1e-4
+                np.testing.assert_allclose(found[name], parameter.grad, rtol=0, atol=2e-6 * largest, err_msg=name)
+
+
+def test_torchrun(images, tmp_path):
+    """The README's line; it trains as one process does, whose checkpoint it could have written."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(PROCESSES), "-m", "--"]
+    options = ["--data", images, "--epochs", "3", "--batch-size", "16", "--model", "resnet8"]
+    command = [sys.executable, *launcher, "fastconv", "train", "--distributed", *options]
+    done = subprocess.run(
+        [*command, "--run", tmp_path / "run"], capture_output=True, text=True, timeout=TOO_LONG, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("test accuracy") == done.stderr.count("epoch 3/3") == 1
+    together = checkpoint.load(tmp_path / "run/checkpoint.npz")
+    assert cli.main(["train", *options, "--run", str(tmp_path / "alone")]) == 0
+    alone = checkpoint.load(tmp_path / "alone/checkpoint.npz")
+    assert [list(together), list(together["model"])] == [list(alone), list(alone["model"])]
+    assert same(together["generator"], alone["generator"])
+    assert together["history"][-1]["train_loss"] < together["history"][0]["train_loss"]
+    refused = subprocess.run(
+        [*command, "--run", tmp_path / "run"], capture_output=True, text=True, timeout=TOO_LONG, check=False
+    )
+    assert refused.returncode != 0
+    assert "holds a run already" in refused.stderr
+
+
+def test_a_killed_process_ends_the_others_and_the_run_goes_on(images, tmp_path):
+    """And in the end it has the bits of a run that nobody has disturbed."""
+    epochs = 100
+    options = ["--data", images, "--epochs", epochs, "--batch-size", 10]
+    processes = train(*options, "--run", tmp_path / "run")
+    history = tmp_path / "run/history.json"
+    deadline = time.monotonic() + TOO_LONG
+    while not (history.exists() and json.loads(history.read_text())["epochs"]) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    processes[1].send_signal(signal.SIGKILL)
+    (status, _, errors), killed = finish(processes)
+    assert killed[0] == -signal.SIGKILL
+    assert status == 2, errors
+    assert "fastconv: process 0 of 2 has lost another one" in errors.splitlines()[-1]
+    assert "--resume goes on" in errors
+    done = checkpoint.load(tmp_path / "run/checkpoint.npz")["epoch"]
+    assert 0 < done < epochs
+
+    (status, out, errors), other = finish(train("--run", tmp_path / "run", "--resume"))
+    assert (status, other[0]) == (0, 0), errors + other[2]
+    assert f"resumed after epoch {done} of {epochs}" in errors
+    assert "test accuracy" in out
+    assert other[1:] == ("", "")  # one process tells about all
+    assert [status for status, *_ in finish(train(*options, "--run", tmp_path / "whole"))] == [0, 0]
+    resumed, whole = (checkpoint.load(tmp_path / name / "checkpoint.npz") for name in ("run", "whole"))
+    assert same(without_times(resumed), without_times(whole))
+
+
+def test_what_only_the_first_process_can_see_all_are_told(images, tmp_path):
+    for status, _, errors in finish(train("--run", tmp_path / "absent", "--resume")):
+        assert status == 2
+        assert f"{tmp_path / 'absent'} holds no checkpoint to resume from" in errors
+    assert not (tmp_path / "absent").exists()
+    for status, _, errors in finish(train("--data", images, "--batch-size", 1, "--run", tmp_path / "small")):
+        assert status == 2
+        assert "batches of 1 images are too small for 2 processes" in errors
+
+
+def test_without_a_launcher(capsys, tmp_path, monkeypatch):
+    for name in distributed.LAUNCHER:
+        monkeypatch.delenv(name, raising=False)
+    assert cli.main(["train", "--distributed", "--run", str(tmp_path / "run")]) == 2
+    assert "--distributed needs RANK, WORLD_SIZE" in capsys.readouterr().err
