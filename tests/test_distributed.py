@@ -127,7 +127,7 @@ def test_torchrun(images, tmp_path):
 
 def test_a_killed_process_ends_the_others_and_the_run_goes_on(images, tmp_path):
     """And in the end it has the bits of a run that nobody has disturbed."""
-    epochs = 100
+    epochs = 40
     options = ["--data", images, "--epochs", epochs, "--batch-size", 10]
     processes = train(*options, "--run", tmp_path / "run")
     history = tmp_path / "run/history.json"
