@@ -190,6 +190,11 @@ def _add_bench(commands: Any) -> None:
         metavar="LIST",
         help=f"time steps of training whole networks instead, of {','.join(models)} (default: all)",
     )
+    bench.add_argument(
+        "--overhead",
+        action="store_true",
+        help="time what calls cost beside their arithmetic instead, under each framework that is installed",
+    )
     bench.add_argument("--limit", type=_count, metavar="N", help="time the first N layers of each suite only")
     passes, peers, layouts = ("fwd", "dx", "dw"), ("torch", "jax"), ("nchw", "best")
     bench.add_argument(
@@ -372,6 +377,12 @@ def _bench(arguments: argparse.Namespace) -> int:
             return OK
         if arguments.into is not None:
             return _fail("--into needs --markdown FILE, the results to put there", BAD)
+        if arguments.overhead:
+            from fastconv.bench import overhead
+
+            _set_threads(arguments)
+            print(overhead.text())
+            return OK
         if arguments.models is not None:
             print(_models(arguments))
             return OK

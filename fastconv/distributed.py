@@ -60,9 +60,11 @@ class Residual(torch.nn.Module):  # type: ignore[misc]
 
 def _conv2d(layer: nn.Conv2d) -> Any:
     bias = "bias" in layer._parameters
-    return ft.Conv2d(
+    made = ft.Conv2d(
         layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, 0, layer.dilation, layer.groups, bias
     )
+    made.least_flops = 0
+    return made
 
 
 LAYERS: dict[type[nn.Module], Callable[[Any], Any]] = {

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -301,6 +302,20 @@ def _batched(
     return result.unflatten(axis, (many, -1)), axis
 
 
+KEYS = torch._C._dispatch_keys(torch.empty(0, device="cpu"))
+"""What the dispatcher does for a tensor in CPU memory that is nothing else: not fake, batched, wrapped or to be negated."""
+
+
+def _unobserved(*tensors: Any) -> bool:
+    """Say whether nothing but PyTorch's dispatcher stands between a call and its kernel: to pass it by saves 10 us."""
+    return (
+        torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._get_tracing_state() is None
+        and not torch.autograd._profiler_enabled()
+        and all(t is None or torch._C._dispatch_keys(t) == KEYS for t in tensors)
+    )
+
+
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
 """The operators with all their derivatives, for whoever is not a compiler."""
 
@@ -308,9 +323,11 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {}
 def _differentiate(computes: str) -> None:
     operator = OPERATORS[computes]
 
-    def forward(*operands: Any) -> Any:
+    def forward(a: Any, b: Any, bias: Any, *rest: Any) -> Any:
+        if _unobserved(a, b, bias):
+            return _compute(computes, a, b, bias, *rest)
         with torch._C._AutoDispatchBelowAutograd():  # what follows differentiates
-            return operator(*operands)
+            return operator(a, b, bias, *rest)
 
     rules: dict[str, Any] = {
         "forward": forward,
@@ -661,15 +678,30 @@ def conv_transpose3d(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+LEAST_FLOPS = 4_000_000
+"""Operations of a pass from which on `convert`'s layers compute it: below, PyTorch's smaller costs of a call decide.
+``fastconv bench --overhead`` prints what this was set by."""
+
+
 class _Converted:
     """What all layers share: one is PyTorch's own in all but who computes it."""
+
+    least_flops = LEAST_FLOPS
 
     def _get_name(self) -> str:
         return f"fastconv.{type(self).__name__}"
 
+    def _is_small(self: Any, x: Any, positions: int) -> bool:
+        """Say whether a pass in single precision, with filters at every so many-th position, is too small to be taken."""
+        if self.least_flops == 0 or x.dtype is not torch.float32:
+            return False
+        return bool(2 * x.numel() * self.weight.numel() < self.least_flops * self.in_channels * positions)
+
 
 class _Conv(_Converted):
     def _conv_forward(self: Any, input: Any, weight: Any, bias: Any) -> Any:
+        if self._is_small(input, math.prod(self.stride)):
+            return super()._conv_forward(input, weight, bias)  # type: ignore[misc]
         padding = self.padding
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
@@ -679,6 +711,8 @@ class _Conv(_Converted):
 
 class _ConvTranspose(_Converted):
     def forward(self: Any, input: Any, output_size: Any = None) -> Any:
+        if self._is_small(input, 1):
+            return super().forward(input, output_size)  # type: ignore[misc]
         ndim = len(self.kernel_size)
         output_padding = self._output_padding(
             input, output_size, self.stride, self.padding, self.kernel_size, ndim, self.dilation
@@ -719,16 +753,19 @@ LAYERS = {
 """What `convert` makes of PyTorch's layers."""
 
 
-def convert(model: Any, *, verbose: bool = False) -> Any:
+def convert(model: Any, *, least_flops: int = LEAST_FLOPS, verbose: bool = False) -> Any:
     """Let fastconv compute a model's convolutions, in place.
 
     A layer changes its class and nothing else: parameters, buffers, hooks, dtype, memory layout and the names in
-    ``state_dict`` stay as they are, and optimisers that hold the parameters go on.
+    ``state_dict`` stay as they are, and optimisers that hold the parameters go on.  A layer that is given so little, in
+    single precision, that PyTorch computes it faster still lets PyTorch do so.
 
     Parameters
     ----------
     model : torch.nn.Module
         Of its layers, those that are exactly ``nn.Conv1d`` to ``3d`` or ``nn.ConvTranspose1d`` to ``3d`` are converted.
+    least_flops : int
+        Operations of a pass from which on a layer computes it itself; 0 for every call.
     verbose : bool
         Print a line for each convolution: converted, or left to PyTorch and why.
 
@@ -739,27 +776,34 @@ def convert(model: Any, *, verbose: bool = False) -> Any:
 
     Raises
     ------
-    TypeError
-        If it is no module.
+    TypeError, ValueError
+        If the model is no module, or ``least_flops`` no number of at least 0.
 
     Examples
     --------
     >>> import torch
-    >>> from fastconv.torch import convert, revert
+    >>> from fastconv.torch import convert
     >>> convert(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 8, 1).half()), verbose=True)
-    0: converted
+    0: converted, but for calls of less than 4.0 MFLOP
     1: left to PyTorch: there is no kernel for torch.float16
     Sequential(
       (0): fastconv.Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1))
       (1): Conv2d(8, 8, kernel_size=(1, 1), stride=(1, 1))
     )
     """
+    if isinstance(least_flops, bool) or not isinstance(least_flops, int):
+        raise TypeError(f"least_flops is {least_flops!r}: expected an int")
+    if least_flops < 0:
+        raise ValueError(f"least_flops is {least_flops}: expected at least 0")
+    rule = f", but for calls of less than {least_flops / 1e6:.1f} MFLOP" if least_flops else ""
     for name, module in _modules(model):
         reason = _reason_to_leave(module)
         if reason is None:
             module.__class__ = LAYERS[type(module)]
+            if least_flops != LEAST_FLOPS:
+                module.least_flops = least_flops
         if verbose:
-            print(f"{name or 'the model'}: {'converted' if reason is None else f'left to PyTorch: {reason}'}")
+            print(f"{name or 'the model'}: {f'converted{rule}' if reason is None else f'left to PyTorch: {reason}'}")
     return model
 
 
@@ -791,6 +835,7 @@ def revert(model: Any) -> Any:
     originals = {layer: original for original, layer in LAYERS.items()}
     for _, module in _modules(model):
         module.__class__ = originals.get(type(module), type(module))
+        module.__dict__.pop("least_flops", None)
     return model
 
 

@@ -39,6 +39,11 @@ def _as_if_new():
     torch.set_num_threads(threads)
 
 
+def convert(model, **options):
+    """Convert all of a model, however small its layers are."""
+    return ft.convert(model, least_flops=0, **options)
+
+
 def leaf(*shape, dtype=torch.float64, last=False):
     tensor = torch.randn(shape, dtype=dtype)
     if last:
@@ -281,7 +286,7 @@ def net(last=False):
 def test_compiled(dynamic, last):
     """In one graph, whose backward pass also is one; without C++, so that no compiler is needed."""
     torch._dynamo.reset()
-    model = ft.convert(net(last))
+    model = convert(net(last))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=dynamic)
     for size in (8, 12):
         x = leaf(2, 3, size, size, dtype=torch.float32, last=last)
@@ -295,7 +300,7 @@ def test_compiled(dynamic, last):
 
 @COMPILED
 def test_exported():
-    model = ft.convert(net()).eval()
+    model = convert(net()).eval()
     x = torch.randn(2, 3, 8, 8)
     program = torch.export.export(model, (x,))
     assert sum("fastconv" in str(node.target) for node in program.graph.nodes) == 4
@@ -305,7 +310,7 @@ def test_exported():
 def test_checkpointed():
     from torch.utils.checkpoint import checkpoint
 
-    model, x = ft.convert(net()).eval(), leaf(2, 3, 8, 8, dtype=torch.float32)
+    model, x = convert(net()).eval(), leaf(2, 3, 8, 8, dtype=torch.float32)
     grads = [
         torch.autograd.grad(y.sum(), [x, *model.parameters()])
         for y in (checkpoint(model, x, use_reentrant=False), model(x))
@@ -392,7 +397,7 @@ def test_other_dtypes_are_left_to_pytorch():
 
 
 def test_autocast_is_left_to_pytorch():
-    model = ft.convert(nn.Conv2d(2, 3, 3))
+    model = convert(nn.Conv2d(2, 3, 3))
     with torch.autocast("cpu", torch.bfloat16):
         y = left(
             "conv2d",
@@ -492,7 +497,7 @@ def test_wrong_calls_of_operators_read_nothing():
 def test_every_padding_of_a_layer(layer, padding, mode):
     ndim = int(layer[4])
     original = getattr(nn, layer)(4, 6, 3, padding=padding, dilation=2, groups=2, padding_mode=mode).double()
-    converted = ft.convert(copy.deepcopy(original))
+    converted = convert(copy.deepcopy(original))
     assert type(converted) is getattr(ft, layer)
     same_step(original, converted, torch.randn(2, 4, *(6, 7, 5)[:ndim], dtype=torch.float64))
 
@@ -502,7 +507,7 @@ def test_transposed_layers(layer):
     ndim = int(layer[-2])
     original = getattr(nn, layer)(4, 6, 3, stride=2, padding=1, groups=2, output_padding=1).double()
     x = torch.randn(2, 4, *(4, 3, 2)[:ndim], dtype=torch.float64)
-    converted = ft.convert(copy.deepcopy(original))
+    converted = convert(copy.deepcopy(original))
     same_step(original, converted, x)
     size = tuple(2 * n - 1 for n in x.shape[2:])
     torch.testing.assert_close(converted(x, size), original(x, size))
@@ -525,7 +530,7 @@ def test_convert_changes_nothing_but_the_class(capsys):
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
     calls, before = [], dict(model.named_parameters())
     names, state = list(model.state_dict()), {k: v.clone() for k, v in model.state_dict().items()}
-    assert ft.convert(model, verbose=True) is model
+    assert convert(model, verbose=True) is model
     assert capsys.readouterr().out.splitlines() == [f"{i}: converted" for i in (0, 3, 4, 6)]
     assert [type(model[i]) for i in (0, 3, 4, 6)] == [ft.Conv2d] * 3 + [ft.ConvTranspose2d]
     assert all(parameter is before[name] for name, parameter in model.named_parameters())
@@ -537,7 +542,7 @@ def test_convert_changes_nothing_but_the_class(capsys):
     assert not torch.equal(model[0].weight, state["0.weight"])
     assert torch.equal(model[3].weight, state["3.weight"])
     model.load_state_dict(state)
-    assert ft.convert(model, verbose=True) is model
+    assert convert(model, verbose=True) is model
     assert capsys.readouterr().out.splitlines()[0] == "0: left to PyTorch: it is converted already"
     assert ft.revert(model) is model
     assert [type(model[i]) for i in (0, 3, 4, 6)] == [nn.Conv2d] * 3 + [nn.ConvTranspose2d]
@@ -555,7 +560,7 @@ def test_what_convert_leaves(capsys):
     })  # fmt: skip
     model["shared"] = model["ours"]
     kinds = {name: type(module) for name, module in model.items()}
-    ft.convert(model, verbose=True)
+    convert(model, verbose=True)
     lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
     assert lines["mine"] == "left to PyTorch: it is a Mine, which may compute something else than Conv2d"
     assert lines["short"] == "left to PyTorch: there is no kernel for torch.float16"
@@ -568,7 +573,7 @@ def test_what_convert_leaves(capsys):
 
 
 def test_copies_and_pickles():
-    model, x = ft.convert(net()).eval(), torch.randn(2, 3, 8, 8)
+    model, x = convert(net()).eval(), torch.randn(2, 3, 8, 8)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert type(other[0]) is ft.Conv2d
         assert torch.equal(other(x), model(x))
@@ -577,7 +582,7 @@ def test_copies_and_pickles():
 
 
 def test_a_model_that_changes_its_dtype_stays_correct():
-    model, x = ft.convert(nn.Conv2d(3, 4, 3)), torch.randn(1, 3, 5, 5)
+    model, x = convert(nn.Conv2d(3, 4, 3)), torch.randn(1, 3, 5, 5)
     half = left("conv2d", "there is no kernel for torch.bfloat16", lambda: model.bfloat16()(x.bfloat16()))
     torch.testing.assert_close(half.float(), model.float()(x), rtol=0.05, atol=0.05)
 
@@ -587,7 +592,7 @@ def test_weight_norm_by_hooks(recwarn):
     nn.utils.spectral_norm(layer)  # it sets the weight before each call
     x = torch.randn(1, 3, 5, 5)
     layer.eval()
-    torch.testing.assert_close(ft.convert(copy.deepcopy(layer))(x), layer(x))
+    torch.testing.assert_close(convert(copy.deepcopy(layer))(x), layer(x))
 
 
 class Numbers(torch.utils.data.Dataset):
@@ -602,7 +607,7 @@ class Numbers(torch.utils.data.Dataset):
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_data_loader_beside_it():
     """Worker processes that are forked after the kernels' threads have started load images, while the kernels go on."""
-    model = ft.convert(nn.Conv2d(3, 4, 3))
+    model = convert(nn.Conv2d(3, 4, 3))
     model(torch.randn(64, 3, 6, 6)).sum().backward()
     loader = torch.utils.data.DataLoader(Numbers(), batch_size=2, num_workers=2)
     for _ in range(2):
@@ -624,6 +629,46 @@ def test_threads_are_those_of_pytorch():
         assert torch.equal(ft.conv2d(x, weight), wanted)
         assert torch.get_num_threads() == count
         assert numba.get_num_threads() == min(count, config.NUMBA_NUM_THREADS)
+
+
+def test_small_calls_of_layers_are_left_to_pytorch(monkeypatch, capsys):
+    computed = []
+    run_pass = ft.run_pass
+    monkeypatch.setattr(ft, "run_pass", lambda computes, *rest: computed.append(computes) or run_pass(computes, *rest))
+    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ConvTranspose2d(8, 4, 3, stride=2))
+    x = torch.randn(1, 4, 10, 10)
+    limit = 2 * 8 * 4 * 9 * 100  # padding or not: it is an estimate
+    for least, wanted in ((limit + 1, []), (limit, ["output"]), (1, ["output", "grad_input"])):
+        ft.convert(model, least_flops=least, verbose=True)(x)
+        assert (
+            capsys.readouterr().out.splitlines()[0]
+            == f"0: converted, but for calls of less than {least / 1e6:.1f} MFLOP"
+        )
+        assert computed == wanted
+        computed.clear()
+        assert "least_flops" not in vars(ft.revert(model)[0])
+    ft.convert(model.double())(x.double())
+    assert computed == ["output", "grad_input"]
+    with pytest.raises(ValueError, match="least_flops is -1: expected at least 0"):
+        ft.convert(model, least_flops=-1)
+
+
+def test_whoever_watches_sees_the_operators():
+    """Profilers, tracers and modes, and tensors that PyTorch has to prepare first."""
+    x, weight = leaf(1, 2, 5, 5, dtype=torch.float32), leaf(3, 2, 3, 3, dtype=torch.float32)
+    with torch.autograd.profiler.profile() as profile:
+        ft.conv2d(x, weight).sum().backward()
+    names = {event.name for event in profile.function_events}
+    assert {"fastconv::output", "fastconv::grad_input", "fastconv::grad_weight"} <= names
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    x, weight, other = x.detach(), weight.detach(), torch.randn(1, 2, 5, 5)
+    assert "fastconv.output" in make_fx(lambda x: ft.conv2d(x, weight))(x).code
+    traced = torch.jit.trace(lambda x: ft.conv2d(x, weight), x)
+    torch.testing.assert_close(traced(other), ft.conv2d(other, weight))
+    negative = torch.randn(1, 2, 5, 5, dtype=torch.complex64).conj().imag
+    assert negative.is_neg()
+    torch.testing.assert_close(ft.conv2d(negative, weight), F.conv2d(negative, weight))
 
 
 def test_precision_and_plan_are_the_librarys(monkeypatch):
@@ -660,7 +705,7 @@ def losses(name, last, converted):
     x, y = torch.randn(batch, 3, side, side), torch.randint(10, (batch,))
     if last:
         network, x = network.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
-    step = step_of(ft.convert(network) if converted else network, x, y, lr)
+    step = step_of(convert(network) if converted else network, x, y, lr)
     return np.array([step() for _ in range(STEPS)])
 
 

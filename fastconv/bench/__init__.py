@@ -8,6 +8,7 @@
 `processes`     starting, asking and ending worker processes, one of which runs at a time
 `measure`       the schedule: contenders in turn (A B A B), and the machine's limits in the same turns
 `models`        whole networks instead of layers; `networks` has some in PyTorch
+`overhead`      what a call costs beside its arithmetic
 `results`       what was measured, its ratios and means, as a JSON file
 `table`, `plot` tables for a terminal and a README, and the roofline
 ==============  =====================================================================================================
