@@ -310,7 +310,6 @@ def _unobserved(*tensors: Any) -> bool:
     """Say whether nothing but PyTorch's dispatcher stands between a call and its kernel: to pass it by saves 10 us."""
     return (
         torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._get_tracing_state() is None
         and not torch.autograd._profiler_enabled()
         and all(t is None or torch._C._dispatch_keys(t) == KEYS for t in tensors)
     )
@@ -437,6 +436,8 @@ _known_call = functools.lru_cache(maxsize=4096, typed=True)(_call)
 
 def _objection(**tensors: Any) -> str | None:
     """Say why there is no kernel for some tensors; None if there is."""
+    if torch.jit.is_tracing():
+        return "torch.jit.trace cannot follow a call"
     for name, tensor in tensors.items():
         if tensor is None and name == "bias":
             continue
