@@ -1,6 +1,7 @@
 """Under PyTorch: operators by PyTorch's own checks, its samples, its transforms, and converted models beside the originals."""
 
 import copy
+import json
 import pickle
 import warnings
 
@@ -721,3 +722,42 @@ def test_networks_follow_the_originals(name):
         off = np.abs(losses(name, last, True) - original).max()
         print(f"{name}, channels {'last' if last else 'first'}: off by {off:.2e}, PyTorch's layouts by {apart:.2e}")
         assert off <= 2 * apart
+
+
+@COMPILED
+def test_benchmark_of_models(capsys, tmp_path):
+    """Both take the same step: the benchmark compares their losses before it times them."""
+    from fastconv import cli
+
+    out = tmp_path / "models.json"
+    options = [
+        "--models",
+        "mobilenet_v2",
+        "--peers",
+        "torch",
+        "--layouts",
+        "nchw",
+        "--rounds",
+        "1",
+        "--output",
+        str(out),
+    ]
+    assert cli.main(["bench", *options]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith("mobilenet_v2 32 x 3 x 96 x 96")
+    seconds = json.loads(out.read_text())["seconds"]["mobilenet_v2"]
+    assert [list(layouts) for layouts in seconds.values()] == [["nchw"], ["nchw"]]
+    assert list(seconds) == ["fastconv", "torch"]
+
+
+@COMPILED
+def test_overhead(monkeypatch):
+    from fastconv.bench import overhead
+
+    monkeypatch.setattr(overhead, "SECONDS", 0.01)
+    monkeypatch.setattr(overhead, "GROWING", overhead.GROWING[:1])
+    lines = overhead.text().splitlines()
+    assert [line.split("  ")[0] for line in lines[1:4]] == [
+        "NumPy: fastconv.conv2d", "PyTorch: fastconv.torch", "PyTorch: its own",
+    ]  # fmt: skip
+    assert lines[-1].startswith("1x 8->8@8 3x3 p0")
