@@ -679,7 +679,7 @@ def conv_transpose3d(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-LEAST_FLOPS = 4_000_000
+LEAST_FLOPS = 10_000_000
 """Operations of a pass from which on `convert`'s layers compute it: below, PyTorch's smaller costs of a call decide.
 ``fastconv bench --overhead`` prints what this was set by."""
 
@@ -785,7 +785,7 @@ def convert(model: Any, *, least_flops: int = LEAST_FLOPS, verbose: bool = False
     >>> import torch
     >>> from fastconv.torch import convert
     >>> convert(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 8, 1).half()), verbose=True)
-    0: converted, but for calls of less than 4.0 MFLOP
+    0: converted, but for calls of less than 10.0 MFLOP
     1: left to PyTorch: there is no kernel for torch.float16
     Sequential(
       (0): fastconv.Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1))

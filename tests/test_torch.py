@@ -2,7 +2,10 @@
 
 import copy
 import json
+import os
 import pickle
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -620,7 +623,7 @@ def test_data_loader_beside_it():
 
 @COMPILED
 def test_threads_are_those_of_pytorch():
-    """Numba's calls would reset PyTorch's number of threads, and the kernels keep to it."""
+    """The kernels keep to PyTorch's number of threads."""
     import numba
 
     x, weight = torch.randn(8, 16, 32, 32), torch.randn(16, 16, 3, 3)
@@ -628,8 +631,25 @@ def test_threads_are_those_of_pytorch():
     for count in (1, torch.get_num_threads()):
         torch.set_num_threads(count)
         assert torch.equal(ft.conv2d(x, weight), wanted)
-        assert torch.get_num_threads() == count
         assert numba.get_num_threads() == min(count, config.NUMBA_NUM_THREADS)
+
+
+@COMPILED
+def test_the_number_of_threads_survives_the_first_call():
+    """Numba starts its threads then, and would set PyTorch's number to its own."""
+    program = """if True:
+        import torch
+        torch.set_num_threads(1)
+        from fastconv.torch import conv2d
+        conv2d(torch.ones(8, 16, 32, 32), torch.ones(16, 16, 3, 3))
+        import numba
+        print(torch.get_num_threads(), numba.get_num_threads())
+    """
+    environment = {**os.environ, "NUMBA_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout.split() == ["1", "1"]
 
 
 def test_small_calls_of_layers_are_left_to_pytorch(monkeypatch, capsys):
