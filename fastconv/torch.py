@@ -160,14 +160,12 @@ def _compute(
     if computes == "output":
         values = np.zeros(geometry.filters, dtype) if bias is None else _array(bias)
         operands.append(Operand(values, (geometry.filters,)))
-    like = LIKE[len(size), channels_last and computes != "grad_weight"]
+    like = LIKE[len(size), channels_last]
     result = torch.from_numpy(run_pass(computes, geometry, dtype, operands, like, shape, final_shape))
     if 1 in final_shape:  # NumPy has no rule for the step of a single element, but whoever reads steps later has
-        result = result.as_strided(final_shape, _steps(final_shape, channels_last and computes != "grad_weight"))
+        result = result.as_strided(final_shape, _steps(final_shape, channels_last))
     if computes == "grad_input" and bias is not None:
         result += bias.detach().view(-1, *(1,) * len(size))
-    if computes == "grad_weight" and channels_last:
-        result = result.contiguous(memory_format=FORMATS[len(size) + 2])
     return result
 
 
@@ -693,8 +691,11 @@ class _Converted:
         return f"fastconv.{type(self).__name__}"
 
     def _is_small(self: Any, x: Any, positions: int) -> bool:
-        """Say whether a pass in single precision, with filters at every so many-th position, is too small to be taken."""
-        if self.least_flops == 0 or x.dtype is not torch.float32:
+        """Say whether a pass with filters at every so many-th position is too small to be taken.
+
+        Never in double precision or with groups: there PyTorch's small calls are slow, too.
+        """
+        if self.least_flops == 0 or self.groups > 1 or x.dtype is not torch.float32:
             return False
         return bool(2 * x.numel() * self.weight.numel() < self.least_flops * self.in_channels * positions)
 
@@ -758,15 +759,15 @@ def convert(model: Any, *, least_flops: int = LEAST_FLOPS, verbose: bool = False
     """Let fastconv compute a model's convolutions, in place.
 
     A layer changes its class and nothing else: parameters, buffers, hooks, dtype, memory layout and the names in
-    ``state_dict`` stay as they are, and optimisers that hold the parameters go on.  A layer that is given so little, in
-    single precision, that PyTorch computes it faster still lets PyTorch do so.
+    ``state_dict`` stay as they are, and optimisers that hold the parameters go on.  A layer without groups that is given so
+    little, in single precision, that PyTorch computes it faster still lets PyTorch do so.
 
     Parameters
     ----------
     model : torch.nn.Module
         Of its layers, those that are exactly ``nn.Conv1d`` to ``3d`` or ``nn.ConvTranspose1d`` to ``3d`` are converted.
     least_flops : int
-        Operations of a pass from which on a layer computes it itself; 0 for every call.
+        Operations of a pass from which on a layer without groups computes it itself; 0 for every call.
     verbose : bool
         Print a line for each convolution: converted, or left to PyTorch and why.
 
@@ -804,7 +805,8 @@ def convert(model: Any, *, least_flops: int = LEAST_FLOPS, verbose: bool = False
             if least_flops != LEAST_FLOPS:
                 module.least_flops = least_flops
         if verbose:
-            print(f"{name or 'the model'}: {f'converted{rule}' if reason is None else f'left to PyTorch: {reason}'}")
+            small = rule if module.groups == 1 else ""
+            print(f"{name or 'the model'}: {f'converted{small}' if reason is None else f'left to PyTorch: {reason}'}")
     return model
 
 
