@@ -153,6 +153,30 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on(images, tmp_path):
     assert same(without_times(resumed), without_times(whole))
 
 
+def test_two_machines(images, tmp_path):
+    """The README's lines for them, both on this one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    launcher = ["-m", "torch.distributed.run", "--nnodes", "2", "--master-addr", "localhost", "--master-port", port]
+    command = ["fastconv", "train", "--distributed", "--data", images, "--epochs", "2"]
+    folders = tmp_path / "here", tmp_path / "there"
+    machines = [
+        subprocess.Popen(
+            [sys.executable, *launcher, "--node-rank", str(rank), "-m", "--", *command, "--run", folder],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, folder in enumerate(folders)
+    ]
+    (status, out, errors), other = finish(machines)
+    assert (status, other[0]) == (0, 0), errors + other[2]
+    assert "test accuracy" in out
+    assert "test accuracy" not in other[1]
+    assert [folder.exists() for folder in folders] == [True, False]
+
+
 def test_what_only_the_first_process_can_see_all_are_told(images, tmp_path):
     for status, _, errors in finish(train("--run", tmp_path / "absent", "--resume")):
         assert status == 2

@@ -311,6 +311,14 @@ def test_exported():
     torch.testing.assert_close(program.module()(x), model(x))
 
 
+def test_inference_mode():
+    model, x = convert(net()).eval(), torch.randn(2, 3, 8, 8)
+    with torch.inference_mode():
+        y = model(x)
+    assert y.is_inference()
+    torch.testing.assert_close(y, model(x), rtol=0, atol=0)
+
+
 def test_checkpointed():
     from torch.utils.checkpoint import checkpoint
 
