@@ -429,3 +429,13 @@ def test_training_after_a_warmup_compiles_nothing(tmp_path, images):
         done = command(*arguments, env=environment)
         assert done.returncode == 0, done.stderr
         assert "compil" not in done.stderr
+
+
+def test_distributed_needs_pytorch(capsys, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for name in ("torch", "distributed"):
+        monkeypatch.delitem(sys.modules, f"fastconv.{name}", raising=False)
+        monkeypatch.delattr(fastconv, name, raising=False)
+    assert main(["train", "--distributed", "--run", str(tmp_path / "run")]) == 2
+    assert "--distributed needs PyTorch: pip install 'fastconv[torch]'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
