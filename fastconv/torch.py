@@ -371,16 +371,8 @@ class _Call(NamedTuple):
 
 
 def _call(
-    ndim: int,
-    x: Ints,
-    weight: Ints,
-    bias: Ints | None,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    groups: Any,
-    extra: Any,
-) -> _Call:
+    ndim: int, x: Ints, weight: Ints, bias: Ints | None, stride: Any, padding: Any, dilation: Any, groups: Any, extra: Any
+) -> _Call:  # fmt: skip
     """Check shapes and parameters; ``extra`` is the output_padding of a transposed convolution, None for another one.
 
     The text of an error names the arguments of the public functions.
@@ -472,17 +464,8 @@ def _apply(
     extra: Any = None,
 ) -> Any:  # fmt: skip
     """Check the arguments of a convolution or, with ``extra``, of a transposed one, and call its operator."""
-    described = (
-        ndim,
-        x.shape,
-        weight.shape,
-        None if bias is None else bias.shape,
-        stride,
-        padding,
-        dilation,
-        groups,
-        extra,
-    )
+    shapes = x.shape, weight.shape, None if bias is None else bias.shape
+    described = (ndim, *shapes, stride, padding, dilation, groups, extra)
     if torch.compiler.is_compiling():  # the compiler takes neither caches nor autograd.Functions with a forward mode
         operator, call = OPERATORS[computes], _call(*described)
     else:
@@ -505,16 +488,8 @@ def _conv(ndim: int, x: Any, weight: Any, bias: Any, stride: Any, padding: Any, 
 
 
 def _conv_transpose(
-    ndim: int,
-    x: Any,
-    weight: Any,
-    bias: Any,
-    stride: Any,
-    padding: Any,
-    output_padding: Any,
-    groups: int,
-    dilation: Any,
-) -> Any:
+    ndim: int, x: Any, weight: Any, bias: Any, stride: Any, padding: Any, output_padding: Any, groups: int, dilation: Any
+) -> Any:  # fmt: skip
     if (reason := _objection(x=x, weight=weight, bias=bias)) is not None:
         _warn(f"conv_transpose{ndim}d", reason)
         function = getattr(F, f"conv_transpose{ndim}d")
