@@ -652,9 +652,9 @@ def conv_transpose3d(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-LEAST_FLOPS = 10_000_000
+LEAST_FLOPS = 4_000_000
 """Operations of a pass from which on `convert`'s layers compute it: below, PyTorch's smaller costs of a call decide.
-``fastconv bench --overhead`` prints what this was set by."""
+It was set by what ``fastconv bench --overhead`` and ``--models`` print: ConvNeXt's small depthwise layers gain, MobileNetV2's lose."""
 
 
 class _Converted:
@@ -666,11 +666,8 @@ class _Converted:
         return f"fastconv.{type(self).__name__}"
 
     def _is_small(self: Any, x: Any, positions: int) -> bool:
-        """Say whether a pass with filters at every so many-th position is too small to be taken.
-
-        Never in double precision or with groups: there PyTorch's small calls are slow, too.
-        """
-        if self.least_flops == 0 or self.groups > 1 or x.dtype is not torch.float32:
+        """Say whether a pass in single precision, with filters at every so many-th position, is too small to be taken."""
+        if self.least_flops == 0 or x.dtype is not torch.float32:
             return False
         return bool(2 * x.numel() * self.weight.numel() < self.least_flops * self.in_channels * positions)
 
@@ -734,15 +731,15 @@ def convert(model: Any, *, least_flops: int = LEAST_FLOPS, verbose: bool = False
     """Let fastconv compute a model's convolutions, in place.
 
     A layer changes its class and nothing else: parameters, buffers, hooks, dtype, memory layout and the names in
-    ``state_dict`` stay as they are, and optimisers that hold the parameters go on.  A layer without groups that is given so
-    little, in single precision, that PyTorch computes it faster still lets PyTorch do so.
+    ``state_dict`` stay as they are, and optimisers that hold the parameters go on.  A layer that is given so little, in
+    single precision, that PyTorch computes it faster still lets PyTorch do so.
 
     Parameters
     ----------
     model : torch.nn.Module
         Of its layers, those that are exactly ``nn.Conv1d`` to ``3d`` or ``nn.ConvTranspose1d`` to ``3d`` are converted.
     least_flops : int
-        Operations of a pass from which on a layer without groups computes it itself; 0 for every call.
+        Operations of a pass from which on a layer computes it itself; 0 for every call.
     verbose : bool
         Print a line for each convolution: converted, or left to PyTorch and why.
 
@@ -761,7 +758,7 @@ def convert(model: Any, *, least_flops: int = LEAST_FLOPS, verbose: bool = False
     >>> import torch
     >>> from fastconv.torch import convert
     >>> convert(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 8, 1).half()), verbose=True)
-    0: converted, but for calls of less than 10.0 MFLOP
+    0: converted, but for calls of less than 4.0 MFLOP
     1: left to PyTorch: there is no kernel for torch.float16
     Sequential(
       (0): fastconv.Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1))
@@ -780,8 +777,7 @@ def convert(model: Any, *, least_flops: int = LEAST_FLOPS, verbose: bool = False
             if least_flops != LEAST_FLOPS:
                 module.least_flops = least_flops
         if verbose:
-            small = rule if module.groups == 1 else ""
-            print(f"{name or 'the model'}: {f'converted{small}' if reason is None else f'left to PyTorch: {reason}'}")
+            print(f"{name or 'the model'}: {f'converted{rule}' if reason is None else f'left to PyTorch: {reason}'}")
     return model
 
 
