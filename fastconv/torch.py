@@ -654,7 +654,7 @@ def conv_transpose3d(
 
 LEAST_FLOPS = 4_000_000
 """Operations of a pass from which on `convert`'s layers compute it: below, PyTorch's smaller costs of a call decide.
-It was set by what ``fastconv bench --overhead`` and ``--models`` print: ConvNeXt's small depthwise layers gain, MobileNetV2's lose."""
+It was set by what ``fastconv bench --overhead`` and ``--models`` print; with 10 MFLOP, ConvNeXt's small layers lost."""
 
 
 class _Converted:
