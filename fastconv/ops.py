@@ -129,7 +129,7 @@ def run_pass(
 def _memory_for(shape: Sequence[int], inputs: Sequence[Operand], dtype: np.dtype[Any]) -> int:
     """Bytes of a result, and of copies of the inputs that do not lie as kernels want them."""
     size = math.prod(shape)
-    for array, _, ndim in inputs:
+    for array, _, ndim, _ in inputs:
         if array.dtype != dtype or not (array.flags.c_contiguous or (ndim and is_channels_last(array, ndim))):
             size += array.size
     return size * dtype.itemsize
