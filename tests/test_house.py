@@ -342,7 +342,7 @@ def test_an_edited_tile_is_compiled_again(copy):
     cache = copy / "cache"
     for _ in range(2):
         assert run(CONVOLVE, copy, cache) == ["288.0"]
-    with open(copy / "fastconv/simd.py", "a") as stream:
+    with open(copy / "fastconv/simd/words.py", "a") as stream:
         stream.write(
             "_once = Words.multiply_add\nWords.multiply_add = lambda w, a, b, c: _once(w, a, b, _once(w, a, b, c))\n"
         )

@@ -127,3 +127,36 @@ def test_bad_input():
     ):
         with pytest.raises(error, match=text):
             fastconv.prepare(*arguments)
+
+
+def test_layers_prepare_in_evaluation(rng):
+    """And never serve what was prepared of a weight that has changed since, however it was changed."""
+    layer = fastconv.nn.Conv2d(16, 16, 3, rng=0)
+    x = rng.standard_normal((1, 16, 9, 9)).astype(np.float32)
+
+    def fresh():
+        return fastconv.conv2d(x, layer.weight.copy(), layer.bias)
+
+    view = layer.weight[3:5]
+    layer.eval()
+    np.testing.assert_allclose(layer(x), fresh(), atol=1e-4)
+    first = layer._prepared
+    layer(x)
+    assert layer._prepared is first
+    for change in (
+        lambda: view.__setitem__(..., -view),  # through a view that was taken before
+        lambda: layer.load_state_dict({name: 2 * value for name, value in layer.state_dict().items()}),
+        lambda: setattr(layer, "weight", layer.weight[::-1].copy()),
+        lambda: layer.weight.__setitem__((0, 0, 0, 0), np.nan),
+        lambda: layer.weight.__setitem__((0, 0, 0, 0), 0.0),
+        lambda: layer.weight.__setitem__((0, 0, 0, 0), -0.0),
+    ):
+        last = layer._prepared
+        change()
+        np.testing.assert_allclose(layer(x), fresh(), atol=1e-4)
+        assert layer._prepared is not last
+    again = copy.deepcopy(layer)
+    np.testing.assert_array_equal(again(x), layer(x))
+    layer.train()
+    layer(x)
+    assert layer._prepared is None

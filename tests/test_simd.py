@@ -17,7 +17,7 @@ from numba import config, types
 
 from fastconv import simd
 from fastconv.jit import kernel
-from fastconv.simd import ROWS, SHORT, SLIDES, SPAN, VECTORS, copying, lanes, outer, slide, transpose, words
+from fastconv.simd import ROWS, SHORT, SLIDES, SPAN, VECTORS, copying, lanes, maps, outer, slide, transpose, words
 
 compiled = pytest.mark.skipif(bool(config.DISABLE_JIT), reason="without the JIT the twins are all there is")
 
@@ -78,6 +78,40 @@ def run_copy(*arguments):
 @kernel
 def run_clear(*arguments):
     simd.clear(*arguments)
+
+
+@kernel
+def run_input_map(*arguments):
+    simd.input_map(*arguments)
+
+
+@kernel
+def run_output_map(*arguments):
+    simd.output_map(*arguments)
+
+
+@kernel
+def run_gradient_map(*arguments):
+    simd.gradient_map(*arguments)
+
+
+@kernel
+def run_weight_map(*arguments):
+    simd.weight_map(*arguments)
+
+
+@kernel
+def run_weight_gradient_map(*arguments):
+    simd.weight_gradient_map(*arguments)
+
+
+MAPS = (
+    (run_input_map, maps.INPUT, False),
+    (run_output_map, maps.OUTPUT, True),
+    (run_gradient_map, maps.GRADIENT, False),
+    (run_weight_map, maps.WEIGHT, False),
+    (run_weight_gradient_map, maps.WEIGHT_GRADIENT, False),
+)
 
 
 def islands(draw, dtype, places, width, around=np.nan):
@@ -298,7 +332,29 @@ def check_copy(dtype):
         compare(run_clear, copying._clear_twin, (out, 7, 7 + count), out, written)
 
 
-CHECKS = (check_outer, check_short, check_slide, check_sum_slide, check_transpose, check_copy)
+def check_maps(dtype):
+    """Each map and its twin against NumPy, which multiplies in double precision."""
+    rng, n = np.random.default_rng(0), lanes(np.dtype(dtype).itemsize)
+    for (run, of_sizes, starts), count in product(MAPS, (0, 1, 5)):
+        for size, (matrix, inputs, outputs) in of_sizes.items():
+            turn = np.arange(count)[:, None]
+            source_places = turn * (7 * n) + np.array(inputs) * (40 * n)
+            target_places = turn * (n + 3) + np.array(outputs) * (9 * n)
+            source = islands(rng.standard_normal, dtype, 3 + source_places.reshape(-1), n)
+            start = islands(rng.standard_normal, dtype, [5], n)
+            out, written = blank(dtype, 2 + target_places.reshape(-1), n)
+            read = source[(3 + source_places)[:, :, None] + np.arange(n)].astype(np.float64)
+            wanted = matrix @ read + (start[5 : 5 + n] if starts else 0)
+            scale = abs(matrix) @ abs(read) + 5
+            for tile in (run, maps._map_twin(of_sizes, starts)):
+                result = out.copy()
+                tile(size, source, 3, 40 * n, 7 * n, result, 2, 9 * n, n + 3, count, start, 5)
+                np.testing.assert_array_equal(result != MARK, written)
+                found = result[(2 + target_places)[:, :, None] + np.arange(n)]
+                assert (abs(found - wanted) <= 8 * np.finfo(dtype).eps * scale).all(), (run, size)
+
+
+CHECKS = (check_outer, check_short, check_slide, check_sum_slide, check_transpose, check_copy, check_maps)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -361,7 +417,8 @@ def assemble(machine, write, n_args, *arguments):
     lines = target.emit_assembly(parsed).splitlines()
     assert target.emit_object(parsed)
     products = [n for n, line in enumerate(lines) if re.search(product_line, line)]
-    return len(products), [line for line in lines[products[0] : products[-1]] if re.search(spill_line, line)]
+    among = lines[products[0] : products[-1]] if products else []
+    return len(products), [line for line in among if re.search(spill_line, line)]
 
 
 def optimise(module, target):
@@ -396,3 +453,7 @@ def test_machine_code(machine, dtype, monkeypatch):
         assert not spills or (machine == "AVX2" and taps >= 3), (taps, stride)
         _, spills = assemble(machine, slide._write_sum_slide_tile, 10, dtype, taps, stride)
         assert not spills, (taps, stride)
+    for _, of_sizes, starts in MAPS:
+        for size, map_ in of_sizes.items():
+            _, spills = assemble(machine, maps._write_map, 8, dtype, map_, starts)
+            assert not spills, size

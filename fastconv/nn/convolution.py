@@ -10,6 +10,7 @@ import numpy as np
 from .. import ops
 from ..geometry import per_axis
 from ..limits import require_memory
+from ..prepared import PreparedWeight
 from .checks import Array, check_dtype, check_spatial, float_array, float_dtype, integer
 from .generator import generator
 from .module import FAILED, Layer
@@ -149,6 +150,17 @@ class Convolution(_Weighted):
             raise TypeError(f"bias is {bias!r}: expected True or False")
         shape = (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
         self._initialise(shape, bool(bias), rng)
+        self._prepared: PreparedWeight | None = None
+
+    def _weight_of_forward(self) -> Array | PreparedWeight:
+        """Return the weight; in evaluation what was prepared of it, as long as it is the same bit for bit."""
+        if self.training:
+            self._prepared = None
+            weight: Array = self.weight
+            return weight
+        if self._prepared is None or not self._prepared.holds(self.weight):
+            self._prepared = PreparedWeight(self.weight)
+        return self._prepared
 
     def forward_padded(self, x: Array, padding: Pairs) -> Array:
         """Compute `forward` with zeros around x, one (left, right) pair per axis, without making the padded array.
@@ -161,7 +173,8 @@ class Convolution(_Weighted):
     def _forward(self, x: Array, padding: Pairs | None = None) -> tuple[Array, tuple[Any, ...]]:
         padding = padding or ((0, 0),) * self.ndim
         conv = getattr(ops, f"conv{self.ndim}d")
-        return conv(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups), (x, padding)
+        call = (self._weight_of_forward(), self.bias, self.stride, padding, self.dilation, self.groups)
+        return conv(x, *call), (x, padding)
 
     def _backward(self, grad_output: Array, *kept: Any, input_grad: bool) -> Array | None:
         x, padding = kept

@@ -100,8 +100,8 @@ def _write_map(function: Any, dtype: Any, map_: Map, starts: bool) -> None:
     b.ret_void()
 
 
-def _map_tile(name: str, maps: dict[int, Map], starts: bool = False) -> Any:
-    """Make a tile that applies the map of a size."""
+def _map_twin(maps: dict[int, Map], starts: bool) -> Any:
+    """Return the tile that applies the map of a size in plain Python."""
 
     def twin(
         size: int, source: Array, source_at: int, source_step: int, source_next: int, target: Array, target_at: int,
@@ -112,7 +112,14 @@ def _map_tile(name: str, maps: dict[int, Map], starts: bool = False) -> Any:
         for turn in range(count):
             at = source_at + turn * source_next + np.array(inputs)[:, None] * source_step + lane
             to = target_at + turn * target_next + np.array(outputs)[:, None] * target_step + lane
-            target[to] = matrix.astype(source.dtype) @ source[at] + (start[start_at + lane] if starts else 0)
+            with np.errstate(over="ignore", invalid="ignore"):  # the compiled tile has nobody to warn
+                target[to] = matrix.astype(source.dtype) @ source[at] + (start[start_at + lane] if starts else 0)
+
+    return twin
+
+
+def _map_tile(name: str, maps: dict[int, Map], starts: bool = False) -> Any:
+    """Make a tile that applies the map of a size."""
 
     def codegen(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]) -> None:
         dtype = named["source"][0].dtype
@@ -130,7 +137,7 @@ def _map_tile(name: str, maps: dict[int, Map], starts: bool = False) -> Any:
         steps = [named[step][1] for step in ("source_step", "source_next", "target_step", "target_next", "count")]
         call_first(builder, calls, [source, *steps[:2], target, *steps[2:], start])
 
-    return twin if config.DISABLE_JIT else tile_intrinsic(NAMES, codegen)
+    return _map_twin(maps, starts) if config.DISABLE_JIT else tile_intrinsic(NAMES, codegen)
 
 
 input_map = _map_tile("input", INPUT)
