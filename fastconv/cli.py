@@ -173,7 +173,7 @@ def _add_bench(commands: Any) -> None:
         metavar="NAME",
         dest="suites",
         default=[],
-        help="layers to time: resnet50, vgg16, mobile or small; can be given again (default: all four)",
+        help="layers to time: resnet50, vgg16, mobile, small or inference; can be given again (default: the first four)",
     )
     bench.add_argument(
         "--shapes",
@@ -195,17 +195,32 @@ def _add_bench(commands: Any) -> None:
         action="store_true",
         help="time what calls cost beside their arithmetic instead, under each framework that is installed",
     )
-    bench.add_argument("--limit", type=_count, metavar="N", help="time the first N layers of each suite only")
-    passes, peers, layouts = ("fwd", "dx", "dw"), ("torch", "jax"), ("nchw", "best")
+    kinds = ("kernels", "points", "digits")
     bench.add_argument(
-        "--passes", type=_some_of(passes), default=passes, metavar="LIST", help="of fwd,dx,dw (default: all)"
+        "--errors",
+        type=_some_of(kinds),
+        nargs="?",
+        const=("kernels", "points"),
+        metavar="LIST",
+        help="time nothing: print how far results are from those in double precision, for all algorithms of 3x3 kernels and "
+        "for other points of Winograd's; with digits, the accuracy of networks that were trained with either "
+        "(default: kernels,points)",
+    )
+    bench.add_argument("--limit", type=_count, metavar="N", help="time the first N layers of each suite only")
+    passes, peers, layouts = ("fwd", "dx", "dw"), ("torch", "jax", "ncnn"), ("nchw", "best")
+    bench.add_argument(
+        "--passes",
+        type=_some_of((*passes, "prepared")),
+        default=passes,
+        metavar="LIST",
+        help="of fwd,dx,dw and prepared, which is fwd with weights that were prepared before (default: fwd,dx,dw)",
     )
     bench.add_argument(
         "--peers",
         type=_some_of(peers),
         default=(),
         metavar="LIST",
-        help="whom to time too, of torch,jax (default: none)",
+        help="whom to time too, of torch,jax,ncnn (default: none); ncnn has no pass but prepared, of single images",
     )
     bench.add_argument(
         "--layouts",
@@ -382,6 +397,12 @@ def _bench(arguments: argparse.Namespace) -> int:
 
             _set_threads(arguments)
             print(overhead.text())
+            return OK
+        if arguments.errors is not None:
+            from fastconv.bench import errors
+
+            _set_threads(arguments)
+            print(errors.text(arguments.errors))
             return OK
         if arguments.models is not None:
             print(_models(arguments))

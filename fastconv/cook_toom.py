@@ -12,7 +12,7 @@ The points of smaller n are the first ones of the larger, and infinity.  What be
 product of its distances to them, stands in B^T.  So G g has the same values for all m: tiles of several sizes share one
 transformed weight, and a size that 4 does not divide ends in a smaller tile.
 
-The points are chosen for small errors; ``fastconv bench --winograd-points`` prints what others would do.
+The points are chosen for small errors; ``fastconv bench --errors points`` prints what others would do.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from .geometry import ConvGeometry, conv_geometry
 
-__all__ = ["SUITES", "Layer"]
+__all__ = ["SUITES", "TRAINED", "Layer"]
 
 LARGEST_BATCH = 32
 LARGEST_PASS = 10**9
@@ -150,5 +150,15 @@ SUITES: dict[str, tuple[Layer, ...]] = {
         )
         for batch in SMALL_BATCHES
     ),
+    "inference": tuple(
+        Layer(1, channels, size, filters, 3, 1, 1)
+        for channels, size, filters in (
+            (64, 56, 64), (128, 28, 128), (256, 14, 256), (512, 7, 512), (64, 112, 128), (256, 56, 256),
+        )
+    ),
 }  # fmt: skip
-"""The layers of ResNet-50, of VGG-16, of mobile networks, and small ones at batch sizes 1, 16 and 128."""
+"""The layers of ResNet-50, of VGG-16, of mobile networks, and small ones at batch sizes 1, 16 and 128; and for inference those
+3x3 layers of the first two that are met with single images."""
+
+TRAINED = ("resnet50", "vgg16", "mobile", "small")
+"""Suites that are timed unless others are asked for."""

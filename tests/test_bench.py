@@ -25,7 +25,7 @@ from fastconv.bench.results import OURS, Report, Timing
 from fastconv.cli import _parser, main
 from fastconv.kernels.peak import copy, peak
 from fastconv.simd import ACCUMULATORS, lanes
-from fastconv.suites import SUITES, Layer
+from fastconv.suites import SUITES, TRAINED, Layer
 
 TINY = [
     {"batch": 2, "channels": 3, "size": 6, "filters": 4, "kernel": 3, "padding": 1},
@@ -91,7 +91,7 @@ def report():
 
 
 def test_all_suites_by_default():
-    assert chosen([], None, None) == [(suite, layer) for suite, layers in SUITES.items() for layer in layers]
+    assert chosen([], None, None) == [(suite, layer) for suite in TRAINED for layer in SUITES[suite]]
 
 
 def test_limit_counts_in_each_suite(shapes):
@@ -413,7 +413,7 @@ def test_layouts():
     assert (x.dtype, x.flags.c_contiguous) == (np.float32, True)
     assert y.transpose(0, 2, 3, 1).flags.c_contiguous
     np.testing.assert_array_equal(x, y)
-    assert list(CONTENDERS) == [OURS, "torch", "jax"]
+    assert list(CONTENDERS) == [OURS, "torch", "jax", "ncnn"]
     contender = Fastconv(1)
     for layout, last in (("nchw", False), ("channels_last", True)):
         calls = contender.calls(layer, "float32", layout)

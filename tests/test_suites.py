@@ -15,6 +15,7 @@ def test_suites_have_their_layers():
         "vgg16": 7,
         "mobile": 19,
         "small": 3 * 8,
+        "inference": 6,
     }
 
 

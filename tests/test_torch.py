@@ -740,16 +740,23 @@ def losses(name, last, converted):
 
 
 @COMPILED
+@pytest.mark.parametrize(("precision", "most"), [("highest", 2), ("high", 10)])
 @pytest.mark.parametrize("name", TRAININGS)
-def test_networks_follow_the_originals(name):
-    """Losses are at most twice as far from the originals' as those of PyTorch's two layouts are from each other."""
+def test_networks_follow_the_originals(name, precision, most):
+    """With exact rows, losses are at most twice as far from the originals' as those of PyTorch's two layouts are from each other.
+
+    Winograd's errors are five times those of direct summation.
+    """
+    fastconv.set_precision(precision)
     originals = [losses(name, last, False) for last in (False, True)]
     assert originals[0][-1] < originals[0][0] / 2
     apart = max(np.abs(originals[0] - originals[1]).max(), np.spacing(np.float32(originals[0].max())))
     for last, original in zip((False, True), originals, strict=True):
         off = np.abs(losses(name, last, True) - original).max()
-        print(f"{name}, channels {'last' if last else 'first'}: off by {off:.2e}, PyTorch's layouts by {apart:.2e}")
-        assert off <= 2 * apart
+        print(
+            f"{name}, channels {'last' if last else 'first'}: off by {off:.2e}, PyTorch's layouts by {apart:.2e} ({precision})"
+        )
+        assert off <= most * apart
 
 
 @COMPILED

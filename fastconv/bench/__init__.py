@@ -9,6 +9,7 @@
 `measure`       the schedule: contenders in turn (A B A B), and the machine's limits in the same turns
 `models`        whole networks instead of layers; `networks` has some in PyTorch
 `overhead`      what a call costs beside its arithmetic
+`errors`        how far results are from those in double precision
 `results`       what was measured, its ratios and means, as a JSON file
 `table`, `plot` tables for a terminal and a README, and the roofline
 ==============  =====================================================================================================
@@ -51,13 +52,13 @@ def run(
     Parameters
     ----------
     suites : sequence of str
-        Names of `fastconv.suites.SUITES`; if empty, and without ``shapes``, all of them.
+        Names of `fastconv.suites.SUITES`; if empty, and without ``shapes``, those of `TRAINED`.
     shapes : str or None
         A JSON file of layers: a list of objects with the fields of `fastconv.suites.Layer`.
     passes : sequence of str
-        Of "fwd", "dx" and "dw".
+        Of "fwd", "dx", "dw" and "prepared".
     peers : sequence of str
-        Of "torch" and "jax".
+        Of "torch", "jax" and "ncnn".
     dtype : {"float32", "float64"}
         Of all arrays.
     threads : int or None

@@ -16,20 +16,24 @@ from __future__ import annotations
 import importlib
 import os
 import platform
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from ..suites import Layer
 
-__all__ = ["CONTENDERS", "LAYOUTS", "PASSES", "Contender", "arrays"]
+__all__ = ["CONTENDERS", "LAYOUTS", "PASSES", "PREPARED", "Contender", "arrays"]
 
 Array = np.ndarray[Any, Any]
 Call = Callable[[], Any]
 
 PASSES = ("fwd", "dx", "dw")
 """Equations (1), (2) and (3)."""
+PREPARED = "prepared"
+"""Equation (1) with a weight that was prepared beforehand, as for inference: timed on request only."""
 LAYOUTS = ("nchw", "channels_last")
 
 
@@ -89,7 +93,9 @@ class Fastconv:
             x, grad_output = channels_last(x), channels_last(grad_output)
         forward, backward, options = self.fastconv.conv2d, self.fastconv.conv2d_backward, layer.parameters
         dx, dw = (True, False, False), (False, True, False)
+        prepared = self.fastconv.prepare(weight, **options)
         return {
+            PREPARED: lambda: forward(x, prepared, **options),
             "fwd": lambda: forward(x, weight, **options),
             "dx": lambda: backward(grad_output, x, weight, output_mask=dx, **options).input,
             "dw": lambda: backward(grad_output, x, weight, output_mask=dw, **options).weight,
@@ -121,6 +127,7 @@ class Torch:
         stride, padding, groups = [layer.stride] * 2, [layer.padding] * 2, layer.groups
         rest = (None, stride, padding, [1, 1], False, [0, 0], groups)
         return {
+            PREPARED: lambda: conv2d(x, weight, None, stride, padding, 1, groups),  # it has no such weights
             "fwd": lambda: conv2d(x, weight, None, stride, padding, 1, groups),
             "dx": lambda: backward(grad_output, x, weight, *rest, [True, False, False])[0],
             "dw": lambda: backward(grad_output, x, weight, *rest, [False, True, False])[1],
@@ -162,10 +169,11 @@ class Jax:
                 feature_group_count=layer.groups,
             )  # fmt: skip
 
-        fwd = jax.jit(convolve)
+        fwd = jax.jit(convolve)  # it has no weights that are prepared
         dx = jax.jit(lambda x, weight, g: jax.vjp(lambda x: convolve(x, weight), x)[1](g)[0])
         dw = jax.jit(lambda x, weight, g: jax.vjp(lambda weight: convolve(x, weight), weight)[1](g)[0])
         return {
+            PREPARED: lambda: fwd(x, weight).block_until_ready(),
             "fwd": lambda: fwd(x, weight).block_until_ready(),
             "dx": lambda: dx(x, weight, grad_output).block_until_ready(),
             "dw": lambda: dw(x, weight, grad_output).block_until_ready(),
@@ -178,6 +186,44 @@ class Jax:
         return np.asarray(value).transpose((3, 2, 0, 1) if computes == "dw" else (0, 3, 1, 2))
 
 
+class Ncnn:
+    """ncnn, which computes single images forward, with weights that it prepares when it loads them."""
+
+    def __init__(self, threads: int) -> None:
+        self.ncnn: Any = importlib.import_module("ncnn")
+        self.threads = threads
+        self.versions = {"ncnn": self.ncnn.__version__}
+
+    def calls(self, layer: Layer, dtype: str, layout: str) -> dict[str, Call]:
+        """Return the one pass that it has; it has a layout of its own."""
+        if layer.batch != 1 or layer.groups != 1 or dtype != "float32":
+            raise ValueError("ncnn takes batches of one image, one group and float32")
+        x, weight, _ = arrays(layer, dtype)
+        net = self.ncnn.Net()
+        net.opt.num_threads = self.threads
+        what = f"0={layer.filters} 1={layer.kernel} 3={layer.stride} 4={layer.padding} 5=0 6={weight.size}"
+        text = f"7767517\n2 2\nInput in 0 1 in\nConvolution conv 1 1 in out {what}\n"
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "param").write_text(text)
+            Path(folder, "bin").write_bytes(bytes(4) + weight.tobytes())
+            net.load_param(f"{folder}/param")
+            net.load_model(f"{folder}/bin")
+        image = x[0]
+        matrix = self.ncnn.Mat(image)
+
+        def forward() -> Any:
+            extractor = net.create_extractor()
+            extractor.input("in", matrix)
+            return extractor.extract("out")[1]
+
+        forward.arrays = image, net  # type: ignore[attr-defined]  # what the matrix and the result lie in
+        return {PREPARED: forward}
+
+    def result(self, computes: str, layout: str, value: Any) -> Array:
+        """Return a pass's result as an array whose shape is that of `nchw`."""
+        return np.array(value)[None]
+
+
 LAST = (0, 2, 3, 1)
 
-CONTENDERS: dict[str, Callable[[int], Contender]] = {"fastconv": Fastconv, "torch": Torch, "jax": Jax}
+CONTENDERS: dict[str, Callable[[int], Contender]] = {"fastconv": Fastconv, "torch": Torch, "jax": Jax, "ncnn": Ncnn}

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..suites import SUITES, Layer
+from ..suites import SUITES, TRAINED, Layer
 
 __all__ = ["BenchError", "chosen", "layer_of", "read_shapes"]
 
@@ -23,7 +23,7 @@ def chosen(suites: Sequence[str], shapes: str | None, limit: int | None) -> list
     Parameters
     ----------
     suites : sequence of str
-        Names of `fastconv.suites.SUITES`; if empty, and without ``shapes``, all of them.
+        Names of `fastconv.suites.SUITES`; if empty, and without ``shapes``, those of `TRAINED`.
     shapes : str or None
         A JSON file of layers, which make a suite with the file's name.
     limit : int or None
@@ -40,7 +40,7 @@ def chosen(suites: Sequence[str], shapes: str | None, limit: int | None) -> list
     [('resnet50', '4x 3->64@224 7x7/2')]
     """
     lists: dict[str, Sequence[Layer]] = {}
-    for name in dict.fromkeys(suites or ([] if shapes else SUITES)):
+    for name in dict.fromkeys(suites or ([] if shapes else TRAINED)):
         if name not in SUITES:
             raise BenchError(f"there is no suite {name!r}: expected one of {', '.join(SUITES)}")
         lists[name] = SUITES[name]

@@ -24,7 +24,7 @@ WINDOW = 0.02
 LIMIT_WINDOW = 0.006
 """Seconds of one turn of each of the machine's limits."""
 
-ROW_OF = {"fwd": "output", "dx": "grad_input", "dw": "grad_weight"}
+ROW_OF = {"fwd": "output", "dx": "grad_input", "dw": "grad_weight", "prepared": "output"}
 """What `fastconv.plan` calls the passes."""
 
 TOLERANCE = {"float32": 2e-4, "float64": 1e-10}

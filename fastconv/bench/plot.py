@@ -11,7 +11,7 @@ from .results import OURS, Report
 __all__ = ["draw"]
 
 COLOURS = {OURS: "#0b5fa5", "torch": "#e0652b", "jax": "#3c9a5f"}
-TITLES = {"fwd": "forward", "dx": "dX", "dw": "dW"}
+TITLES = {"fwd": "forward", "dx": "dX", "dw": "dW", "prepared": "forward, prepared"}
 INK, GRID = "#333333", "#dddddd"
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..suites import Layer
-from .contenders import LAYOUTS, PASSES
+from .contenders import LAYOUTS, PASSES, PREPARED
 from .layers import BenchError, layer_of
 
 __all__ = ["OURS", "WAYS", "Mean", "Report", "Timing"]
@@ -140,7 +140,7 @@ class Report:
     @property
     def passes(self) -> list[str]:
         """Passes that were timed, in the order of the equations."""
-        return [name for name in PASSES if any(timing.computes == name for timing in self.timings)]
+        return [name for name in (*PASSES, PREPARED) if any(timing.computes == name for timing in self.timings)]
 
     @property
     def machine_name(self) -> str:

@@ -10,7 +10,7 @@ from .results import OURS, Report, Timing
 
 __all__ = ["BEGIN", "END", "aligned", "insert", "markdown", "text"]
 
-PASS_NAMES = {"fwd": "forward", "dx": "dX", "dw": "dW"}
+PASS_NAMES = {"fwd": "forward", "dx": "dX", "dw": "dW", "prepared": "forward, prepared"}
 WAY_NAMES = {"nchw": "NCHW", "best": "best layouts"}
 
 BEGIN = "<!-- benchmarks: begin (made by fastconv bench --markdown) -->"

@@ -1,0 +1,131 @@
+"""``fastconv bench --errors``: how far results are from those in double precision.
+
+Errors are the largest, as a multiple of the largest result, and that of the norm, as a multiple of the result's norm.  Numbers
+are drawn from a normal distribution.  Both algorithms see the same numbers.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stderr
+from typing import Any
+
+import numpy as np
+
+from .. import ops, plan
+from ..cook_toom import POINTS, input_matrix, output_matrix, weight_matrix
+from .table import aligned
+
+__all__ = ["KINDS", "text"]
+
+Array = np.ndarray[Any, Any]
+
+CHANNELS = (16, 32, 64, 128, 256, 512, 1024, 2048)
+SIZE, LANES = 14, 32
+"""Sides of images, and channels that are not summed up."""
+
+ALGORITHMS = ("direct", "winograd")
+
+CANDIDATES = (
+    (1, 2),
+    (1 / 2, 1),
+    (1 / 2, 3 / 2),
+    (1 / 2, 2),
+    (2 / 3, 3 / 2),
+    (3 / 4, 3 / 2),
+    (5 / 8, 5 / 4),
+    POINTS[1::2],
+)
+"""Points p and q, which stand for 0, p, -p, q, -q and infinity."""
+
+SEEDS = range(5)
+
+
+def text(kinds: Sequence[str]) -> str:
+    """Return the tables of these kinds, of `KINDS`."""
+    return "\n\n".join("\n".join(aligned(list(KINDS[kind]()))) for kind in kinds)
+
+
+def errors(result: Array, exact: Array) -> tuple[float, float]:
+    """Return the largest error and that of the norm."""
+    difference = result - exact
+    return float(abs(difference).max() / abs(exact).max()), float(np.linalg.norm(difference) / np.linalg.norm(exact))
+
+
+def _kernels() -> Iterator[list[str]]:
+    """The passes of a 3x3 layer, by the length of their sums."""
+    yield ["pass", "channels", *(f"{name}, {kind}" for name in ALGORITHMS for kind in ("largest", "norm"))]
+    rng = np.random.default_rng(0)
+    for computes in ("forward", "dX", "dW"):
+        for channels in CHANNELS:
+            summed, images = (LANES, channels // 16) if computes == "dW" else (channels, 1)
+            x, weight, g = (
+                rng.standard_normal(shape, np.float32)
+                for shape in ((images, summed, SIZE, SIZE), (LANES, summed, 3, 3), (images, LANES, SIZE, SIZE))
+            )
+
+            exact = _run(computes, [array.astype(np.float64) for array in (x, weight, g)], "direct")
+            results = (_run(computes, [x, weight, g], algorithm) for algorithm in ALGORITHMS)
+            found = [error for result in results for error in errors(result, exact)]
+            what = f"{channels}" if computes != "dW" else f"{images} images"
+            yield [computes, what, *(f"{error:.1e}" for error in found)]
+
+
+def _run(computes: str, arrays: list[Array], algorithm: str) -> Array:
+    x, weight, g = arrays
+    if computes == "forward":
+        return ops.conv2d(x, weight, None, 1, 1, algorithm=algorithm)
+    wanted = computes == "dX", computes == "dW", False
+    if computes == "dX":  # its sums run over filters
+        x, weight, g = g, np.ascontiguousarray(weight.swapaxes(0, 1)), x
+    grads = ops.conv2d_backward(g, x, weight, 1, 1, output_mask=wanted, algorithm=algorithm)
+    result = next(grad for grad in grads if grad is not None)
+    return result
+
+
+def _points() -> Iterator[list[str]]:
+    """A forward pass with other points, by NumPy in single precision: 256 channels."""
+    yield ["points 0, +-p, +-q, infinity", "largest", "norm"]
+    rng = np.random.default_rng(0)
+    x, weight = rng.standard_normal((256, 26, 26), np.float32), rng.standard_normal((16, 256, 3, 3), np.float32)
+    exact = ops.conv2d(x.astype(np.float64), weight.astype(np.float64), algorithm="direct")
+    tiles = np.lib.stride_tricks.sliding_window_view(x, (6, 6), axis=(1, 2))[:, ::4, ::4]
+    for p, q in CANDIDATES:
+        points = (0.0, p, -p, q, -q)
+        b, a, g = (
+            m.astype(np.float32)
+            for m in (input_matrix(6, points), output_matrix(4, 6, points), weight_matrix(3, points))
+        )
+        u = np.einsum("ia,fcab,jb->ijfc", g, weight, g, optimize=True)
+        v = np.einsum("ia,cyxab,jb->ijcyx", b, tiles, b, optimize=True)
+        products = np.einsum("ijfc,ijcyx->ijfyx", u, v, optimize=True)
+        y = np.einsum("ai,ijfyx,bj->fyaxb", a, products, a, optimize=True).reshape(exact.shape)
+        yield [f"{p:.4g}, {q:.4g}", *(f"{error:.1e}" for error in errors(y, exact))]
+
+
+def _digits() -> Iterator[list[str]]:
+    """Training on scikit-learn's digits, by seed: test accuracy in percent."""
+    from .. import training
+
+    yield ["seed", *(f"{precision} precision" for precision in ("high", "highest")), "difference"]
+    before, sums = plan.get_precision(), np.zeros(2)
+    try:
+        for seed in SEEDS:
+            accuracy = []
+            for precision in ("high", "highest"):
+                plan.set_precision(precision)
+                with tempfile.TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):
+                    trainer = training.run({"seed": seed}, f"{folder}/run")
+                accuracy.append(100 * trainer.history[-1]["test_accuracy"])
+            sums += accuracy
+            yield [str(seed), *(f"{a:.2f}" for a in accuracy), f"{accuracy[0] - accuracy[1]:+.2f}"]
+    finally:
+        plan.set_precision(before)
+    high, highest = sums / len(SEEDS)
+    yield ["mean", f"{high:.2f}", f"{highest:.2f}", f"{high - highest:+.2f}"]
+
+
+KINDS: dict[str, Callable[[], Iterator[list[str]]]] = {"kernels": _kernels, "points": _points, "digits": _digits}
+"""What can be asked for: the passes of the kernels, other points, and what becomes of a network."""
