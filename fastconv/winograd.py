@@ -374,15 +374,16 @@ def _plan_grad_weight(g: ConvGeometry, per_sample: bool, x_last: bool, grad_last
     sums_of, units = (1, chunks * groups) if per_sample else (chunks, groups)
     own = chunks == 1
     room = Room(source.box_size)
+    values_at = room.take(max(POINTS * values, depths * TAPS * pitch if own else 0))  # at the end the taps lie there
     numbers |= {
-        "values_at": room.take(POINTS * values), "values": values,
+        "values_at": values_at, "values": values,
         "products_at": room.take(POINTS * products), "products": products,
         "columns_at": room.take(2 * SLOTS * (strip[3] + 2) * n),
         "pixels_at": room.take(0 if grad_last else math.prod(strip) * pitch),
         "pairs_at": 0, "group_step": depth * source.pitches[1],
         "gradients_at": room.take(POINTS * gradients), "gradients": gradients, "per_chunk": per_chunk, "parts": parts,
         "groups": groups, "depths": depths, "depth": depth, "filters": filters, "pitch": pitch, "each": each, "own": own,
-        "rows_at": tables.add(np.arange(depths * TAPS)), "taps_at": room.take(depths * TAPS * pitch if own else 0),
+        "rows_at": tables.add(np.arange(depths * TAPS)), "taps_at": values_at if own else 0,
         "parts_at": tables.add(rows_of_parts),
     }  # fmt: skip
     packing = None
