@@ -50,7 +50,7 @@ class Row:
     dtypes : tuple of str
         The dtypes that it takes; empty for all.
     nanoseconds : callable
-        ``nanoseconds(geometry, itemsize)``: an estimate that orders rows, not a promise.
+        ``nanoseconds(geometry, itemsize)``: an estimate that orders rows, not a promise; infinite where a row is not to be taken.
     about : callable
         ``about(geometry, itemsize)``: how it computes a call, as the end of a sentence.
     error : float
@@ -275,6 +275,8 @@ def _select(
             against[row.algorithm] = objection
         elif algorithm == "auto" and precision == "highest" and not row.exact:
             against[row.algorithm] = "it is not exact, and the precision is 'highest'"
+        elif algorithm == "auto" and math.isinf(row.nanoseconds(geometry, dtype.itemsize)):
+            against[row.algorithm] = "its scratch memory would be out of proportion"
         else:
             candidates.append(row)
     if not candidates:

@@ -128,10 +128,10 @@ class Program:
         """Run all tasks."""
         self.task(self.tasks, self.numbers, self.tables, *arrays, room=self.room, alone=self.alone)
 
-    def scratch_bytes(self, itemsize: int) -> int:
-        """Count the scratch memory of a call: panels, the packed input, and a room for each worker."""
+    def scratch_bytes(self, itemsize: int, threads: int = 0) -> int:
+        """Count the scratch memory of a call: panels, the packed input, and a room for each of its workers."""
         image = self.source.whole[0][0] * self.source.whole[1][0] if self.source.whole else 0
-        workers = 1 if self.alone else min(int(config.NUMBA_NUM_THREADS), self.tasks)
+        workers = 1 if self.alone else min(threads or int(config.NUMBA_NUM_THREADS), self.tasks)
         panels = self.packing.panels if self.packing else 0
         return int(itemsize * (panels + image + workers * self.room))
 

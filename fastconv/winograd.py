@@ -66,6 +66,12 @@ third-level cache."""
 FEWEST_TILES, MOST_TILES = 24, 96
 """Tiles of a strip: enough to use the weight for."""
 
+MOST_DEPTHS = 64
+"""Channels of a task of dW: their sums at all points are read and written for each strip."""
+
+MOST_SCRATCH = 4
+"""Scratch memory in proportion to the arrays of a call; where two threads would need more, "auto" does not take these rows."""
+
 STAGE_BYTES = 512 << 10
 """Most bytes of a weight at the points that a task evaluates at once."""
 
@@ -178,11 +184,14 @@ class Work:
         each = strips * EVALUATION if self.owns(strip) else strips * READING + EVALUATION * (not self.prepared)
         return work + each * self.depth * computed
 
-    def strip(self) -> Ints:
-        """Choose the (images, 1, rows, columns) of a strip that takes the least time: whole rows of tiles if it can."""
+    def strip(self, most: int = MOST_TILES) -> Ints:
+        """Choose the (images, 1, rows, columns) of a strip that takes the least time: whole rows of tiles if it can.
+
+        It has ``most`` tiles or less.
+        """
         batch, _, height, width = self.sizes
         bytes_of_tile = POINTS * whole_lanes(self.depth, self.itemsize) * self.itemsize
-        most = max(FEWEST_TILES, min(MOST_TILES, VALUES_BYTES // bytes_of_tile))
+        most = max(FEWEST_TILES, min(most, VALUES_BYTES // bytes_of_tile))
         along, down = len(tile_sizes(width)), len(tile_sizes(height))
         choices = {
             (b, 1, min(LARGEST_TILE * y, height), min(LARGEST_TILE * x, width))
@@ -341,13 +350,24 @@ def prepare(computes: str, geometry: ConvGeometry, weight: PreparedWeight) -> No
 
 @functools.lru_cache(maxsize=256)
 def _plan_grad_weight(g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: bool, itemsize: int) -> Program:
+    """Take strips so large that scratch memory stays in proportion, supposing two threads."""
+    for most in range(MOST_TILES, FEWEST_TILES - 1, -FEWEST_TILES):
+        program = _correlate_program(g, per_sample, x_last, grad_last, itemsize, most)
+        if program.scratch_bytes(itemsize, threads=2) <= MOST_SCRATCH * g.bytes(itemsize):
+            break
+    return program
+
+
+def _correlate_program(
+    g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: bool, itemsize: int, most: int
+) -> Program:  # fmt: skip
     axes, groups, n = forward_axes(g), g.groups, lanes(itemsize)
     filters, depth, pitch = g.filters // groups, g.channels // groups, panel_pitch(g.filters // groups, itemsize)
     blocks = groups * ceil_div(filters, tile_width(itemsize))
     sizes = (max(1, g.batch), *g.output)
-    depths = ceil_div(depth, ceil_div(depth, 128))
+    depths = ceil_div(depth, ceil_div(depth, MOST_DEPTHS))
     parts = ceil_div(depth, depths)
-    strip = Work(sizes, depths, filters, 1, itemsize, 1).strip()
+    strip = Work(sizes, depths, filters, 1, itemsize, 1).strip(most)
     if per_sample:
         strip = (1, *strip[1:])
     counts = [ceil_div(a, b) for a, b in zip(sizes, strip, strict=True)]
@@ -423,13 +443,15 @@ def describe(computes: str, geometry: ConvGeometry, itemsize: int) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def nanoseconds(computes: str, geometry: ConvGeometry, itemsize: int) -> float:
-    """Estimate the time of a pass, in the measure of the direct rows' estimate."""
+    """Estimate the time of a pass, in the measure of the direct rows' estimate; no time is short if it takes too much memory."""
     g = geometry.volume
     if computes == "grad_weight":
         channels, filters = g.channels // g.groups, g.filters // g.groups
         work = Work((max(1, g.batch), *g.output), channels, filters, g.groups, itemsize, count_tasks(g))
     else:
         work = work_of((grad_input_pixels if computes == "grad_input" else output_pixels)(g, True, True, itemsize))
+    if _program(computes, g, itemsize).scratch_bytes(itemsize, threads=2) > MOST_SCRATCH * g.bytes(itemsize):
+        return math.inf
     strip = work.strip()
     tasks = math.prod(work.split(strip))
     return 30_000 + 0.3 * work.cost(strip) * (ceil_div(tasks, 2) * 2 / tasks)
@@ -437,8 +459,12 @@ def nanoseconds(computes: str, geometry: ConvGeometry, itemsize: int) -> float:
 
 def scratch_bytes(computes: str, geometry: ConvGeometry, itemsize: int) -> int:
     """Bytes of scratch memory that a pass needs when all arrays are NCHW."""
-    g = geometry.volume
+    return _program(computes, geometry.volume, itemsize).scratch_bytes(itemsize)
+
+
+def _program(computes: str, g: ConvGeometry, itemsize: int) -> Program:
+    """Return the program of a pass when all arrays are NCHW."""
     if computes == "grad_weight":
-        return _plan_grad_weight(g, False, False, False, itemsize).scratch_bytes(itemsize)
+        return _plan_grad_weight(g, False, False, False, itemsize)
     plan = _plan_grad_input if computes == "grad_input" else _plan_output
-    return plan(g, False, False, itemsize).scratch_bytes(itemsize)
+    return plan(g, False, False, itemsize)

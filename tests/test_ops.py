@@ -11,7 +11,7 @@ from cases import CASES, PASSES, data, expected, inputs_of, result_shape, shapes
 from numba import config
 
 import fastconv
-from fastconv import ConvGrads, explain, grad, plan, reference
+from fastconv import ConvGrads, explain, grad, plan, reference, winograd
 
 DIMENSIONS = (1, 2, 3)
 CONV = {n: getattr(fastconv, f"conv{n}d") for n in DIMENSIONS}
@@ -466,6 +466,23 @@ def test_precision_refuses(wrong):
     with pytest.raises((ValueError, TypeError), match="precision is"):
         fastconv.set_precision(wrong)
     assert fastconv.get_precision() == "highest"
+
+
+def test_scratch_memory_is_in_proportion():
+    """Where "auto" takes Winograd's rows, two threads need at most 4 times the memory of the arrays."""
+    fastconv.set_precision("high")
+    taken = 0
+    for batch, channels, filters, size in itertools.product((1, 4, 32), (16, 64, 256), (16, 64, 256), (4, 7, 14, 56)):
+        geometry = fastconv.geometry.conv_geometry((batch, channels, size, size), (filters, channels, 3, 3), padding=1)
+        for computes in PASSES[:3]:
+            row = plan.choose(computes, geometry, np.dtype("float32"))
+            if row.algorithm == "winograd":
+                program = winograd._program(computes, geometry.volume, 4)
+                assert program.scratch_bytes(4, threads=2) <= 4 * geometry.bytes(4)
+                taken += 1
+    assert taken > 100
+    small = fastconv.explain((32, 64, 4, 4), (16, 64, 3, 3), padding=1).grad_weight
+    assert small.passed_over["winograd"] == "its scratch memory would be out of proportion"
 
 
 def test_algorithm_errors():
