@@ -307,10 +307,10 @@ def test_evaluation_keeps_no_activations(name):
 
 
 def test_training_does_keep_activations_until_eval():
-    layer, x = nn.ReLU(), sample((3,))
-    output = layer(x)
-    reference = weakref.ref(output)
-    del output
+    layer, x = nn.Linear(3, 3, dtype=F64), sample((1, 3))
+    layer(x)
+    reference = weakref.ref(x)
+    del x
     assert reference() is not None
     layer.eval()
     assert reference() is None

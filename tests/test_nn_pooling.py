@@ -193,3 +193,28 @@ def test_same_bits_for_any_number_of_threads():
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def channels_last(x):
+    return np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("channels", [2, 16, 67])
+def test_maxima_of_both_layouts_and_of_relu(dtype, channels):
+    """Channels-last images give channels-last results, and fused layers what each gives by itself, NaN included."""
+    for kernel, stride, padding in ((2, 2, 0), (3, 2, 1), (3, 1, 1), ((17, 16), 1, (8, 8))):
+        x = integers((2, channels, 18, 17), channels, dtype)
+        x[RNG(1).random(x.shape) < 0.01] = np.nan
+        relu, pool = nn.ReLU(), nn.MaxPool2d(kernel, stride, padding)
+        fused = nn.Sequential(nn.ReLU(), nn.MaxPool2d(kernel, stride, padding))
+        expected = pool(relu(x))
+        grad = integers(expected.shape, 3, dtype)
+        expected_dx = relu.backward(pool.backward(grad))
+        for images, gradient in itertools.product((x, channels_last(x)), (grad, channels_last(grad))):
+            for mode in (True, False):
+                output = fused.fuse(mode)(images)
+                dx = fused.backward(gradient, input_grad=True)
+                np.testing.assert_array_equal(output, expected)
+                np.testing.assert_array_equal(dx, expected_dx)
+                assert output.flags.c_contiguous == dx.flags.c_contiguous == images.flags.c_contiguous

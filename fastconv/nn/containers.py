@@ -8,22 +8,28 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .activation import ReLU
 from .checks import Array, as_array, check_dtype, check_shape
 from .convolution import Convolution, Pairs
 from .module import EVALUATED, FAILED, USED_UP, Module
 from .padding import ZeroPadding
+from .pooling import MaxPool2d
 
 __all__ = ["Residual", "Sequential"]
 
 
 class Step(NamedTuple):
-    """One call of a `Sequential`: a module, and the zero padding that a convolution takes over."""
+    """One call of a `Sequential`: a module, and the zero padding or the ReLU in front that it takes over."""
 
     module: Module
     padding: Pairs | None = None
+    relu: ReLU | None = None
 
     def run(self, x: Array) -> Array:
         """Call the module."""
+        if self.relu is not None and isinstance(self.module, MaxPool2d):
+            self.relu._forget("the last one was part of max-pooling, whose backward does all the work")
+            return self.module.forward_rectified(x)
         if self.padding is not None and isinstance(self.module, Convolution):
             return self.module.forward_padded(x, self.padding)
         return self.module(x)
@@ -40,10 +46,15 @@ class Container(Module):
             seen.add(id(module))
         self._name_parameters()
 
+    def _notes(self) -> dict[int, str]:
+        """What the repr says behind modules, by their `id`."""
+        return {}
+
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__}("]
+        notes = self._notes()
         for name, child in self.children().items():
-            text = f"({name}): {child!r}"
+            text = f"({name}): {child!r}{notes.get(id(child), '')}"
             if child._parameters:
                 shapes = (f"{key} {parameter.shape}" for key, parameter in child._parameters.items())
                 text += f"  # {', '.join(shapes)}"
@@ -56,8 +67,9 @@ class Sequential(Container):
     """Modules one after the other.
 
     A zero padding layer right in front of a convolution of the same dimension is fused into it: the convolution gets
-    the padding as an argument, and no padded array is kept or even made here.  Sequentials inside are treated as if
-    their modules stood in their place.
+    the padding as an argument, and no padded array is kept or even made here.  A `ReLU` right in front of a `MaxPool2d` is
+    computed by that in one go, forward and backward, as the repr says behind it.  ``fuse(False)`` runs each layer by itself.
+    Sequentials inside are treated as if their modules stood in their place.
 
     One sample without a batch axis goes through as a batch of one and comes out without it, where the first layer that
     is not elementwise tells (a convolution, padding, pooling or normalisation of known dimension).
@@ -137,7 +149,7 @@ class Sequential(Container):
         self._forget(FAILED)
         x = as_array("x", x)
         single = self._sample_axes() == x.ndim
-        steps = list(fused(self._leaves()))
+        steps = list(fused(self._leaves()) if self.fusing else map(Step, self._leaves()))
         output = x[np.newaxis] if single else x
         for step in steps:
             output = step.run(output)
@@ -197,6 +209,14 @@ class Sequential(Container):
         if not input_grad:
             return None
         return grad[0] if single else grad
+
+    def _notes(self) -> dict[int, str]:
+        if not self.fusing:
+            return {}
+        steps = fused(iter(self._modules))
+        return {
+            id(step.relu): f"  # part of the {type(step.module).__name__}" for step in steps if step.relu is not None
+        }
 
     def _leaves(self) -> Iterator[Module]:
         for module in self._modules:
@@ -316,20 +336,25 @@ class Residual(Container):
 
 
 def fused(modules: Iterator[Module]) -> Iterator[Step]:
-    """Join zero padding with the convolution that follows it, and leave the rest as it is."""
-    pads: list[ZeroPadding] = []
+    """Join zero padding with the convolution, and ReLU with the max-pooling, that follows it; leave the rest as it is."""
+    waiting: list[Module] = []  # zero padding layers, or one ReLU
     for module in modules:
-        if isinstance(module, ZeroPadding):
-            pads.append(module)
-            continue
+        pads = [pad for pad in waiting if isinstance(pad, ZeroPadding)]
         if pads and _can_pad(module, pads[0].ndim) and all(pad.ndim == pads[0].ndim for pad in pads):
             sides = zip(*(pad.pairs for pad in pads), strict=True)  # for each axis, the pairs of all pads
             yield Step(module, tuple((sum(p[0] for p in axis), sum(p[1] for p in axis)) for axis in sides))
+            waiting = []
+        elif waiting and type(module) is MaxPool2d and type(waiting[0]) is ReLU:
+            yield Step(module, relu=waiting[0])
+            waiting = []
+        elif pads and isinstance(module, ZeroPadding):
+            waiting.append(module)
         else:
-            yield from (Step(pad) for pad in pads)
-            yield Step(module)
-        pads = []
-    yield from (Step(pad) for pad in pads)
+            yield from map(Step, waiting)
+            waiting = [module] if isinstance(module, ZeroPadding) or type(module) is ReLU else []
+            if not waiting:
+                yield Step(module)
+    yield from map(Step, waiting)
 
 
 def _can_pad(module: Module, ndim: int) -> bool:

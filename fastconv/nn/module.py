@@ -42,6 +42,7 @@ class Module(abc.ABC):
 
     def __init__(self) -> None:
         self.training = True
+        self.fusing = True
         self._parameters: dict[str, Parameter] = {}
         self._buffers: dict[str, Array] = {}
         self._reason = "forward has not been called"
@@ -97,6 +98,29 @@ class Module(abc.ABC):
             module.training = bool(mode)
             if not mode:
                 module._forget("eval() has dropped its activations")
+        return self
+
+    def fuse(self, mode: bool = True) -> Self:
+        """Let a `Sequential` compute layers that follow each other in one go (or, with False, each by itself).
+
+        Returns the module.
+
+        Examples
+        --------
+        >>> from fastconv import nn
+        >>> nn.Sequential(nn.ReLU(), nn.MaxPool2d(2))
+        Sequential(
+          (0): ReLU()  # part of the MaxPool2d
+          (1): MaxPool2d(kernel_size=(2, 2), stride=(2, 2), padding=(0, 0))
+        )  # 0 parameters
+        >>> nn.Sequential(nn.ReLU(), nn.MaxPool2d(2)).fuse(False)
+        Sequential(
+          (0): ReLU()
+          (1): MaxPool2d(kernel_size=(2, 2), stride=(2, 2), padding=(0, 0))
+        )  # 0 parameters
+        """
+        for module in self.modules():
+            module.fusing = bool(mode)
         return self
 
     def eval(self) -> Self:

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..arrays import empty, plain
+from ..arrays import empty, is_channels_last, plain
 from ..geometry import ceil_div, per_axis
-from ..kernels.pooling import max_pool, max_pool_backward, mean_pool, mean_pool_backward
+from ..kernels.pooling import NOWHERE, max_pool, max_pool_backward, mean_pool, mean_pool_backward
 from ..limits import require_memory
 from .checks import Array, check_spatial, float_array, integer
-from .module import Layer
+from .module import FAILED, Layer
 
 __all__ = ["AdaptiveAvgPool2d", "AvgPool2d", "MaxPool2d"]
 
@@ -123,26 +123,30 @@ class MaxPool2d(SlidingPooling):
             )
         return Windows(start, stop, stop - start)
 
-    def _forward(self, x: Array) -> tuple[Array, tuple[Any, ...]]:
+    def forward_rectified(self, x: Array) -> Array:
+        """Compute ``forward(ReLU()(x))`` in one go; `backward` then returns the gradient of x itself."""
+        self._forget(FAILED)
+        return self._remember(*self._forward(self._checked(x), rectified=True))
+
+    def _forward(self, x: Array, rectified: bool = False) -> tuple[Array, tuple[Any, ...]]:
         rows, cols = self._windows(0, x.shape[-2]), self._windows(1, x.shape[-1])
-        planes = as_planes(x)
-        shape = (len(planes), len(rows.start), len(cols.start))
+        tables = (rows.start, rows.stop, self.dilation[0], cols.start, cols.stop, self.dilation[1])
+        last, planes = as_lanes(x)
+        shape = (len(planes), len(rows.start), len(cols.start), planes.shape[3])
         out = empty("the output", shape, x.dtype)
-        where = empty(
-            "the places of the maxima",
-            shape,
-            np.dtype(np.int32) if x.shape[-2] * x.shape[-1] < 2**31 else np.dtype(np.int64),
-        )
-        row_step, col_step = self.dilation
-        max_pool(planes, rows.start, rows.stop, row_step, cols.start, cols.stop, col_step, out, where)
-        return out.reshape(*x.shape[:-2], *shape[1:]), (x.shape, where)
+        small = math.prod(self.kernel_size) < NOWHERE
+        where = empty("the places of the maxima", shape, np.dtype(np.uint8 if small else np.int64))
+        lowest, nowhere = (0.0, NOWHERE if small else -1) if rectified else (-np.inf, 0)
+        max_pool(planes, *tables, x.dtype.type(lowest), nowhere, out, where)
+        return from_lanes(out, last, x.shape), (x.shape, where, last, tables)
 
     def _backward(self, grad_output: Array, *kept: Any, input_grad: bool) -> Array:
-        shape, where = kept
-        grad = as_planes(grad_output)
-        dx = np.zeros((len(grad), shape[-2] * shape[-1]), grad.dtype)
-        max_pool_backward(grad, where, dx)
-        return dx.reshape(shape)
+        shape, where, last = kept[:3]
+        tables: tuple[Array, Array, int, Array, Array, int] = kept[3]
+        _, grad = as_lanes(grad_output, last)
+        dx = empty("dX", (len(where), *shape[-2:], where.shape[3]), grad.dtype)
+        max_pool_backward(grad, where, *tables, dx)
+        return from_lanes(dx, last, shape)
 
     def extra_repr(self) -> str:
         """Arguments to show in the repr."""
@@ -266,3 +270,18 @@ def _upto(count: int) -> Array:
 def as_planes(x: Array) -> Array:
     """Images as (planes, h, w) in the one kind of array that the kernels are compiled for."""
     return plain(x, (math.prod(x.shape[:-2]), *x.shape[-2:]), x.dtype)
+
+
+def as_lanes(x: Array, last: bool | None = None) -> tuple[bool, Array]:
+    """Images as (images, h, w, channels) where they lie channels-last, or shall, else as (planes, h, w, 1); and which."""
+    if last is None:
+        last = x.ndim == 4 and is_channels_last(x, 2)
+    if last:
+        pixels = x.transpose(0, 2, 3, 1)
+        return True, plain(pixels, pixels.shape, x.dtype)
+    return False, as_planes(x)[..., np.newaxis]
+
+
+def from_lanes(lanes: Array, last: bool, shape: tuple[int, ...]) -> Array:
+    """View what `as_lanes` made, or a result like it, as images with the first axes of ``shape``."""
+    return lanes.transpose(0, 3, 1, 2) if last else lanes.reshape(*shape[:-2], *lanes.shape[1:3])
