@@ -104,7 +104,7 @@ def run_pass(
     """Run the chosen row, and hand its result out as a caller wants it.
 
     ``shape`` is that of the kernel's result, ``final_shape`` that of the caller's, ``like`` the array whose memory layout the
-    result takes.
+    result takes where no ``out`` is given.
     """
     summed = sum_dtype(dtype)
     needed = _memory_for(shape if out is None else (0,), inputs, summed)
@@ -114,6 +114,7 @@ def run_pass(
     if needed >= SMALL:
         needed += row.scratch(geometry, summed.itemsize)
         require_memory(f"{computes} of shape {tuple(shape)}, with scratch memory,", needed)
+    like = like if out is None else out
     ndim = geometry.ndim if computes != "grad_bias" and is_channels_last(like, geometry.ndim) else 0
     kept = ndim if row.channels_last and computes != "grad_weight" else 0
     result = target(computes, out, shape, summed, accumulate, kept)

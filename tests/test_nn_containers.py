@@ -72,6 +72,21 @@ def test_fused_equals_unfused(ndim, dtype):
         np.testing.assert_array_equal(parameter.grad, reference)
 
 
+def test_activations_lie_channels_last_between_layers():
+    """Also behind an image of one channel, which lies both ways."""
+    model = with_integer_weights(
+        nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.ZeroPad2d(1), nn.Conv2d(4, 3, 3))
+    )
+    x = integers((2, 1, 8, 8))
+    output = model(x)
+    grad = np.ones((2, 4, 3, 3), np.float32)
+    for seen in (output, model[2].backward(grad)):
+        assert seen.transpose(0, 2, 3, 1).flags.c_contiguous
+    expected = model.fuse(False)(x)
+    assert expected.flags.c_contiguous
+    np.testing.assert_array_equal(output, expected)
+
+
 def padded_calls(monkeypatch, model, x):
     """How many times the model pads an array, forward and backward."""
     from fastconv.nn import padding

@@ -5,6 +5,7 @@ import weakref
 import numpy as np
 import pytest
 
+import fastconv
 from fastconv import nn
 
 F64 = np.float64
@@ -481,3 +482,23 @@ X = np.ones((2, 3, 8, 8), np.float32)
 def test_errors_name_the_argument(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_linear_is_exact_and_has_the_same_bits_for_any_number_of_threads():
+    layer = nn.Linear(300, 70, rng=0)
+    x, grad = (np.random.default_rng(seed).standard_normal((64, n), np.float32) for seed, n in ((1, 300), (2, 70)))
+    results = []
+    for threads in (1, fastconv.get_num_threads()):
+        with fastconv.num_threads(threads):
+            layer.zero_grad()
+            results.append([layer(x), layer.backward(grad), layer.grad_weight.copy(), layer.grad_bias.copy()])
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, other)
+    layer.weight, layer.bias = np.round(8 * layer.weight), np.arange(70, dtype=np.float32)
+    x, grad = np.round(x), np.round(grad)
+    layer.weight = np.round(100 * layer.weight)
+    layer.zero_grad()
+    np.testing.assert_array_equal(layer(x), x @ layer.weight.T + layer.bias)
+    np.testing.assert_array_equal(layer.backward(grad), grad @ layer.weight)
+    np.testing.assert_array_equal(layer.grad_weight, grad.T @ x)
+    np.testing.assert_array_equal(layer.grad_bias, grad.sum(axis=0))

@@ -24,14 +24,15 @@ class Step(NamedTuple):
     module: Module
     padding: Pairs | None = None
     relu: ReLU | None = None
+    fused: bool = True
 
     def run(self, x: Array) -> Array:
         """Call the module."""
         if self.relu is not None and isinstance(self.module, MaxPool2d):
             self.relu._forget("the last one was part of max-pooling, whose backward does all the work")
             return self.module.forward_rectified(x)
-        if self.padding is not None and isinstance(self.module, Convolution):
-            return self.module.forward_padded(x, self.padding)
+        if self.fused and isinstance(self.module, Convolution) and type(self.module).forward is Convolution.forward:
+            return self.module.forward_channels_last(x, self.padding)
         return self.module(x)
 
 
@@ -149,7 +150,7 @@ class Sequential(Container):
         self._forget(FAILED)
         x = as_array("x", x)
         single = self._sample_axes() == x.ndim
-        steps = list(fused(self._leaves()) if self.fusing else map(Step, self._leaves()))
+        steps = list(fused(self._leaves()) if self.fusing else (Step(leaf, fused=False) for leaf in self._leaves()))
         output = x[np.newaxis] if single else x
         for step in steps:
             output = step.run(output)

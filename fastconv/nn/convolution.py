@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .. import ops
-from ..geometry import per_axis
+from ..arrays import empty, is_channels_last
+from ..geometry import geometry_of, per_axis
 from ..limits import require_memory
 from ..prepared import PreparedWeight
 from .checks import Array, check_dtype, check_spatial, float_array, float_dtype, integer
@@ -162,19 +163,28 @@ class Convolution(_Weighted):
             self._prepared = PreparedWeight(self.weight)
         return self._prepared
 
-    def forward_padded(self, x: Array, padding: Pairs) -> Array:
+    def forward_channels_last(self, x: Array, padding: Pairs | None = None) -> Array:
         """Compute `forward` with zeros around x, one (left, right) pair per axis, without making the padded array.
 
-        `backward` then returns the gradient of x itself.
+        The output of a batch lies channels-last in memory, however x does.  `backward` then returns the gradient of x itself.
         """
         self._forget(FAILED)
-        return self._remember(*self._forward(self._checked(x), padding))
+        x, out = self._checked(x), None
+        padding = padding or ((0, 0),) * self.ndim
+        if x.ndim == self.ndim + 2 and not is_channels_last(x, self.ndim):
+            shape = self.weight.shape
+            geometry = geometry_of(x.shape, shape, self.stride, padding, self.dilation, self.groups, self.ndim)
+            n, channels, *sizes = geometry.output_shape
+            out = np.moveaxis(empty("the output", (n, *sizes, channels), x.dtype), -1, 1)
+        return self._remember(*self._forward(x, padding, out))
 
-    def _forward(self, x: Array, padding: Pairs | None = None) -> tuple[Array, tuple[Any, ...]]:
+    def _forward(
+        self, x: Array, padding: Pairs | None = None, out: Array | None = None
+    ) -> tuple[Array, tuple[Any, ...]]:
         padding = padding or ((0, 0),) * self.ndim
         conv = getattr(ops, f"conv{self.ndim}d")
         call = (self._weight_of_forward(), self.bias, self.stride, padding, self.dilation, self.groups)
-        return conv(x, *call), (x, padding)
+        return conv(x, *call, out=out), (x, padding)
 
     def _backward(self, grad_output: Array, *kept: Any, input_grad: bool) -> Array | None:
         x, padding = kept

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import ops
 from .checks import Array, check_dtype, float_array, float_dtype, integer
 from .convolution import uniform
 from .generator import generator
@@ -75,18 +76,24 @@ class Linear(Layer):
         return x
 
     def _forward(self, x: Array) -> tuple[Array, tuple[Any, ...]]:
-        output = x @ self.weight.T
-        if self.bias is not None:
-            output += self.bias
-        return output, (x,)
+        # A linear layer is equation (1) for images of one pixel: its bits, too, do not depend on the number of threads.
+        if not x.size:  # of no image the engine makes none
+            return np.empty((*x.shape[:-1], self.out_features), x.dtype), (x,)
+        output = ops.conv1d(x.reshape(-1, self.in_features, 1), self.weight[..., np.newaxis], self.bias)
+        return output.reshape(*x.shape[:-1], self.out_features), (x,)
 
     def _backward(self, grad_output: Array, *kept: Any, input_grad: bool) -> Array | None:
         (x,) = kept
-        rows = grad_output.reshape(-1, self.out_features)
-        self._parameters["weight"].add_grad(rows.T @ x.reshape(-1, self.in_features))
-        if "bias" in self._parameters:
-            self._parameters["bias"].add_grad(rows.sum(axis=0))
-        return grad_output @ self.weight if input_grad else None
+        if not x.size:
+            for parameter in self._parameters.values():
+                parameter.add_grad(np.zeros_like(parameter.data))
+            return np.zeros_like(x) if input_grad else None
+        rows, weight = grad_output.reshape(-1, self.out_features, 1), self.weight[..., np.newaxis]
+        mask = (input_grad, True, self.bias is not None)
+        grads = ops.conv1d_backward(rows, x.reshape(-1, self.in_features, 1), weight, output_mask=mask)
+        for name, parameter in self._parameters.items():
+            parameter.add_grad(getattr(grads, name).reshape(parameter.shape))
+        return grads.input.reshape(x.shape) if grads.input is not None else None
 
     def extra_repr(self) -> str:
         """Arguments to show in the repr."""
