@@ -1,5 +1,6 @@
 """Sequential and Residual: fused padding, skipped gradients, nesting, names and reprs."""
 
+import itertools
 import tracemalloc
 
 import numpy as np
@@ -389,3 +390,25 @@ def test_mistakes():
     model = nn.Sequential(nn.Linear(2, 1))
     with pytest.raises(TypeError, match=r"x is \[1\.0, 2\.0\] \(list\)"):
         model([1.0, 2.0])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(2, 5, 20, 20), (3, 16, 4, 5), (5, 6, 7)])
+@pytest.mark.parametrize("affine", [True, False])
+def test_normalisation_with_relu_equals_both_bit_for_bit(dtype, shape, affine):
+    x = integers(shape, 1, dtype)
+    lying = [x, x if x.ndim == 3 else np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)]
+    grad = integers(shape, 2, dtype)
+    results = []
+    for images, mode in itertools.product(lying, (True, False)):
+        model = nn.Sequential(nn.BatchNorm2d(shape[-3], affine=affine, dtype=dtype), nn.ReLU()).fuse(mode)
+        for parameter in model.parameters():
+            parameter.data = integers(parameter.shape, 3, dtype)
+        output = model(images)
+        results.append([output, model.backward(grad, input_grad=True), *(p.grad for p in model.parameters())])
+        results[-1] += [model[0].running_mean, model[0].running_var, model.eval()(images)]
+        assert output.flags.c_contiguous == images.flags.c_contiguous
+        assert ("part of the BatchNorm2d" in repr(model)) == mode
+    for other in results[1:]:
+        for one, same in zip(results[0], other, strict=True):
+            np.testing.assert_array_equal(one, same)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from .activation import ReLU
 from .checks import Array, as_array, check_dtype, check_shape
 from .convolution import Convolution, Pairs
 from .module import EVALUATED, FAILED, USED_UP, Module
+from .normalisation import BatchNorm2d
 from .padding import ZeroPadding
 from .pooling import MaxPool2d
 
@@ -19,7 +21,7 @@ __all__ = ["Residual", "Sequential"]
 
 
 class Step(NamedTuple):
-    """One call of a `Sequential`: a module, and the zero padding or the ReLU in front that it takes over."""
+    """One call of a `Sequential`: a module, and the zero padding or the ReLU beside it that it takes over."""
 
     module: Module
     padding: Pairs | None = None
@@ -28,8 +30,8 @@ class Step(NamedTuple):
 
     def run(self, x: Array) -> Array:
         """Call the module."""
-        if self.relu is not None and isinstance(self.module, MaxPool2d):
-            self.relu._forget("the last one was part of max-pooling, whose backward does all the work")
+        if self.relu is not None and isinstance(self.module, MaxPool2d | BatchNorm2d):
+            self.relu._forget("the last one was part of the layer beside it, whose backward does all the work")
             return self.module.forward_rectified(x)
         if self.fused and isinstance(self.module, Convolution) and type(self.module).forward is Convolution.forward:
             return self.module.forward_channels_last(x, self.padding)
@@ -68,9 +70,9 @@ class Sequential(Container):
     """Modules one after the other.
 
     A zero padding layer right in front of a convolution of the same dimension is fused into it: the convolution gets
-    the padding as an argument, and no padded array is kept or even made here.  A `ReLU` right in front of a `MaxPool2d` is
-    computed by that in one go, forward and backward, as the repr says behind it.  ``fuse(False)`` runs each layer by itself.
-    Sequentials inside are treated as if their modules stood in their place.
+    the padding as an argument, and no padded array is kept or even made here.  A `ReLU` right in front of a `MaxPool2d`,
+    or else right behind a `BatchNorm2d`, is computed by that in one go, forward and backward, as the repr says behind it.
+    ``fuse(False)`` runs each layer by itself.  Sequentials inside are treated as if their modules stood in their place.
 
     One sample without a batch axis goes through as a batch of one and comes out without it, where the first layer that
     is not elementwise tells (a convolution, padding, pooling or normalisation of known dimension).
@@ -336,29 +338,37 @@ class Residual(Container):
         return axes if axes is not None or self.shortcut is None else self.shortcut._sample_axes()
 
 
-def fused(modules: Iterator[Module]) -> Iterator[Step]:
-    """Join zero padding with the convolution, and ReLU with the max-pooling, that follows it; leave the rest as it is."""
-    waiting: list[Module] = []  # zero padding layers, or one ReLU
-    for module in modules:
+def fused(modules: Iterator[Any]) -> Iterator[Step]:
+    """Join zero padding with the convolution behind it, ReLU with the max-pooling behind or the normalisation in front."""
+    waiting: list[Any] = []  # zero padding layers, or a normalisation, or a ReLU
+    for module in itertools.chain(modules, [None]):
         pads = [pad for pad in waiting if isinstance(pad, ZeroPadding)]
+        last = type(waiting[-1]) if waiting else None
         if pads and _can_pad(module, pads[0].ndim) and all(pad.ndim == pads[0].ndim for pad in pads):
             sides = zip(*(pad.pairs for pad in pads), strict=True)  # for each axis, the pairs of all pads
             yield Step(module, tuple((sum(p[0] for p in axis), sum(p[1] for p in axis)) for axis in sides))
             waiting = []
-        elif waiting and type(module) is MaxPool2d and type(waiting[0]) is ReLU:
-            yield Step(module, relu=waiting[0])
+            continue
+        if last is ReLU and type(module) is MaxPool2d:
+            yield from map(Step, waiting[:-1])
+            yield Step(module, relu=waiting[-1])
             waiting = []
-        elif pads and isinstance(module, ZeroPadding):
+            continue
+        if (pads and isinstance(module, ZeroPadding)) or (last is BatchNorm2d and type(module) is ReLU):
             waiting.append(module)
+            continue
+        if last is ReLU and type(waiting[0]) is BatchNorm2d:
+            yield Step(waiting[0], relu=waiting[1])
         else:
             yield from map(Step, waiting)
-            waiting = [module] if isinstance(module, ZeroPadding) or type(module) is ReLU else []
-            if not waiting:
-                yield Step(module)
-    yield from map(Step, waiting)
+        waiting = []
+        if isinstance(module, ZeroPadding) or type(module) in (ReLU, BatchNorm2d):
+            waiting = [module]
+        elif module is not None:
+            yield Step(module)
 
 
-def _can_pad(module: Module, ndim: int) -> bool:
+def _can_pad(module: Any, ndim: int) -> bool:
     return isinstance(module, Convolution) and module.ndim == ndim and type(module).forward is Convolution.forward
 
 

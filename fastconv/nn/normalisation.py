@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import empty, is_channels_last, plain
+from ..kernels.normalisation import ROWS, grad_input, grad_sums, normalise, squares, totals
 from ..limits import require_memory
 from .checks import Array, check_dtype, check_spatial, float_array, float_dtype, integer, number
-from .module import Layer
+from .module import FAILED, Layer
 from .parameter import ParameterData, ParameterGrad
 
 __all__ = ["BatchNorm2d"]
-
-AXES = (0, 2, 3)
 
 
 class BatchNorm2d(Layer):
@@ -114,29 +114,34 @@ class BatchNorm2d(Layer):
         check_dtype("x", x, self.dtype, "the layer")
         return x
 
-    def _forward(self, x: Array) -> tuple[Array, tuple[Any, ...]]:
-        images = x if x.ndim == 4 else x[np.newaxis]
+    def forward_rectified(self, x: Array) -> Array:
+        """Compute ``ReLU()(forward(x))`` in one go; `backward` then takes the gradient of that."""
+        self._forget(FAILED)
+        return self._remember(*self._forward(self._checked(x), rectified=True))
+
+    def _forward(self, x: Array, rectified: bool = False) -> tuple[Array, tuple[Any, ...]]:
+        last, pixels = as_pixels(x)
+        count = len(pixels)
         if not self.training and self.track_running_stats:
             mean, var = self._buffers["running_mean"], self._buffers["running_var"]
-            normal = images - _column(mean)
         else:
-            if images.size <= (self.num_features if self.training else 0):
+            if count <= (1 if self.training else 0):
                 raise ValueError(f"x has shape {x.shape}: expected more than one value per channel, for a variance")
-            mean = images.mean(axis=AXES)
-            normal = images - _column(mean)
-            var = np.square(normal).mean(axis=AXES)
+            sums = np.empty((-(-count // ROWS), self.num_features))
+            totals(pixels, sums)
+            mean = (sums.sum(axis=0) / count).astype(self.dtype)
+            squares(pixels, mean, sums)
+            var = (sums.sum(axis=0) / count).astype(self.dtype)
         inverse = 1 / np.sqrt(var + self.dtype.type(self.eps))
-        normal *= _column(inverse)
         if self.training and self.track_running_stats:
-            count = images.size // self.num_features
             self._track(mean, var * self.dtype.type(count / (count - 1)))
-        output = normal
-        if self.affine:
-            output = normal * _column(self.weight)
-            output += _column(self.bias)
-        elif self.training:
-            output = normal.copy()  # the caller may change what was returned, backward needs the values
-        return output.reshape(x.shape), (normal, inverse)
+        weight = self.weight if self.affine else np.ones_like(inverse)
+        bias = self.bias if self.affine else np.zeros_like(inverse)
+        output = empty("the output", pixels.shape, self.dtype)
+        mask = empty("a mask", pixels.shape if rectified else (0,), np.dtype(np.uint8))
+        lowest = self.dtype.type(0 if rectified else -np.inf)
+        normalise(pixels, mean, inverse, weight, bias, lowest, output, mask)
+        return from_pixels(output, x.shape, last), (pixels, mask, mean, inverse, last)
 
     def _track(self, mean: Array, var: Array) -> None:
         self._buffers["num_batches_tracked"] += 1
@@ -147,23 +152,22 @@ class BatchNorm2d(Layer):
             running += self.dtype.type(rate) * batch
 
     def _backward(self, grad_output: Array, *kept: Any, input_grad: bool) -> Array | None:
-        # With z = (x - mean)/sqrt(var + eps) and g = dL/dz:  dX = (g - mean(g) - z*mean(g*z)) / sqrt(var + eps)
-        normal, inverse = kept
-        grad = grad_output.reshape(normal.shape)
-        sums, products = grad.sum(axis=AXES), (grad * normal).sum(axis=AXES)
+        pixels, mask, mean, inverse, last = kept
+        _, grad = as_pixels(grad_output)
+        sums = np.empty((-(-len(pixels) // ROWS), 2, self.num_features))
+        grad_sums(pixels, grad, mask, mean, inverse, sums)
+        total, product = sums.sum(axis=0)
         factor = inverse
         if self.affine:
             factor = inverse * self.weight
-            self._parameters["weight"].add_grad(products)
-            self._parameters["bias"].add_grad(sums)
+            self._parameters["weight"].add_grad(product.astype(self.dtype))
+            self._parameters["bias"].add_grad(total.astype(self.dtype))
         if not input_grad:
             return None
-        count = self.dtype.type(normal.size // self.num_features)
-        normal *= _column(-products / count)  # kept for this pass alone, so it can become dX in place
-        normal += grad
-        normal -= _column(sums / count)
-        normal *= _column(factor)
-        return np.asarray(normal).reshape(grad_output.shape)
+        mean_grad, mean_product = ((each / len(pixels)).astype(self.dtype) for each in (total, product))
+        dx = empty("dX", pixels.shape, self.dtype)
+        grad_input(pixels, grad, mask, mean, inverse, factor, mean_grad, mean_product, dx)
+        return from_pixels(dx, grad_output.shape, last)
 
     def _sample_axes(self) -> int:
         return 3
@@ -176,5 +180,15 @@ class BatchNorm2d(Layer):
         )
 
 
-def _column(per_channel: Array) -> Array:
-    return per_channel[:, np.newaxis, np.newaxis]
+def as_pixels(x: Array) -> tuple[bool, Array]:
+    """Images as (pixels, channels), a copy unless they lie channels-last; and whether they do."""
+    images = x if x.ndim == 4 else x[np.newaxis]
+    pixels = images.transpose(0, 2, 3, 1)
+    return is_channels_last(images, 2), plain(pixels, (pixels.size // pixels.shape[3], pixels.shape[3]), x.dtype)
+
+
+def from_pixels(pixels: Array, shape: tuple[int, ...], last: bool) -> Array:
+    """Images of this shape from (pixels, channels): lying channels-last, or copied into the order of their axes."""
+    *batch, channels, height, width = shape
+    images = np.moveaxis(pixels.reshape(*batch, height, width, channels), -1, -3)
+    return images if last else np.ascontiguousarray(images)
