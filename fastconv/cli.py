@@ -181,7 +181,7 @@ def _add_bench(commands: Any) -> None:
         help="layers to time: a JSON list of objects with batch, channels, size, filters, kernel, and if they are not "
         "1, 0 and 1 stride, padding and groups",
     )
-    models = ("resnet18", "mobilenet_v2", "convnext")
+    models = ("lenet", "resnet8", "vgg11", "resnet18", "mobilenet_v2", "convnext")
     bench.add_argument(
         "--models",
         type=_some_of(models),

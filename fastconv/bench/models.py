@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..progress import say
 from .layers import BenchError
 from .processes import Worker
@@ -95,11 +97,60 @@ def _step_of(network: Any, x: Any, y: Any) -> Step:
     return step_of(network, x, y)
 
 
+def _of_layers(model: Model) -> tuple[Any, Any, Any]:
+    """Return a network of `fastconv.models`, images and classes."""
+    from .. import models
+
+    rng = np.random.default_rng(0)
+    network = getattr(models, model.name)(model.image, model.classes, rng=0)
+    return (
+        network,
+        rng.standard_normal((model.batch, *model.image), np.float32),
+        rng.integers(model.classes, size=model.batch),
+    )
+
+
+def _in_layers(model: Model, layout: str) -> Step:
+    """Step of a network of `fastconv.nn`, whose layers lay out activations as they like."""
+    from .. import nn
+
+    network, x, y = _of_layers(model)
+    if layout == "channels_last":
+        x = np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1)
+    loss_of, optimiser = nn.CrossEntropyLoss(), nn.SGD(network.parameters(), lr=0.01, momentum=0.9)
+
+    def step() -> float:
+        network.zero_grad()
+        loss = loss_of(network(x), y)
+        network.backward(loss_of.backward())
+        optimiser.step()
+        return loss
+
+    return step
+
+
+def _translated(model: Model, layout: str) -> Step:
+    """Step of the same network in PyTorch, with the same weights."""
+    import torch
+
+    from .networks import in_torch
+
+    network, images, y = _of_layers(model)
+    network, x = in_torch(network), torch.from_numpy(images)
+    if layout == "channels_last":
+        network, x = network.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
+    return _step_of(network, x, torch.from_numpy(y))
+
+
+OF_LAYERS = {OURS: _in_layers, "torch": _translated}
 UNDER_PYTORCH = {OURS: _converted, "torch": _in_pytorch}
 
 MODELS = {
     model.name: model
     for model in (
+        Model("lenet", 128, (1, 28, 28), 10, OF_LAYERS),
+        Model("resnet8", 64, (3, 32, 32), 10, OF_LAYERS),
+        Model("vgg11", 64, (3, 32, 32), 10, OF_LAYERS),
         Model("resnet18", 64, (3, 64, 64), 10, UNDER_PYTORCH),
         Model("mobilenet_v2", 32, (3, 96, 96), 10, UNDER_PYTORCH),
         Model("convnext", 16, (3, 64, 64), 10, UNDER_PYTORCH),

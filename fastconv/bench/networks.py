@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["NETWORKS", "convnext", "mobilenet_v2", "resnet18", "step_of"]
+__all__ = ["NETWORKS", "convnext", "in_torch", "mobilenet_v2", "resnet18", "step_of"]
 
 
 class Sum(nn.Module):  # type: ignore[misc]
@@ -110,6 +110,32 @@ def convnext(classes: int) -> Any:
 
 
 NETWORKS: dict[str, Callable[[int], Any]] = {"resnet18": resnet18, "mobilenet_v2": mobilenet_v2, "convnext": convnext}
+
+
+def in_torch(module: Any) -> Any:
+    """Translate a network of `fastconv.nn` layers, weights included; a convolution gets the zero padding in front of it."""
+    name = type(module).__name__
+    if name == "Sequential":
+        layers, padding = [], (0, 0)
+        for child in module:
+            if type(child).__name__ == "ZeroPad2d":
+                padding = tuple(left for left, _ in child.pairs)
+                continue
+            layers.append(in_torch(child))
+            if isinstance(layers[-1], nn.Conv2d):
+                layers[-1].padding, padding = padding, (0, 0)
+        return nn.Sequential(*layers)
+    if name == "Residual":
+        return Sum(in_torch(module.body), module.shortcut and in_torch(module.shortcut))
+    arguments = {
+        "Conv2d": ("in_channels", "out_channels", "kernel_size", "stride"),
+        "BatchNorm2d": ("num_features",), "Linear": ("in_features", "out_features"),
+        "MaxPool2d": ("kernel_size",), "AdaptiveAvgPool2d": ("output_size",),
+    }.get(name, ())  # fmt: skip
+    bias = {"bias": module.bias is not None} if name in ("Conv2d", "Linear") else {}
+    layer = getattr(nn, name)(*(getattr(module, argument) for argument in arguments), **bias)
+    layer.load_state_dict({key: torch.from_numpy(array.copy()) for key, array in module.state_dict().items()})
+    return layer
 
 
 def step_of(network: Any, x: Any, y: Any, lr: float = 0.01) -> Callable[[], float]:
