@@ -12,12 +12,14 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
 
-from fastconv import bench
-from fastconv.bench import measure, models, table, worker
+import fastconv
+from fastconv import bench, training
+from fastconv.bench import errors, measure, models, table, worker
 from fastconv.bench.contenders import CONTENDERS, PASSES, Fastconv, arrays, channels_last
 from fastconv.bench.layers import BenchError, chosen, read_shapes
 from fastconv.bench.processes import Worker
@@ -672,3 +674,48 @@ def test_options_that_do_not_go_with_models(capsys):
     with pytest.raises(SystemExit):
         main(["bench", "--models", "lenet9000"])
     assert "'lenet9000' is none of lenet, resnet8, vgg11, resnet18" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Errors
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_errors(monkeypatch, capsys):
+    monkeypatch.setattr(errors, "CHANNELS", (16, 32))
+    monkeypatch.setattr(errors, "SIZE", 6)
+    assert main(["bench", "--errors"]) == 0
+    kernels, points = (table.splitlines() for table in capsys.readouterr().out.strip().split("\n\n"))
+    assert [line.split()[0] for line in kernels[1:]] == ["forward"] * 2 + ["dX"] * 2 + ["dW"] * 2
+    for line in kernels[1:]:
+        direct, _, winograd, _ = map(float, line.split()[-4:])
+        assert 0 < direct < 1e-6
+        assert 0 < winograd < 1e-5
+    assert len(points) == 1 + len(errors.CANDIDATES)
+    assert all(0 < float(line.split()[-1]) < 1e-5 for line in points[1:])
+
+
+def test_errors_of_training(monkeypatch, capsys):
+    seen = []
+
+    def run(given, folder):
+        seen.append((given["seed"], fastconv.get_precision()))
+        return types.SimpleNamespace(history=[{"test_accuracy": 0.98 + 0.01 * (seen[-1][1] == "high")}])
+
+    monkeypatch.setattr(training, "run", run)
+    assert main(["bench", "--errors", "digits"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["mean", "99.00", "98.00", "+1.00"]
+    assert seen == [(seed, precision) for seed in range(5) for precision in ("high", "highest")]
+    assert fastconv.get_precision() == "high"
+
+
+def test_ncnn_computes_the_same():
+    pytest.importorskip("ncnn")
+    layer = Layer(1, 3, 9, 5, 3, 1, 1)
+    results = [
+        contender(1).result("prepared", "nchw", contender(1).calls(layer, "float32", "nchw")["prepared"]())
+        for contender in (Fastconv, CONTENDERS["ncnn"])
+    ]
+    np.testing.assert_allclose(*results, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="ncnn takes batches of one image"):
+        CONTENDERS["ncnn"](1).calls(LAYERS[0], "float64", "nchw")
