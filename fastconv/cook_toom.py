@@ -54,7 +54,7 @@ def input_matrix(n: int, points: tuple[float, ...] = POINTS) -> Array:
         others = [other for other in finite if other != point]
         matrix[i, : n - 1] = np.polynomial.polynomial.polyfromroots(others) / np.prod([point - o for o in others])
     matrix[-1] = np.polynomial.polynomial.polyfromroots(finite)
-    return matrix
+    return matrix + 0.0  # no zero is negative
 
 
 def output_matrix(m: int, n: int, points: tuple[float, ...] = POINTS) -> Array:

@@ -93,13 +93,17 @@ def load(path: str | os.PathLike[str]) -> StateDict:
     if not Path(path).is_file():  # a pipe would never end
         raise ValueError(f"{path}: no such file")
     try:
-        return dict(safetensors.load_file(os.fspath(path)))
+        arrays = dict(safetensors.load_file(os.fspath(path)))
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror or error}") from None
     except Exception as error:  # the package raises a type of its own for a damaged file, others for unknown dtypes
         raise ValueError(
             f"{path}: damaged, or not a safetensors file that NumPy can hold ({' '.join(str(error).split())})"
         ) from None
+    for name, array in arrays.items():
+        if array.dtype.kind not in "biufc":  # a package beside NumPy may have taught it others
+            raise ValueError(f"{path}: {name} has dtype {array.dtype}: expected one that NumPy can hold by itself")
+    return arrays
 
 
 def _suffix(path: str | os.PathLike[str]) -> str:
