@@ -347,8 +347,8 @@ def _flat(g: ConvGeometry, images_too: bool) -> ConvGeometry:
     if math.prod(g.kernel) * math.prod(g.stride) > 1 or g.input != g.output:
         return g
     pixels, batch = math.prod(g.input), g.batch
-    if images_too:
-        pixels, batch = pixels * batch, min(1, batch)
+    if images_too and batch:
+        pixels, batch = pixels * batch, 1
     along = (1, 1, pixels)
     return dataclasses.replace(g, batch=batch, input=along, output=along, padding=((0, 0),) * 3)
 

@@ -115,6 +115,7 @@ def product():
 
 SPECIAL = (
     *(simple(ndim, batch=0) for ndim in (1, 2, 3)),
+    *(simple(ndim, batch=0, size=1, kernel=1) for ndim in (1, 2)),
     *(simple(ndim, batch=None, padding=1) for ndim in (1, 2, 3)),
     *(simple(ndim, size=1, kernel=1) for ndim in (1, 2, 3)),  # a single pixel
     *(simple(ndim, size=1, kernel=3, padding=1) for ndim in (1, 2, 3)),  # a kernel larger than the image

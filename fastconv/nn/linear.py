@@ -77,17 +77,11 @@ class Linear(Layer):
 
     def _forward(self, x: Array) -> tuple[Array, tuple[Any, ...]]:
         # A linear layer is equation (1) for images of one pixel: its bits, too, do not depend on the number of threads.
-        if not x.size:  # of no image the engine makes none
-            return np.empty((*x.shape[:-1], self.out_features), x.dtype), (x,)
         output = ops.conv1d(x.reshape(-1, self.in_features, 1), self.weight[..., np.newaxis], self.bias)
         return output.reshape(*x.shape[:-1], self.out_features), (x,)
 
     def _backward(self, grad_output: Array, *kept: Any, input_grad: bool) -> Array | None:
         (x,) = kept
-        if not x.size:
-            for parameter in self._parameters.values():
-                parameter.add_grad(np.zeros_like(parameter.data))
-            return np.zeros_like(x) if input_grad else None
         rows, weight = grad_output.reshape(-1, self.out_features, 1), self.weight[..., np.newaxis]
         mask = (input_grad, True, self.bias is not None)
         grads = ops.conv1d_backward(rows, x.reshape(-1, self.in_features, 1), weight, output_mask=mask)
