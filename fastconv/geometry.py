@@ -275,6 +275,26 @@ def conv_geometry(
     return _checked_geometry(x_shape, weight_shape, stride, padding, dilation, groups, ndim, x_name, weight_name)
 
 
+def smallest_input(weight_shape: Ints, padding: Any = 0, dilation: Any = 1, groups: Any = 1) -> Ints:
+    """Return the shape (n_ch, *spatial) of the smallest image that a kernel fits into.
+
+    Examples
+    --------
+    >>> smallest_input((16, 3, 3, 3)), smallest_input((16, 3, 3, 3), padding=1, dilation=2, groups=4)
+    ((3, 3, 3), (12, 3, 3))
+    """
+    filters, group_channels, *kernel = weight_shape
+    steps = per_axis("dilation", dilation, len(kernel), 1)
+    extents = [d * (f - 1) + 1 for d, f in zip(steps, kernel, strict=True)]
+    if isinstance(padding, str):
+        pads = [extent - 1 if padding == "same" else 0 for extent in extents]
+    else:
+        pads = [before + after for before, after in padding_pairs(padding, len(kernel))]
+    sizes = (max(1, extent - pad) for extent, pad in zip(extents, pads, strict=True))
+    channels = group_channels * max(1, _integer("groups", groups))
+    return tuple(min(n, LARGEST) for n in (channels, *sizes))
+
+
 def geometry_of(
     x_shape: Ints, weight_shape: Ints, stride: Any, padding: Any, dilation: Any, groups: Any, ndim: int
 ) -> ConvGeometry:

@@ -25,7 +25,7 @@ from .arrays import (
     sum_dtype,
     target,
 )
-from .geometry import ConvGeometry, checked_shape, conv_geometry, geometry_of, per_axis, transposed_geometry
+from .geometry import ConvGeometry, checked_shape, conv_geometry, geometry_of, smallest_input, transposed_geometry
 from .limits import SMALL, require_memory
 from .plan import choose
 from .prepared import PreparedWeight
@@ -467,10 +467,8 @@ def prepare(
             f"weight has shape {array.shape}: expected 3, 4 or 5 axes (n_f, n_ch / groups, kernel depth, height, width)"
         )
     shape = input_shape
-    if shape is None:  # the smallest that the kernel fits into, to check the other arguments
-        steps = per_axis("dilation", dilation, array.ndim - 2, 1)
-        channels = array.shape[1] * (groups if type(groups) is int and groups > 0 else 1)
-        shape = (channels, *(d * (f - 1) + 1 for d, f in zip(steps, array.shape[2:], strict=True)))
+    if shape is None:  # to check the other arguments
+        shape = smallest_input(array.shape, padding, dilation, groups)
     geometry = conv_geometry(shape, array.shape, stride, padding, dilation, groups, x_name="input_shape")
     prepared = PreparedWeight(array)
     if input_shape is not None:

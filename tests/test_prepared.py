@@ -42,6 +42,12 @@ def test_results(case, algorithm, rng):
                 np.testing.assert_allclose(result, wanted, rtol=0, atol=error * largest)
 
 
+def test_every_case_needs_no_input_shape(rng):
+    for case in CASES:
+        weight = data(case, "float32")[1]
+        assert fastconv.prepare(weight, **case.parameters).shape == weight.shape
+
+
 def test_it_is_packed_once(monkeypatch):
     made = []
     panels = fastconv.PreparedWeight.panels
