@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from .algorithm import Algorithm
 from .arrays import Array
 from .geometry import ConvGeometry, ceil_div
 from .kernels.depthwise import correlate_depthwise, gather_depthwise
 from .kernels.direct import correlate, gather, gather_planes
 from .kernels.pack import pack_panel, unpack_panel
 from .kernels.sums import sums
-from .prepared import PreparedWeight
 from .programs import (
     CHUNK_PIXELS,
     NO_TABLE,
@@ -32,16 +32,12 @@ from .programs import (
     Pixels,
     Program,
     choose_chunks,
-    compute_pixels,
     count_tasks,
     forward_axes,
-    grad_input_pixels,
     is_depthwise,
     memory_of,
-    output_pixels,
     tap_numbers,
 )
-from .scratch import buffer
 from .simd import ROWS, SHORT, SLIDES, VECTORS, lanes
 from .strips import (
     FEWEST_PIXELS,
@@ -71,17 +67,7 @@ from .strips import (
     whole_lanes,
 )
 
-__all__ = [
-    "describe",
-    "grad_bias",
-    "grad_input",
-    "grad_weight",
-    "is_depthwise",
-    "lane_flops",
-    "output",
-    "prepare",
-    "scratch_bytes",
-]
+__all__ = ["DIRECT", "describe", "grad_bias", "is_depthwise", "lane_flops"]
 
 STAGE_BYTES = 320 << 10
 """Most bytes of a panel that a stage of a sum takes: it is to stay in the second-level cache while a strip's pixels pass."""
@@ -353,44 +339,6 @@ def _flat(g: ConvGeometry, images_too: bool) -> ConvGeometry:
     return dataclasses.replace(g, batch=batch, input=along, output=along, padding=((0, 0),) * 3)
 
 
-@functools.lru_cache(maxsize=256)
-def _plan_output(
-    g: ConvGeometry, x_last: bool, out_last: bool, itemsize: int, prepared: bool = False
-) -> Program:  # fmt: skip
-    return _program(output_pixels(g, x_last, out_last, itemsize, prepared))
-
-
-@functools.lru_cache(maxsize=256)
-def _plan_grad_input(
-    g: ConvGeometry, grad_last: bool, out_last: bool, itemsize: int, prepared: bool = False
-) -> Program:  # fmt: skip
-    return _program(grad_input_pixels(g, grad_last, out_last, itemsize, prepared))
-
-
-def output(g: ConvGeometry, x: Array, weight: Array | PreparedWeight, bias: Array, out: Array) -> None:
-    """Equation (1)."""
-    (x, x_last), (memory, out_last) = memory_of(x), memory_of(out)
-    g = _flat(g, x_last and out_last)
-    program = _plan_output(g, x_last, out_last, out.itemsize, isinstance(weight, PreparedWeight))
-    compute_pixels(program, x, g.input_shape, x_last, weight, bias, memory)
-
-
-def grad_input(g: ConvGeometry, grad_output: Array, weight: Array | PreparedWeight, out: Array) -> None:
-    """Equation (2), phase by phase."""
-    (grad_output, grad_last), (memory, out_last) = memory_of(grad_output), memory_of(out)
-    g = _flat(g, grad_last and out_last)
-    program = _plan_grad_input(g, grad_last, out_last, out.itemsize, isinstance(weight, PreparedWeight))
-    compute_pixels(program, grad_output, g.output_shape, grad_last, weight, None, memory)
-
-
-def prepare(computes: str, geometry: ConvGeometry, weight: PreparedWeight) -> None:
-    """Make of a weight what a pass needs of it, for both layouts of images."""
-    plan = _plan_output if computes == "output" else _plan_grad_input
-    for last in (False, True):
-        g = _flat(geometry.volume, last)
-        plan(g, last, last, weight.dtype.itemsize, True).factors(weight)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Equation (3): weights
 # ---------------------------------------------------------------------------------------------------------------------
@@ -399,12 +347,6 @@ def prepare(computes: str, geometry: ConvGeometry, weight: PreparedWeight) -> No
 def _reads(grad_last: bool, channels: int, itemsize: int) -> bool:
     """Say whether gradients are read as they lie: whole vectors, of pixels that do not lie far apart."""
     return grad_last and channels % lanes(itemsize) == 0 and channels * itemsize <= 512
-
-
-@functools.lru_cache(maxsize=256)
-def _plan_grad_weight(g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: bool, itemsize: int) -> Program:
-    make = _correlate_depthwise_program if is_depthwise(g) else _correlate_program
-    return make(g, per_sample, x_last, grad_last, itemsize)
 
 
 def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: bool, itemsize: int) -> Program:
@@ -541,20 +483,12 @@ def _correlate_depthwise_program(
     )  # fmt: skip
 
 
-def grad_weight(g: ConvGeometry, grad_output: Array, x: Array, out: Array) -> None:
-    """Equation (3)."""
-    if g.batch == 0 or out.size == 0:
-        out[...] = 0
-        return
-    (grad_output, grad_last), (x, x_last) = memory_of(grad_output), memory_of(x)
-    per_sample = out.shape[0] > 1
-    g = _flat(g, grad_last and x_last and not per_sample)
-    program = _plan_grad_weight(g, per_sample, x_last, grad_last, out.itemsize)
-    flat = out.reshape(-1)
-    panels = flat if program.packing is None else buffer("panels", program.packing.panels, out.dtype)
-    program.run(program.prepared(x, g.input_shape, x_last), grad_output, panels, program.begin(None, out.dtype))
-    if program.packing is not None:
-        program.packing.run(panels, flat)
+def _weights_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: bool, itemsize: int) -> Program:
+    make = _correlate_depthwise_program if is_depthwise(g) else _correlate_program
+    return make(g, per_sample, x_last, grad_last, itemsize)
+
+
+DIRECT = Algorithm(_program, _weights_program, _flat)
 
 
 def grad_bias(g: ConvGeometry, grad_output: Array, out: Array) -> None:
@@ -575,8 +509,6 @@ def grad_bias(g: ConvGeometry, grad_output: Array, out: Array) -> None:
 def describe(computes: str, geometry: ConvGeometry, itemsize: int) -> str:
     """Say how a pass lies in the rows and lanes of a tile, as the end of a sentence."""
     g = geometry.volume
-    if computes == "grad_bias":
-        return "sums side by side in vectors"
     if is_depthwise(g):
         return "lanes are channels, as these do not mix, and tiles slide along rows of pixels"
     if computes == "grad_weight":
@@ -596,15 +528,3 @@ def lane_flops(computes: str, g: ConvGeometry, itemsize: int) -> float:
     if computes == "grad_weight" or not lanes_are_pixels(g, stride, used, itemsize):
         return g.flops / used * whole_lanes(used, itemsize)
     return float(g.flops)
-
-
-def scratch_bytes(computes: str, geometry: ConvGeometry, itemsize: int) -> int:
-    """Bytes of scratch memory that a pass needs when all arrays are NCHW."""
-    if computes == "grad_bias":
-        return 0
-    g = _flat(geometry.volume, False)
-    if computes == "grad_weight":
-        program = _plan_grad_weight(g, False, False, False, itemsize)
-    else:
-        program = (_plan_grad_input if computes == "grad_input" else _plan_output)(g, False, False, itemsize)
-    return program.scratch_bytes(itemsize)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from . import engine, reference, winograd
+from .algorithm import Algorithm
 from .arrays import KINDS, Array, can_be_convolved, machine_memory
 from .geometry import ConvGeometry, conv_geometry
 from .kernels import loops
@@ -136,40 +137,38 @@ PREPARED = ("output", "grad_input")
 
 def _direct_cost(computes: str, geometry: ConvGeometry, itemsize: int) -> float:
     """Suppose 100 GFLOP/s in float32, lanes without a channel included, and 2 numbers of the weight packed in a nanosecond."""
-    weights = math.prod(geometry.weight_shape) if computes != "grad_bias" else 0
+    weights = math.prod(geometry.weight_shape)
     return 20_000 + engine.lane_flops(computes, geometry, itemsize) * itemsize / 400.0 + weights / 2
 
 
-def _direct(computes: str, run: Callable[..., None]) -> Row:
-    """Return a row on the register tiles."""
+def _row(
+    computes: str, name: str, algorithm: Algorithm, cost: Callable[[str, ConvGeometry, int], float],
+    describe: Callable[[str, ConvGeometry, int], str], **more: Any,
+) -> Row:  # fmt: skip
+    """Return the row of a pass that an `Algorithm` runs."""
     return Row(
         computes,
-        "direct",
-        run,
+        name,
+        getattr(algorithm, computes),
         FAST,
-        functools.partial(_direct_cost, computes),
-        functools.partial(engine.describe, computes),
-        scratch=functools.partial(engine.scratch_bytes, computes),
+        functools.partial(cost, computes),
+        functools.partial(describe, computes),
+        scratch=functools.partial(algorithm.scratch_bytes, computes),
         channels_last=True,
-        prepare=functools.partial(engine.prepare, computes) if computes in PREPARED else None,
+        prepare=functools.partial(algorithm.prepare, computes) if computes in PREPARED else None,
+        **more,
     )
 
 
-def _winograd(computes: str, run: Callable[..., None]) -> Row:
-    """Return a row with fewer products, and larger errors."""
-    return Row(
-        computes,
-        "winograd",
-        run,
-        FAST,
-        functools.partial(winograd.nanoseconds, computes),
-        functools.partial(winograd.describe, computes),
-        error=2e-5,
-        scratch=functools.partial(winograd.scratch_bytes, computes),
-        channels_last=True,
-        prepare=functools.partial(winograd.prepare, computes) if computes in PREPARED else None,
-        limits=winograd.objection,
-    )
+_direct = functools.partial(_row, name="direct", algorithm=engine.DIRECT, cost=_direct_cost, describe=engine.describe)
+_winograd = functools.partial(
+    _row, name="winograd", algorithm=winograd.WINOGRAD, cost=winograd.nanoseconds, describe=winograd.describe,
+    error=2e-5, limits=winograd.objection,
+)  # fmt: skip
+
+
+def _sums_cost(geometry: ConvGeometry, itemsize: int) -> float:
+    return 20_000 + geometry.flops * itemsize / 400.0
 
 
 def _loops_cost(geometry: ConvGeometry, itemsize: int) -> float:
@@ -184,18 +183,18 @@ def _parallel(geometry: ConvGeometry, itemsize: int) -> str:
     return "parallel loops that add whole rows"
 
 
+def _sums(geometry: ConvGeometry, itemsize: int) -> str:
+    return "sums side by side in vectors"
+
+
 def _plain(geometry: ConvGeometry, itemsize: int) -> str:
     return "the plain loops of the specification, for any dtype"
 
 
 TABLE = (
-    _winograd("output", winograd.output),
-    _winograd("grad_input", winograd.grad_input),
-    _winograd("grad_weight", winograd.grad_weight),
-    _direct("output", engine.output),
-    _direct("grad_input", engine.grad_input),
-    _direct("grad_weight", engine.grad_weight),
-    _direct("grad_bias", engine.grad_bias),
+    *map(_winograd, ("output", "grad_input", "grad_weight")),
+    *map(_direct, ("output", "grad_input", "grad_weight")),
+    Row("grad_bias", "direct", engine.grad_bias, FAST, _sums_cost, _sums, channels_last=True),
     Row("output", "loops", _with_parameters(loops.output), FAST, _loops_cost, _parallel),
     Row("grad_input", "loops", _with_parameters(loops.grad_input), FAST, _loops_cost, _parallel),
     Row("grad_weight", "loops", _with_parameters(loops.grad_weight), FAST, _loops_cost, _parallel),

@@ -21,7 +21,7 @@ from .strips import TASKS, Axis, AxisPhase, Ints, Source, steps_of_image
 from .tasks import Task
 
 __all__ = [
-    "CHUNK_PIXELS", "NO_TABLE", "SERIAL_BYTES", "Packing", "Pixels", "Program", "choose_chunks", "compute_pixels", "count_tasks",
+    "CHUNK_PIXELS", "NO_TABLE", "SERIAL_BYTES", "Packing", "Pixels", "Program", "choose_chunks", "count_tasks",
     "forward_axes", "grad_input_pixels", "is_depthwise", "memory_of", "output_pixels", "tap_numbers",
 ]  # fmt: skip
 
@@ -254,16 +254,6 @@ def grad_input_pixels(
         g, tuple(axes), g.output_shape, grad_last, g.input_shape, out_last, g.stride, g.channels, depth,
         (depth * channels * T, T, channels * T), itemsize, prepared,
     )  # fmt: skip
-
-
-def compute_pixels(
-    program: Program, x: Array, shape: Ints, x_last: bool, weight: Array | PreparedWeight, bias: Array | None, out: Array
-) -> None:  # fmt: skip
-    """Pack the weight, if it is to be packed and has not been, and compute all pixels."""
-    if out.size == 0:
-        return
-    factors = program.factors(weight)
-    program.run(program.prepared(x, shape, x_last), factors, program.begin(bias, out.dtype), out)
 
 
 def choose_chunks(

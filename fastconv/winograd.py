@@ -13,26 +13,23 @@ from typing import Any
 
 import numpy as np
 
+from .algorithm import Algorithm
 from .arrays import Array
 from .cook_toom import LARGEST_TILE, SLOTS, slots
 from .geometry import ConvGeometry, ceil_div
 from .kernels import winograd as kernels
 from .kernels.pack import unpack_panel
-from .prepared import PreparedWeight
 from .programs import (
     Packing,
     Pixels,
     Program,
     choose_chunks,
-    compute_pixels,
     count_tasks,
     forward_axes,
     grad_input_pixels,
     is_depthwise,
-    memory_of,
     output_pixels,
 )
-from .scratch import buffer
 from .simd import ROWS, lanes
 from .strips import (
     TASKS,
@@ -54,7 +51,7 @@ from .strips import (
     whole_lanes,
 )
 
-__all__ = ["describe", "grad_input", "grad_weight", "nanoseconds", "objection", "output", "prepare", "scratch_bytes"]
+__all__ = ["WINOGRAD", "describe", "nanoseconds", "objection"]
 
 POINTS = SLOTS * SLOTS
 TAPS = kernels.TAPS * kernels.TAPS
@@ -313,43 +310,7 @@ def _multiply_program(p: Pixels) -> Program:
     )  # fmt: skip
 
 
-@functools.lru_cache(maxsize=256)
-def _plan_output(
-    g: ConvGeometry, x_last: bool, out_last: bool, itemsize: int, prepared: bool = False
-) -> Program:  # fmt: skip
-    return _multiply_program(output_pixels(g, x_last, out_last, itemsize, prepared))
-
-
-@functools.lru_cache(maxsize=256)
-def _plan_grad_input(
-    g: ConvGeometry, grad_last: bool, out_last: bool, itemsize: int, prepared: bool = False
-) -> Program:  # fmt: skip
-    return _multiply_program(grad_input_pixels(g, grad_last, out_last, itemsize, prepared))
-
-
-def output(g: ConvGeometry, x: Array, weight: Array | PreparedWeight, bias: Array, out: Array) -> None:
-    """Equation (1)."""
-    (x, x_last), (memory, out_last) = memory_of(x), memory_of(out)
-    program = _plan_output(g, x_last, out_last, out.itemsize, isinstance(weight, PreparedWeight))
-    compute_pixels(program, x, g.input_shape, x_last, weight, bias, memory)
-
-
-def grad_input(g: ConvGeometry, grad_output: Array, weight: Array | PreparedWeight, out: Array) -> None:
-    """Equation (2): a convolution with the weight turned round."""
-    (grad_output, grad_last), (memory, out_last) = memory_of(grad_output), memory_of(out)
-    program = _plan_grad_input(g, grad_last, out_last, out.itemsize, isinstance(weight, PreparedWeight))
-    compute_pixels(program, grad_output, g.output_shape, grad_last, weight, None, memory)
-
-
-def prepare(computes: str, geometry: ConvGeometry, weight: PreparedWeight) -> None:
-    """Make of a weight what a pass needs of it, for both layouts of images."""
-    plan = _plan_output if computes == "output" else _plan_grad_input
-    for last in (False, True):
-        plan(geometry.volume, last, last, weight.dtype.itemsize, True).factors(weight)
-
-
-@functools.lru_cache(maxsize=256)
-def _plan_grad_weight(g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: bool, itemsize: int) -> Program:
+def _weights_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: bool, itemsize: int) -> Program:
     """Take strips so large that scratch memory stays in proportion, supposing two threads."""
     for most in range(MOST_TILES, FEWEST_TILES - 1, -FEWEST_TILES):
         program = _correlate_program(g, per_sample, x_last, grad_last, itemsize, most)
@@ -416,18 +377,7 @@ def _correlate_program(
     )  # fmt: skip
 
 
-def grad_weight(g: ConvGeometry, grad_output: Array, x: Array, out: Array) -> None:
-    """Equation (3)."""
-    if g.batch == 0 or out.size == 0:
-        out[...] = 0
-        return
-    (grad_output, grad_last), (x, x_last) = memory_of(grad_output), memory_of(x)
-    program = _plan_grad_weight(g, out.shape[0] > 1, x_last, grad_last, out.itemsize)
-    flat = out.reshape(-1)
-    panels = flat if program.packing is None else buffer("panels", program.packing.panels, out.dtype)
-    program.run(program.prepared(x, g.input_shape, x_last), grad_output, panels, program.begin(None, out.dtype))
-    if program.packing is not None:
-        program.packing.run(panels, flat)
+WINOGRAD = Algorithm(_multiply_program, _weights_program)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -450,21 +400,8 @@ def nanoseconds(computes: str, geometry: ConvGeometry, itemsize: int) -> float:
         work = Work((max(1, g.batch), *g.output), channels, filters, g.groups, itemsize, count_tasks(g))
     else:
         work = work_of((grad_input_pixels if computes == "grad_input" else output_pixels)(g, True, True, itemsize))
-    if _program(computes, g, itemsize).scratch_bytes(itemsize, threads=2) > MOST_SCRATCH * g.bytes(itemsize):
+    if WINOGRAD.scratch_bytes(computes, g, itemsize, threads=2) > MOST_SCRATCH * g.bytes(itemsize):
         return math.inf
     strip = work.strip()
     tasks = math.prod(work.split(strip))
     return 30_000 + 0.3 * work.cost(strip) * (ceil_div(tasks, 2) * 2 / tasks)
-
-
-def scratch_bytes(computes: str, geometry: ConvGeometry, itemsize: int) -> int:
-    """Bytes of scratch memory that a pass needs when all arrays are NCHW."""
-    return _program(computes, geometry.volume, itemsize).scratch_bytes(itemsize)
-
-
-def _program(computes: str, g: ConvGeometry, itemsize: int) -> Program:
-    """Return the program of a pass when all arrays are NCHW."""
-    if computes == "grad_weight":
-        return _plan_grad_weight(g, False, False, False, itemsize)
-    plan = _plan_grad_input if computes == "grad_input" else _plan_output
-    return plan(g, False, False, itemsize)

@@ -31,6 +31,7 @@ FLOORS = (
     {"reference", "kernels", "padding"},
     {"strips", "prepared"},
     {"programs"},
+    {"algorithm"},
     {"engine", "winograd"},
     {"plan"},
     {"ops"},

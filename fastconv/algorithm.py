@@ -1,0 +1,106 @@
+"""Algorithms: the passes of a convolution, run by programs that are made once for each geometry and memory layout."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .arrays import Array
+from .geometry import ConvGeometry
+from .prepared import PreparedWeight
+from .programs import Pixels, Program, grad_input_pixels, memory_of, output_pixels
+from .scratch import buffer
+
+__all__ = ["Algorithm"]
+
+
+def _as_it_is(g: ConvGeometry, together: bool) -> ConvGeometry:
+    return g
+
+
+@dataclass(frozen=True, eq=False)
+class Algorithm:
+    """One way to convolve: what makes the programs of its passes.  Arrays have three spatial axes.
+
+    Attributes
+    ----------
+    pixels : callable
+        ``pixels(description)`` makes the program of equation (1) or (2).
+    weights : callable
+        ``weights(g, per_sample, x_last, grad_last, itemsize)`` makes that of equation (3).
+    lay : callable
+        ``lay(g, together)`` gives a geometry that computes the same and is easier to cut; ``together`` says that the channels
+        of a pixel lie together, so that images lie like one behind the other.
+    """
+
+    pixels: Callable[[Pixels], Program]
+    weights: Callable[[ConvGeometry, bool, bool, bool, int], Program]
+    lay: Callable[[ConvGeometry, bool], ConvGeometry] = _as_it_is
+
+    def output(self, g: ConvGeometry, x: Array, weight: Array | PreparedWeight, bias: Array, out: Array) -> None:
+        """Equation (1)."""
+        self._compute("output", g, x, weight, bias, out)
+
+    def grad_input(self, g: ConvGeometry, grad_output: Array, weight: Array | PreparedWeight, out: Array) -> None:
+        """Equation (2)."""
+        self._compute("grad_input", g, grad_output, weight, None, out)
+
+    def grad_weight(self, g: ConvGeometry, grad_output: Array, x: Array, out: Array) -> None:
+        """Equation (3)."""
+        if g.batch == 0 or out.size == 0:
+            out[...] = 0
+            return
+        (grad_output, grad_last), (x, x_last) = memory_of(grad_output), memory_of(x)
+        per_sample = out.shape[0] > 1
+        g = self.lay(g, grad_last and x_last and not per_sample)
+        program = _plan_weights(self, g, per_sample, x_last, grad_last, out.itemsize)
+        flat = out.reshape(-1)
+        panels = flat if program.packing is None else buffer("panels", program.packing.panels, out.dtype)
+        program.run(program.prepared(x, g.input_shape, x_last), grad_output, panels, program.begin(None, out.dtype))
+        if program.packing is not None:
+            program.packing.run(panels, flat)
+
+    def prepare(self, computes: str, geometry: ConvGeometry, weight: PreparedWeight) -> None:
+        """Make of a weight what equation (1) or (2) needs of it, for both layouts of images."""
+        for last in (False, True):
+            g = self.lay(geometry.volume, last)
+            _plan_pixels(self, computes, g, last, last, weight.dtype.itemsize, True).factors(weight)
+
+    def scratch_bytes(self, computes: str, geometry: ConvGeometry, itemsize: int, threads: int = 0) -> int:
+        """Bytes of scratch memory that a pass needs when all arrays are NCHW; with all threads, if not told how many."""
+        g = self.lay(geometry.volume, False)
+        if computes == "grad_weight":
+            program = _plan_weights(self, g, False, False, False, itemsize)
+        else:
+            program = _plan_pixels(self, computes, g, False, False, itemsize, False)
+        return program.scratch_bytes(itemsize, threads)
+
+    def _compute(
+        self, computes: str, g: ConvGeometry, x: Array, weight: Array | PreparedWeight, bias: Array | None, out: Array
+    ) -> None:
+        if out.size == 0:
+            return
+        (x, x_last), (memory, out_last) = memory_of(x), memory_of(out)
+        g = self.lay(g, x_last and out_last)
+        program = _plan_pixels(
+            self, computes, g, x_last, out_last, out.itemsize, isinstance(weight, PreparedWeight)
+        )  # fmt: skip
+        shape = g.input_shape if computes == "output" else g.output_shape
+        factors = program.factors(weight)
+        program.run(program.prepared(x, shape, x_last), factors, program.begin(bias, out.dtype), memory)
+
+
+@functools.lru_cache(maxsize=1024)
+def _plan_pixels(
+    algorithm: Algorithm, computes: str, g: ConvGeometry, in_last: bool, out_last: bool, itemsize: int, prepared: bool
+) -> Program:
+    describe = output_pixels if computes == "output" else grad_input_pixels
+    return algorithm.pixels(describe(g, in_last, out_last, itemsize, prepared))
+
+
+@functools.lru_cache(maxsize=512)
+def _plan_weights(
+    algorithm: Algorithm, g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: bool, itemsize: int
+) -> Program:
+    return algorithm.weights(g, per_sample, x_last, grad_last, itemsize)
