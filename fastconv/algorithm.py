@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -38,13 +39,15 @@ class Algorithm:
     weights: Callable[[ConvGeometry, bool, bool, bool, int], Program]
     lay: Callable[[ConvGeometry, bool], ConvGeometry] = _as_it_is
 
-    def output(self, g: ConvGeometry, x: Array, weight: Array | PreparedWeight, bias: Array, out: Array) -> None:
-        """Equation (1)."""
-        self._compute("output", g, x, weight, bias, out)
+    def output(
+        self, g: ConvGeometry, x: Array, weight: Array | PreparedWeight, bias: Array, out: Array, floor: float = -math.inf
+    ) -> None:  # fmt: skip
+        """Equation (1); what is less than the floor becomes that."""
+        self._compute("output", g, x, weight, bias, out, floor)
 
     def grad_input(self, g: ConvGeometry, grad_output: Array, weight: Array | PreparedWeight, out: Array) -> None:
         """Equation (2)."""
-        self._compute("grad_input", g, grad_output, weight, None, out)
+        self._compute("grad_input", g, grad_output, weight, None, out, -math.inf)
 
     def grad_weight(self, g: ConvGeometry, grad_output: Array, x: Array, out: Array) -> None:
         """Equation (3)."""
@@ -77,8 +80,9 @@ class Algorithm:
         return program.scratch_bytes(itemsize, threads)
 
     def _compute(
-        self, computes: str, g: ConvGeometry, x: Array, weight: Array | PreparedWeight, bias: Array | None, out: Array
-    ) -> None:
+        self, computes: str, g: ConvGeometry, x: Array, weight: Array | PreparedWeight, bias: Array | None, out: Array,
+        floor: float,
+    ) -> None:  # fmt: skip
         if out.size == 0:
             return
         (x, x_last), (memory, out_last) = memory_of(x), memory_of(out)
@@ -88,7 +92,7 @@ class Algorithm:
         )  # fmt: skip
         shape = g.input_shape if computes == "output" else g.output_shape
         factors = program.factors(weight)
-        program.run(program.prepared(x, shape, x_last), factors, program.begin(bias, out.dtype), memory)
+        program.run(program.prepared(x, shape, x_last), factors, program.begin(bias, out.dtype, floor), memory)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -100,11 +100,12 @@ def run_pass(
     algorithm: str = "auto",
     out: Array | None = None,
     accumulate: bool = False,
+    relu: bool = False,
 ) -> Array:
     """Run the chosen row, and hand its result out as a caller wants it.
 
     ``shape`` is that of the kernel's result, ``final_shape`` that of the caller's, ``like`` the array whose memory layout the
-    result takes where no ``out`` is given.
+    result takes where no ``out`` is given.  ``relu`` says that results less than 0 become 0.
     """
     summed = sum_dtype(dtype)
     needed = _memory_for(shape if out is None else (0,), inputs, summed)
@@ -123,7 +124,12 @@ def run_pass(
         else plain(array, known, summed, axes if row.channels_last else 0)
         for array, known, axes, prepared in inputs
     ]  # fmt: skip
-    row.run(geometry.volume, *arrays, result)
+    if relu and row.floors:
+        row.run(geometry.volume, *arrays, result, 0.0)
+    else:
+        row.run(geometry.volume, *arrays, result)
+        if relu:
+            np.maximum(result, 0, out=result)
     return finish(result, out, final_shape, result_dtype(dtype), accumulate, ndim)
 
 
@@ -183,11 +189,14 @@ def _conv(
     dilation: Any,
     groups: int,
     out: Array | None = None,
+    relu: bool = False,
     algorithm: str = "auto",
 ) -> Array:
     prepared = weight if isinstance(weight, PreparedWeight) else None
     x, weight, bias = as_array("x", x), as_array("weight", weight), _optional("bias", bias)
     dtype = common_dtype(x=x, weight=weight, bias=bias)
+    if _flag("relu", relu) and dtype.kind == "c":
+        raise TypeError(f"relu is True, the arrays are {dtype}: expected real numbers, which have a sign")
     geometry = geometry_of(x.shape, weight.shape, stride, padding, dilation, groups, ndim)
     final_shape = _final(geometry.output_shape, x.ndim == ndim + 2)
     values = _bias_values(bias, geometry.filters, ndim, dtype)
@@ -199,7 +208,9 @@ def _conv(
         Operand(weight, weight_shape, 0, prepared),
         Operand(values, (geometry.filters,)),
     ]
-    return run_pass("output", geometry, dtype, inputs, x, output_shape, final_shape, algorithm=algorithm, out=out)
+    return run_pass(
+        "output", geometry, dtype, inputs, x, output_shape, final_shape, algorithm=algorithm, out=out, relu=relu
+    )  # fmt: skip
 
 
 def check_grad_output(grad_output: Array, geometry: ConvGeometry, batched: bool) -> None:
@@ -494,6 +505,7 @@ def conv2d(
     groups: int = 1,
     *,
     out: Array | None = None,
+    relu: bool = False,
     algorithm: str = "auto",
 ) -> Array:
     """Convolve images with filters: equation (1) of `fastconv.reference`.
@@ -516,6 +528,8 @@ def conv2d(
         Splits channels and filters into groups that do not see each other.
     out : ndarray, optional
         Where to write the result; it must not overlap an input.
+    relu : bool
+        Replace outputs less than 0 by 0 as they are written, as a rectifier behind the convolution would; NaN stays NaN.
     algorithm : str
         "auto", or the name of a row of the plan's table; see `explain`.
 
@@ -527,7 +541,7 @@ def conv2d(
     Raises
     ------
     TypeError
-        If something is no array, dtypes differ, or a parameter is no integer.
+        If something is no array, dtypes differ, a parameter is no integer, or ``relu`` is asked of complex numbers.
     ValueError
         If shapes do not fit, the output would be empty, ``out`` cannot take it, or the algorithm cannot do it.
     MemoryError
@@ -542,7 +556,7 @@ def conv2d(
     array([[[45., 54.],
             [81., 90.]]])
     """
-    return _conv(2, x, weight, bias, stride, padding, dilation, groups, out, algorithm)
+    return _conv(2, x, weight, bias, stride, padding, dilation, groups, out, relu, algorithm)
 
 
 def conv2d_backward(
@@ -762,6 +776,7 @@ def conv1d(
     groups: int = 1,
     *,
     out: Array | None = None,
+    relu: bool = False,
     algorithm: str = "auto",
 ) -> Array:
     """Convolve sequences with filters: `conv2d` with one spatial axis.
@@ -776,7 +791,7 @@ def conv1d(
     >>> conv1d(np.arange(5.0).reshape(1, 5), np.ones((1, 1, 3)))
     array([[3., 6., 9.]])
     """
-    return _conv(1, x, weight, bias, stride, padding, dilation, groups, out, algorithm)
+    return _conv(1, x, weight, bias, stride, padding, dilation, groups, out, relu, algorithm)
 
 
 def conv1d_backward(
@@ -906,6 +921,7 @@ def conv3d(
     groups: int = 1,
     *,
     out: Array | None = None,
+    relu: bool = False,
     algorithm: str = "auto",
 ) -> Array:
     """Convolve volumes with filters: `conv2d` with three spatial axes.
@@ -921,7 +937,7 @@ def conv3d(
     array([[[[8., 8.],
              [8., 8.]]]])
     """
-    return _conv(3, x, weight, bias, stride, padding, dilation, groups, out, algorithm)
+    return _conv(3, x, weight, bias, stride, padding, dilation, groups, out, relu, algorithm)
 
 
 def conv3d_backward(

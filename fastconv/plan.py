@@ -59,6 +59,8 @@ class Row:
         otherwise a bound on its largest error in float32, as a multiple of the largest result.
     scratch : callable
         ``scratch(geometry, itemsize)``: bytes that it needs beside inputs and outputs, when these are NCHW.
+    floors : bool
+        Whether ``run`` takes a last argument for ``output``: results that are less become it.
     channels_last : bool
         Whether it takes images that lie channels-last, and writes such; if not, they are copied before and after.
     prepare : callable or None
@@ -75,6 +77,7 @@ class Row:
     about: Callable[[ConvGeometry, int], str]
     error: float = 0.0
     scratch: Callable[[ConvGeometry, int], int] = lambda geometry, itemsize: 0
+    floors: bool = False
     channels_last: bool = False
     prepare: Callable[[ConvGeometry, PreparedWeight], None] | None = None
     limits: Callable[[ConvGeometry], str | None] = lambda geometry: None
@@ -154,6 +157,7 @@ def _row(
         functools.partial(cost, computes),
         functools.partial(describe, computes),
         scratch=functools.partial(algorithm.scratch_bytes, computes),
+        floors=computes == "output",
         channels_last=True,
         prepare=functools.partial(algorithm.prepare, computes) if computes in PREPARED else None,
         **more,

@@ -135,11 +135,15 @@ class Program:
         panels = self.packing.panels if self.packing else 0
         return int(itemsize * (panels + image + workers * self.room))
 
-    def begin(self, bias: Array | None, dtype: np.dtype[Any]) -> Array:
-        """Return what sums begin with: the bias or zeros, up to whole vectors, and a tile's zeros."""
+    def begin(self, bias: Array | None, dtype: np.dtype[Any], floor: float = -math.inf) -> Array:
+        """Return what sums begin with: the bias or zeros, up to whole vectors, and a tile's zeros.
+
+        Behind that are two floors, of what is stored: that of sums that are not done, and that of results.
+        """
         groups, used, padded, zeros = self.start
-        start = buffer("start", groups * padded + zeros, dtype)
+        start = buffer("start", groups * padded + zeros + 2, dtype)
         start[:] = 0
+        start[-2:] = -math.inf, floor
         if bias is not None:
             start[: groups * padded].reshape(groups, padded)[:, :used] = bias.reshape(groups, used)
         return start

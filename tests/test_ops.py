@@ -7,7 +7,7 @@ import itertools
 import numba
 import numpy as np
 import pytest
-from cases import CASES, PASSES, data, expected, inputs_of, result_shape, shapes_3d, simple
+from cases import CASES, PASSES, data, expected, inputs_of, integers, result_shape, shapes_3d, simple
 from numba import config
 
 import fastconv
@@ -483,6 +483,40 @@ def test_scratch_memory_is_in_proportion():
     assert taken > 100
     small = fastconv.explain((32, 64, 4, 4), (16, 64, 3, 3), padding=1).grad_weight
     assert small.passed_over["winograd"] == "its scratch memory would be out of proportion"
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int32"])
+@pytest.mark.parametrize("algorithm", ["auto", *dict.fromkeys(row.algorithm for row in plan.TABLE)])
+def test_relu(algorithm, dtype, rng):
+    """As the outputs are written, by rows that can do so, or after."""
+    x, weight, bias = (integers(rng, shape, dtype) for shape in ((2, 20, 6, 7), (5, 20, 3, 3), (5,)))
+    if algorithm not in ("auto", "reference") and dtype not in ("float32", "float64"):
+        return
+    plain = fastconv.conv2d(x, weight, bias, padding=1, algorithm=algorithm)
+    assert plain.min() < 0 < plain.max()
+    np.testing.assert_array_equal(
+        fastconv.conv2d(x, weight, bias, padding=1, relu=True, algorithm=algorithm), np.maximum(plain, 0), strict=True
+    )
+    out = np.empty_like(plain)
+    assert fastconv.conv2d(x, weight, bias, padding=1, relu=True, algorithm=algorithm, out=out) is out
+    np.testing.assert_array_equal(out, np.maximum(plain, 0))
+
+
+@pytest.mark.parametrize("algorithm", ["direct", "winograd", "loops"])
+def test_relu_keeps_nan(algorithm):
+    x, weight = np.ones((1, 16, 6, 6), np.float32), -np.ones((1, 16, 3, 3), np.float32)
+    x[0, 0, 0, 0] = np.nan
+    result = fastconv.conv2d(x, weight, relu=True, algorithm=algorithm)
+    assert np.isnan(result[0, 0, 0, 0])
+    assert (result[0, 0, :, -1] == 0).all() or algorithm == "winograd"
+
+
+def test_relu_refuses():
+    x, weight = np.ones((1, 5), np.complex64), np.ones((1, 1, 3), np.complex64)
+    with pytest.raises(TypeError, match="relu is True, the arrays are complex64: expected real numbers"):
+        fastconv.conv1d(x, weight, relu=True)
+    with pytest.raises(TypeError, match="relu is 1: expected a bool"):
+        fastconv.conv1d(x, weight, relu=1)
 
 
 def test_algorithm_errors():

@@ -159,6 +159,11 @@ def in_order(names, **arguments):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def with_floor(start, floor):
+    """Put a floor behind what sums begin with: behind its last number, and where that is."""
+    return np.append(start, start.dtype.type(floor)), start.size
+
+
 def sums(rng, dtype, height, width, valid, count, add):
     """Draw what an outer tile is given, where to write, and what is written.
 
@@ -175,6 +180,7 @@ def sums(rng, dtype, height, width, valid, count, add):
     written = out != MARK
     if not add:
         out[:] = MARK
+    start, floor_at = with_floor(islands(rng.standard_normal, dtype, 4, width), rng.choice([-np.inf, 0]))
     arguments = {
         "vectors": islands(rng.standard_normal, dtype, 2 + pairs[:, 1], width),
         "vector_at": 2,
@@ -188,8 +194,9 @@ def sums(rng, dtype, height, width, valid, count, add):
         "out_at": 5,
         "targets_at": rows_at + rows.size + 1,
         "tiles": tiles,
-        "start": islands(rng.standard_normal, dtype, 4, width),
+        "start": start,
         "start_at": 4,
+        "floor_at": floor_at,
         "add": add,
         "valid": valid,
     }
@@ -232,6 +239,7 @@ def check_slide(dtype):
         x_places = np.add.outer(np.add.outer(offsets, row * x_row), np.arange(pixels) * x_step)
         places = 4 + np.add.outer(row * out_row, np.arange(count) * out_step)
         out, written = blank(dtype, places, n)
+        start, floor_at = with_floor(islands(rng.standard_normal, dtype, 5, n), rng.choice([-np.inf, 0]))
         arguments = in_order(
             slide.SLIDE,
             taps=taps,
@@ -252,8 +260,9 @@ def check_slide(dtype):
             out_row=out_row,
             count=count,
             rows=rows,
-            start=islands(rng.standard_normal, dtype, 5, n),
+            start=start,
             start_at=5,
+            floor_at=floor_at,
         )
         compare(run_slide, slide._slide_twin, arguments, out, written)
 
@@ -341,14 +350,19 @@ def check_maps(dtype):
             source_places = turn * (7 * n) + np.array(inputs) * (40 * n)
             target_places = turn * (n + 3) + np.array(outputs) * (9 * n)
             source = islands(rng.standard_normal, dtype, 3 + source_places.reshape(-1), n)
-            start = islands(rng.standard_normal, dtype, [5], n)
+            start, floor_at = with_floor(islands(rng.standard_normal, dtype, [5], n), rng.choice([-np.inf, 0]))
             out, written = blank(dtype, 2 + target_places.reshape(-1), n)
             read = source[(3 + source_places)[:, :, None] + np.arange(n)].astype(np.float64)
-            wanted = matrix @ read + (start[5 : 5 + n] if starts else 0)
+            wanted = matrix @ read
+            if starts:
+                wanted = np.maximum(wanted + start[5 : 5 + n], start[floor_at])
             scale = abs(matrix) @ abs(read) + 5
-            for tile in (run, maps._map_twin(of_sizes, starts)):
+            for tile in (run, maps._map_twin(of_sizes)):
                 result = out.copy()
-                tile(size, source, 3, 40 * n, 7 * n, result, 2, 9 * n, n + 3, count, start, 5)
+                tile(
+                    size, source, 3, 40 * n, 7 * n, result, 2, 9 * n, n + 3, count,
+                    *((start, 5, floor_at) if starts else ()),
+                )  # fmt: skip
                 np.testing.assert_array_equal(result != MARK, written)
                 found = result[(2 + target_places)[:, :, None] + np.arange(n)]
                 assert (abs(found - wanted) <= 8 * np.finfo(dtype).eps * scale).all(), (run, size)
@@ -445,15 +459,15 @@ def test_machine_code(machine, dtype, monkeypatch):
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     for height, width in ((ROWS, vectors), *SHORT.items()):
-        products, spills = assemble(machine, outer._write_tile, 11, dtype, height, width)
+        products, spills = assemble(machine, outer._write_tile, 12, dtype, height, width)
         assert products == 3 * height * width  # two terms in a turn, and one that may be left
         assert not spills or (machine == "AVX2" and height == 3), (height, width)
     for taps, stride in SLIDES:
-        _, spills = assemble(machine, slide._write_slide_tile, 13, dtype, taps, stride, SPAN)
+        _, spills = assemble(machine, slide._write_slide_tile, 14, dtype, taps, stride, SPAN)
         assert not spills or (machine == "AVX2" and taps >= 3), (taps, stride)
         _, spills = assemble(machine, slide._write_sum_slide_tile, 10, dtype, taps, stride)
         assert not spills, (taps, stride)
     for _, of_sizes, starts in MAPS:
         for size, map_ in of_sizes.items():
-            _, spills = assemble(machine, maps._write_map, 8, dtype, map_, starts)
+            _, spills = assemble(machine, maps._write_map, 9 if starts else 7, dtype, map_, starts)
             assert not spills, size

@@ -104,13 +104,18 @@ def spread_strip(
 def gather_depthwise(
     task: int, room: Array, numbers: Array, tables: Array, x: Array, panels: Array, start: Array, out: Array
 ) -> None:  # fmt: skip
-    """out[pixel, lane] = start[lane] + sum over taps t of panels[lane, t] * x[source of pixel + offset of tap t, lane]."""
+    """out[pixel, lane] = start[lane] + sum over taps t of panels[lane, t] * x[source of pixel + offset of tap t, lane].
+
+    What is less than the floor, the last number of ``start``, becomes that.
+    """
     channels, width, taps, phases = numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3]
     shape, steps, box_steps = five(numbers, 0), five(numbers, 5), five(numbers, 15)
     strip, left, x_step = four(numbers, 20), three(numbers, 28), three(numbers, 31)
     out_shape, out_steps, out_step = five(numbers, 40), five(numbers, 45), three(numbers, 50)
     n, size = lanes(out.itemsize), box_steps[1]
-    number, block = divmod(task, (channels + width - 1) // width)
+    blocks = (channels + width - 1) // width
+    number, block = divmod(task, blocks)
+    floor = blocks * width + 1
     n0, z0, y0, x0, _ = place_strip(number, numbers, tables)
     valid = min(width, channels - block * width)
     images, box_size, out_last = min(strip[0], out_shape[0] - n0), numbers[35], out_steps[1] == 1
@@ -151,7 +156,7 @@ def gather_depthwise(
                         row_taps, stride, panels, panel + first * row_taps * width + lane, width, tables, lines_at + first,
                         last - first, room, source + y * x_step[1] * box_steps[3], x_column, x_step[1] * box_steps[3], room,
                         end + y * out_step[1] * X_out * n, out_step[2] * n, out_step[1] * X_out * n, X, rows, start,
-                        block * width + lane,
+                        block * width + lane, floor,
                     )  # fmt: skip
                     y += rows
     first_pixel = (z_out, y_out, x_out)

@@ -96,6 +96,8 @@ def gather(
 ) -> None:  # fmt: skip
     """out[pixel, g, lane] = start[g, lane] + sum over pairs k of panels[g, lane, k] * x[source of pixel + offset of pair k].
 
+    What is less than the floor, the last number of ``start``, becomes that.
+
     A task is a strip and a part of the blocks of lanes.  Sums are taken in stages, whose part of a panel stays in the cache
     while all pixels of the strip pass; a panel that no other task needs is packed here, else ``weight`` are all panels.  Where
     the output is not channels-last, a block's pixels are written to scratch and transposed from there.
@@ -127,6 +129,7 @@ def gather(
         panel = g_block * depth * taps * pitch
         for stage in range(stages):
             lane = g * padded + block * width if stage == 0 else groups * padded  # then begin with zeros
+            floor = groups * padded + width + (stage == stages - 1)
             taken = min(depths, depth - stage * depths)
             if own:
                 panel = own - stage * depths * taps * pitch
@@ -139,8 +142,8 @@ def gather(
                 terms = tables[at + 1]
                 outer_tile(
                     panels, panel, tables, tables[at] + 2 * stage * depths * terms, taken * terms, image,
-                    base + g * group_step, tables[at + 2], pixels, target, tables[at + 3], tables[at + 4], start, lane, stage,
-                    stored,
+                    base + g * group_step, tables[at + 2], pixels, target, tables[at + 3], tables[at + 4], start, lane, floor,
+                    stage, stored,
                 )  # fmt: skip
         if not out_last:
             unpack_strip(
@@ -154,7 +157,7 @@ def gather(
 def gather_planes(
     task: int, room: Array, numbers: Array, tables: Array, x: Array, weight: Array, start: Array, out: Array
 ) -> None:  # fmt: skip
-    """The same sums with output channels as rows and pixels as lanes; ``start`` are the bias and a tile's zeros.
+    """The same sums with output channels as rows and pixels as lanes; ``start`` are the bias, a tile's zeros, and the floors.
 
     A strip's box is packed plane by plane, and its pixels are computed as one run, ends of rows included: what stands between
     the rows of the box is left in scratch.  The weight is read as it lies.
@@ -168,7 +171,7 @@ def gather_planes(
     n0, z0, y0, x0, kind = place_strip(task, numbers, tables)
     open_strip(numbers, x, n0, z0, y0, x0, room)
     box_size = numbers[35]
-    tiles = (lane_count + height - 1) // height
+    tiles, floor = (lane_count + height - 1) // height, start[groups * lane_count + width + 1]
     for b in range(min(strip[0], out_shape[0] - n0)):
         for g in range(groups):
             for run in range(tables[numbers[53] + kind], tables[numbers[53] + kind + 1]):
@@ -180,7 +183,7 @@ def gather_planes(
                     short_tile(
                         height, room, b * box_steps[0] + g * group_step + q, tables, tables[at], tables[at + 1], weight,
                         g * weight_step, tables[at + 2], room, box_size + q, tables[at + 3], tiles, start,
-                        groups * lane_count, 0, width,
+                        groups * lane_count, groups * lane_count + width, 0, width,
                     )  # fmt: skip
                 to = (n0 + b) * out_steps[0] + (out_step[0] * z0 + tables[at + 4]) * out_steps[2]
                 to += (out_step[1] * y0 + tables[at + 5]) * out_steps[3] + (
@@ -191,7 +194,7 @@ def gather_planes(
                     for z in range(Z):
                         for y in range(Y):
                             spread_row(
-                                room, box_size + m * plane + (z * box[3] + y) * box[4], X, bias, out,
+                                room, box_size + m * plane + (z * box[3] + y) * box[4], X, bias, floor, out,
                                 to + (g * lane_count + m) * out_steps[1] + z * out_step[0] * out_steps[2]
                                 + y * out_step[1] * out_steps[3],
                                 out_step[2] * out_steps[4],
@@ -199,14 +202,18 @@ def gather_planes(
 
 
 @kernel
-def spread_row(row: Array, row_at: int, count: int, bias: float, out: Array, out_at: int, out_step: int) -> None:
-    """out[k*out_step] = row[k] + bias for k < count."""
+def spread_row(
+    row: Array, row_at: int, count: int, bias: float, floor: float, out: Array, out_at: int, out_step: int
+) -> None:  # fmt: skip
+    """out[k*out_step] = row[k] + bias, or the floor, if that is less, for k < count."""
     if out_step == 1:
         for k in range(count):
-            out[unsigned(out_at + k)] = row[unsigned(row_at + k)] + bias
+            value = row[unsigned(row_at + k)] + bias
+            out[unsigned(out_at + k)] = floor if value < floor else value
     else:
         for k in range(count):
-            out[unsigned(out_at + k * out_step)] = row[unsigned(row_at + k)] + bias
+            value = row[unsigned(row_at + k)] + bias
+            out[unsigned(out_at + k * out_step)] = floor if value < floor else value
 
 
 @task
@@ -265,7 +272,7 @@ def correlate(
                 outer_tile(
                     vectors, lane, tables, tables[at] if whole == pitch or reads else tables[at + 1], tables[at + 2], image,
                     base + g * group_step, tables[mine], panels, panel + (g_block - first_block) * size, tables[mine + 1],
-                    tables[mine + 2], zeros, 0, 1, whole,
+                    tables[mine + 2], zeros, 0, width, 1, whole,
                 )  # fmt: skip
     for g_block in range(first_block, last_block if own else first_block):
         g, block = divmod(g_block, blocks)

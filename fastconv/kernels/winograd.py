@@ -24,6 +24,7 @@ import numpy as np
 from ..cook_toom import LARGEST_TILE, SLOTS
 from ..jit import kernel
 from ..simd import (
+    VECTORS,
     clear,
     compact,
     gradient_map,
@@ -108,9 +109,9 @@ def transform_tiles(
                             clear(room, to, to + row_step)
                 to = columns_at + left * n
                 if gradient:
-                    gradient_map(m_y, source, at, row_step, step, room, to, row, n, right - left, room, 0)
+                    gradient_map(m_y, source, at, row_step, step, room, to, row, n, right - left)
                 else:
-                    input_map(m_y, source, at, row_step, step, room, to, row, n, right - left, room, 0)
+                    input_map(m_y, source, at, row_step, step, room, to, row, n, right - left)
                 for slot in range(SLOTS):
                     to = columns_at + slot * row
                     clear(room, to, to + left * n)
@@ -119,9 +120,9 @@ def transform_tiles(
                 for x in range(0, width, LARGEST_TILE):
                     m_x, at = min(LARGEST_TILE, width - x), columns_at + x * n
                     if gradient:
-                        gradient_map(m_x, room, at, n, row, room, to, plane, SLOTS * plane, SLOTS, room, 0)
+                        gradient_map(m_x, room, at, n, row, room, to, plane, SLOTS * plane, SLOTS)
                     else:
-                        input_map(m_x, room, at, n, row, room, to, plane, SLOTS * plane, SLOTS, room, 0)
+                        input_map(m_x, room, at, n, row, room, to, plane, SLOTS * plane, SLOTS)
                     to += pixel
             t += (width + LARGEST_TILE - 1) // LARGEST_TILE
 
@@ -133,12 +134,12 @@ def transform_products(
 ) -> None:  # fmt: skip
     """Compute the pixels of tiles from their products at the points: out[pixel, lane] for the first ``valid`` lanes.
 
-    ``start`` holds at ``lane`` what is added to the lanes, and at ``zeros`` a vector of zeros.
+    ``start`` holds at ``lane`` what is added to the lanes, and at ``zeros`` a tile's zeros and then the floors.
     """
     compact()
     n = lanes(room.itemsize)
     images, height, width = sizes
-    row, edge = SLOTS * n, columns_at + LARGEST_TILE * SLOTS * n
+    row, edge, floors = SLOTS * n, columns_at + LARGEST_TILE * SLOTS * n, zeros + VECTORS * n
     t = 0
     for b in range(images):
         for y in range(0, height, LARGEST_TILE):
@@ -149,13 +150,15 @@ def transform_products(
                 for c in range(0, valid, n):
                     at = products_at + t * pixel + c
                     output_map(
-                        m_y, room, at, SLOTS * plane, plane, room, columns_at, row, n, SLOTS, start, zeros
+                        m_y, room, at, SLOTS * plane, plane, room, columns_at, row, n, SLOTS, start, zeros, floors
                     )  # fmt: skip
                     if valid - c >= n:
-                        output_map(m_x, room, columns_at, n, row, out, to + c, steps[2], steps[1], m_y, start, lane + c)
+                        output_map(
+                            m_x, room, columns_at, n, row, out, to + c, steps[2], steps[1], m_y, start, lane + c, floors + 1
+                        )  # fmt: skip
                         continue
                     output_map(
-                        m_x, room, columns_at, n, row, room, edge, n, LARGEST_TILE * n, m_y, start, lane + c
+                        m_x, room, columns_at, n, row, room, edge, n, LARGEST_TILE * n, m_y, start, lane + c, floors + 1
                     )  # fmt: skip
                     for r in range(m_y):
                         here, there = edge + r * LARGEST_TILE * n, to + c + r * steps[1]
@@ -180,10 +183,10 @@ def transform_depths(
         pack_depths(numbers, at, tables, rows_at, weight, g_block, some, taken, room, turned, pitch, blocks)
         for k in range(some, taken):
             here, to, row = turned + k * TAPS * TAPS * pitch, panel + (k - first) * pitch, TAPS * pitch
-            weight_map(TAPS, room, here, row, n, room, columns_at, row, n, row // n, room, 0)
+            weight_map(TAPS, room, here, row, n, room, columns_at, row, n, row // n)
             for lane in range(0, pitch, n):
                 weight_map(
-                    TAPS, room, columns_at + lane, pitch, row, panels, to + lane, plane, SLOTS * plane, SLOTS, room, 0
+                    TAPS, room, columns_at + lane, pitch, row, panels, to + lane, plane, SLOTS * plane, SLOTS
                 )  # fmt: skip
 
 
@@ -221,7 +224,7 @@ def inside_of(numbers: Array, sizes: Ints, y0: int, x0: int) -> Ints:
 def multiply(
     task: int, room: Array, numbers: Array, tables: Array, x: Array, weight: Array, start: Array, out: Array
 ) -> None:  # fmt: skip
-    """out[pixel, g, lane] = start[g, lane] + the convolution of x with the weight.
+    """out[pixel, g, lane] = start[g, lane] + the convolution of x with the weight, or the floor, if that is less.
 
     A task is a strip and a part of the blocks of lanes.  ``weight`` are panels, evaluated at the points; where no other task
     needs them they are evaluated here, some depths at a time.
@@ -245,6 +248,7 @@ def multiply(
     n = lanes(out.itemsize)
     pixel, blocks = (depth + n - 1) // n * n, (lane_count + pitch - 1) // pitch
     padded = (lane_count + n - 1) // n * n
+    zeros = groups * padded
     corner = n0 * out_steps[0] + z0 * out_steps[2] + y0 * out_steps[3] + x0 * out_steps[4]
     columns, rows = min(strip[3], out_shape[4]), min(strip[2], out_shape[3])
     panels = room if own else weight
@@ -271,18 +275,18 @@ def multiply(
                 at = numbers[54] + 3 * (SLOTS * SLOTS * kind + point)
                 outer_tile(
                     panels, panel + point * plane, tables, pairs_at, taken, room, values_at + point * values + stage * depths,
-                    tables[at], room, products_at + point * products, tables[at + 1], tables[at + 2], start, groups * padded,
-                    stage, whole,
+                    tables[at], room, products_at + point * products, tables[at + 1], tables[at + 2], start, zeros,
+                    zeros + VECTORS * n, stage, whole,
                 )  # fmt: skip
         lane = g * padded + block * pitch
         if out_last:
             transform_products(
-                room, products_at, products, pitch, columns_at, sizes, valid, start, lane, groups * padded, out,
+                room, products_at, products, pitch, columns_at, sizes, valid, start, lane, zeros, out,
                 corner + g * lane_count + block * pitch, (out_steps[0], out_steps[3], out_steps[4]),
             )  # fmt: skip
         else:
             transform_products(
-                room, products_at, products, pitch, columns_at, sizes, whole, start, lane, groups * padded, room, pixels_at,
+                room, products_at, products, pitch, columns_at, sizes, whole, start, lane, zeros, room, pixels_at,
                 (rows * columns * pitch, columns * pitch, pitch),
             )  # fmt: skip
             unpack_strip(
@@ -349,19 +353,18 @@ def correlate(
             at = numbers[54] + 2 * (SLOTS * SLOTS * kind + point)
             outer_tile(
                 room, gradients_at + point * gradients, tables, tables[at], tables[at + 1], room, values_at + point * values,
-                tables[rows], room, products_at + point * products, tables[rows + 1], tables[rows + 2], zeros, 0, 1, whole,
+                tables[rows], room, products_at + point * products, tables[rows + 1], tables[rows + 2], zeros, 0,
+                (pitch + n - 1) // n * n, 1, whole,
             )  # fmt: skip
     panels = room if own else out
     panel = taps_at if own else s * each + (g_block * depth + part * depths) * TAPS * TAPS * pitch
     for k in range(taken):
         for lane in range(0, whole, n):
             weight_gradient_map(
-                TAPS, room, products_at + k * pitch + lane, SLOTS * products, products, room, columns_at, SLOTS * n, n, SLOTS,
-                room, 0,
+                TAPS, room, products_at + k * pitch + lane, SLOTS * products, products, room, columns_at, SLOTS * n, n, SLOTS
             )  # fmt: skip
             weight_gradient_map(
-                TAPS, room, columns_at, n, SLOTS * n, panels, panel + k * TAPS * TAPS * pitch + lane, pitch, TAPS * pitch, TAPS,
-                room, 0,
+                TAPS, room, columns_at, n, SLOTS * n, panels, panel + k * TAPS * TAPS * pitch + lane, pitch, TAPS * pitch, TAPS
             )  # fmt: skip
     if own:
         terms = taken * TAPS * TAPS

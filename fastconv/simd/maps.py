@@ -36,7 +36,9 @@ GRADIENT: dict[int, Map] = {m: (matrix.T, outputs, inputs) for m, (matrix, input
 WEIGHT: dict[int, Map] = {TAPS: (weight_matrix(TAPS), range(TAPS), range(SLOTS))}
 WEIGHT_GRADIENT: dict[int, Map] = {TAPS: (weight_matrix(TAPS).T, range(SLOTS), range(TAPS))}
 
-NAMES = "size, source, source_at, source_step, source_next, target, target_at, target_step, target_next, count, start, start_at"
+NAMES = "size, source, source_at, source_step, source_next, target, target_at, target_step, target_next, count"
+
+STARTS = "start, start_at, floor_at"
 
 
 def _mirrored(matrix: Array) -> tuple[int, int] | None:
@@ -83,29 +85,31 @@ def _sum(w: Words, factors: Array, values: list[Any]) -> Any:
 
 
 def _write_map(function: Any, dtype: Any, map_: Map, starts: bool) -> None:
-    """Emit a map; if it ``starts``, a vector is added to all outputs."""
+    """Emit a map; if it ``starts``, a vector is added to all outputs, and what is less than a number becomes that."""
     b = ir.IRBuilder(function.append_basic_block("entry"))
     w = Words(b, dtype)
-    source, source_step, source_next, target, target_step, target_next, count, start = function.args
+    source, source_step, source_next, target, target_step, target_next, count, *begin = function.args
     source_step, source_next, target_step, target_next = (
         b.mul(step, I64(w.size)) for step in (source_step, source_next, target_step, target_next)
     )
     matrix, inputs, outputs = map_
-    begin = w.load(start, w.vector) if starts else None
+    if starts:
+        start, floor = w.load(begin[0], w.vector), w.splat(w.load(begin[1], w.scalar))
     with cgutils.for_range(b, count) as turn:
         here, there = (b.add(a, b.mul(turn.index, n)) for a, n in ((source, source_next), (target, target_next)))
         values = [w.load(b.add(here, b.mul(source_step, I64(i))), w.vector) for i in inputs]
         for i, value in zip(outputs, _multiply(w, matrix, values), strict=True):
-            w.store(b.fadd(value, begin) if starts else value, b.add(there, b.mul(target_step, I64(i))))
+            result = w.at_least(b.fadd(value, start), floor) if starts else value
+            w.store(result, b.add(there, b.mul(target_step, I64(i))))
     b.ret_void()
 
 
-def _map_twin(maps: dict[int, Map], starts: bool) -> Any:
+def _map_twin(maps: dict[int, Map]) -> Any:
     """Return the tile that applies the map of a size in plain Python."""
 
     def twin(
         size: int, source: Array, source_at: int, source_step: int, source_next: int, target: Array, target_at: int,
-        target_step: int, target_next: int, count: int, start: Array, start_at: int,
+        target_step: int, target_next: int, count: int, start: Array | None = None, start_at: int = 0, floor_at: int = 0,
     ) -> None:  # fmt: skip
         matrix, inputs, outputs = maps[size]
         lane = np.arange(lanes(source.itemsize))
@@ -113,7 +117,11 @@ def _map_twin(maps: dict[int, Map], starts: bool) -> Any:
             at = source_at + turn * source_next + np.array(inputs)[:, None] * source_step + lane
             to = target_at + turn * target_next + np.array(outputs)[:, None] * target_step + lane
             with np.errstate(over="ignore", invalid="ignore"):  # the compiled tile has nobody to warn
-                target[to] = matrix.astype(source.dtype) @ source[at] + (start[start_at + lane] if starts else 0)
+                result = matrix.astype(source.dtype) @ source[at]
+                if start is not None:
+                    result += start[start_at + lane]
+                    result = np.where(result < start[floor_at], start[floor_at], result)
+                target[to] = result
 
     return twin
 
@@ -126,18 +134,21 @@ def _map_tile(name: str, maps: dict[int, Map], starts: bool = False) -> Any:
         w = Words(builder, dtype)
         calls = []
         for size, map_ in maps.items():
-            function, new = private_function(builder.module, f"{name}_map_{w.suffix}_{size}", 8)
+            function, new = private_function(builder.module, f"{name}_map_{w.suffix}_{size}", 9 if starts else 7)
             if new:
                 _write_map(function, dtype, map_, starts)
             calls.append((builder.icmp_signed("==", named["size"][1], I64(size)), function))
-        source, target, start = (
-            w.at(address_of(context, builder, *named[array]), named[f"{array}_at"][1])
-            for array in ("source", "target", "start")
+        source, target, *begin = (
+            w.at(
+                address_of(context, builder, *named[at.partition("_")[0] if at != "floor_at" else "start"]),
+                named[at][1],
+            )
+            for at in ("source_at", "target_at", *(("start_at", "floor_at") if starts else ()))
         )
         steps = [named[step][1] for step in ("source_step", "source_next", "target_step", "target_next", "count")]
-        call_first(builder, calls, [source, *steps[:2], target, *steps[2:], start])
+        call_first(builder, calls, [source, *steps[:2], target, *steps[2:], *begin])
 
-    return _map_twin(maps, starts) if config.DISABLE_JIT else tile_intrinsic(NAMES, codegen)
+    return _map_twin(maps) if config.DISABLE_JIT else tile_intrinsic(f"{NAMES}, {STARTS}" if starts else NAMES, codegen)
 
 
 input_map = _map_tile("input", INPUT)
@@ -153,12 +164,11 @@ target, target_at, target_step, target_next : flat array, offset and distances
     The same of the outputs; that of a point lies so many steps from the first's as the point's number says.
 count : int
     Turns; there may be none.
-start, start_at : flat array and offset
-    What is added to each output, where a map adds something.
 """
 
 output_map = _map_tile("output", OUTPUT, starts=True)
-"""A^T, and ``start`` is added: the ``size`` outputs, from what the points have."""
+"""A^T, and a vector is added: the ``size`` outputs, from what the points have; ``start`` holds the vector at ``start_at``, and at
+``floor_at`` a number: what is less becomes that."""
 
 gradient_map = _map_tile("gradient", GRADIENT)
 """A: ``size`` gradients of outputs, at the points that a tile of this size uses."""

@@ -26,7 +26,7 @@ def _write_tile(function: Any, dtype: Any, height: int, vectors: int) -> None:
     """
     b = ir.IRBuilder(function.append_basic_block("entry"))
     w = Words(b, dtype)
-    vector, pairs, count, scalar, rows, out, targets, tiles, start, add, valid = function.args
+    vector, pairs, count, scalar, rows, out, targets, tiles, start, floor, add, valid = function.args
     each = [(m, v) for m in range(height) for v in range(vectors)]
     acc = [w.variable(w.vector) for _ in each]
     total = [w.variable(w.vector) for _ in each]
@@ -81,16 +81,14 @@ def _write_tile(function: Any, dtype: Any, height: int, vectors: int) -> None:
         with b.if_else(b.icmp_signed(">=", valid, I64(vectors * w.lanes))) as (whole, part):
             with whole:
                 addresses = [b.add(ends[m], I64(w.size * w.lanes * v)) for m, v in each]
-                with b.if_else(adds) as (adding, storing):
-                    with adding:  # all old values are loaded before any is stored: rows may repeat
-                        sums = [b.fadd(w.load(at, w.vector), n) for at, n in zip(addresses, new, strict=True)]
-                        for at, value in zip(addresses, sums, strict=True):
-                            w.store(value, at)
-                    with storing:
-                        for at, value in zip(addresses, new, strict=True):
-                            w.store(value, at)
+                with b.if_then(adds):  # all old values are loaded before any is stored: rows may repeat
+                    for at, variable, value in zip(addresses, acc, new, strict=True):
+                        b.store(b.fadd(w.load(at, w.vector), value), variable)
+                least = w.splat(w.load(floor, w.scalar))
+                for at, variable in zip(addresses, acc, strict=True):
+                    w.store(w.at_least(b.load(variable), least), at)
             with part:
-                w.store_first(new, ends, vectors, valid, adds)
+                w.store_first(new, ends, vectors, valid, adds, floor)
     b.ret_void()
 
 
@@ -105,14 +103,14 @@ SHORT = {1: 8, 2: 4, 3: 3}
 
 TILE = (
     "vectors, vector_at, tables, pairs_at, count, scalars, scalar_at, rows_at, out, out_at, targets_at, tiles, start, start_at, "
-    "add, valid"
+    "floor_at, add, valid"
 )
 """What the outer tile is given."""
 
 
 def _tile_twin(
     vectors: Array, vector_at: int, tables: Array, pairs_at: int, count: int, scalars: Array, scalar_at: int, rows_at: int,
-    out: Array, out_at: int, targets_at: int, tiles: int, start: Array, start_at: int, add: int, valid: int,
+    out: Array, out_at: int, targets_at: int, tiles: int, start: Array, start_at: int, floor_at: int, add: int, valid: int,
     height: int = ROWS,
 ) -> None:  # fmt: skip
     """The outer tile in plain Python."""
@@ -132,17 +130,19 @@ def _tile_twin(
                         total += acc
                         acc[:] = 0
                 result = (total if count > TERMS else acc)[:valid]
-                out[end : end + valid] = old[m] + result if add else result
+                result = old[m] + result if add else result
+                out[end : end + valid] = np.where(result < start[floor_at], start[floor_at], result)
 
 
 def _short_tile_twin(
     height: int, vectors: Array, vector_at: int, tables: Array, pairs_at: int, count: int, scalars: Array, scalar_at: int,
-    rows_at: int, out: Array, out_at: int, targets_at: int, tiles: int, start: Array, start_at: int, add: int, valid: int,
+    rows_at: int, out: Array, out_at: int, targets_at: int, tiles: int, start: Array, start_at: int, floor_at: int, add: int,
+    valid: int,
 ) -> None:  # fmt: skip
     """The tiles with fewer rows in plain Python."""
     _tile_twin(
         vectors, vector_at, tables, pairs_at, count, scalars, scalar_at, rows_at, out, out_at, targets_at, tiles, start,
-        start_at, add, valid, height,
+        start_at, floor_at, add, valid, height,
     )  # fmt: skip
 
 
@@ -160,12 +160,12 @@ def _tile_arguments(context: Any, builder: Any, named: dict[str, tuple[Any, Any]
     return dtype, w, [
         address("vectors", "vector_at"), address("tables", "pairs_at", 8), number("count"), address("scalars", "scalar_at"),
         address("tables", "rows_at", 8), address("out", "out_at"), address("tables", "targets_at", 8), number("tiles"),
-        address("start", "start_at"), number("add"), number("valid"),
+        address("start", "start_at"), address("start", "floor_at"), number("add"), number("valid"),
     ]  # fmt: skip
 
 
 def _tile_function(module: Any, w: Words, dtype: Any, height: int, vectors: int) -> Any:
-    function, new = private_function(module, f"outer_tile_{w.suffix}_{height}x{vectors}", 11)
+    function, new = private_function(module, f"outer_tile_{w.suffix}_{height}x{vectors}", 12)
     if new:
         _write_tile(function, dtype, height, vectors)
     return function
@@ -210,8 +210,8 @@ out, out_at, targets_at : flat array and offset, int
     For each row where its sums go.  Rows of one tile may repeat: they then store the same twice.
 tiles : int
     Number of tiles.
-start, start_at : flat array and offset
-    The vectors that every row of accumulators begins with.
+start, start_at, floor_at : flat array and offsets
+    The vectors that every row of accumulators begins with, and a number: what is less becomes that.
 add : int
     If not 0, the sums are added to what ``out`` holds.
 valid : int

@@ -25,7 +25,7 @@ kernels are taken as rows of one tap."""
 
 SLIDE = (
     "taps, stride, weights, weights_at, pitch, tables, lines_at, lines, x, x_at, x_step, x_row, out, out_at, out_step, out_row, "
-    "count, rows, start, start_at"
+    "count, rows, start, start_at, floor_at"
 )  # fmt: skip
 
 
@@ -33,7 +33,7 @@ def _write_slide_tile(function: Any, dtype: Any, taps: int, stride: int, span: i
     """Emit the sliding tile for ``span`` pixels at once; the last ones overlap those before, if need be."""
     b = ir.IRBuilder(function.append_basic_block("entry"))
     w = Words(b, dtype)
-    weights, pitch, offsets, lines, x, x_step, x_row, out, out_step, out_row, count, rows, start = function.args
+    weights, pitch, offsets, lines, x, x_step, x_row, out, out_step, out_row, count, rows, start, floor = function.args
     pitch, x_step, x_row, out_step, out_row = (
         b.mul(step, I64(w.size)) for step in (pitch, x_step, x_row, out_step, out_row)
     )
@@ -58,7 +58,8 @@ def _write_slide_tile(function: Any, dtype: Any, taps: int, stride: int, span: i
             b.store(w.load(start, w.vector), a)
         with cgutils.for_range(b, lines) as line:
             add_products(line.index, here)
-        values = [b.load(a) for a in acc]
+        least = w.splat(w.load(floor, w.scalar))
+        values = [w.at_least(b.load(a), least) for a in acc]
         ends = [b.add(there, b.mul(b.add(begin, I64(m)), out_step)) for m in range(span)]
         for value, end in zip(values, ends, strict=True):
             w.store(value, end)
@@ -75,7 +76,7 @@ def _write_slide_tile(function: Any, dtype: Any, taps: int, stride: int, span: i
 def _slide_twin(
     taps: int, stride: int, weights: Array, weights_at: int, pitch: int, tables: Array, lines_at: int, lines: int, x: Array,
     x_at: int, x_step: int, x_row: int, out: Array, out_at: int, out_step: int, out_row: int, count: int, rows: int,
-    start: Array, start_at: int,
+    start: Array, start_at: int, floor_at: int,
 ) -> None:  # fmt: skip
     """The sliding tile in plain Python."""
     n = lanes(out.itemsize)
@@ -88,7 +89,7 @@ def _slide_twin(
                     weight = weights_at + (line * taps + c) * pitch
                     acc += weights[weight : weight + n] * x[at : at + n]
         end = out_at + row * out_row + m * out_step
-        out[end : end + n] = acc
+        out[end : end + n] = np.where(acc < start[floor_at], start[floor_at], acc)
 
 
 def _slide_arguments(
@@ -127,7 +128,7 @@ def _slides(
 def _call_slide(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]) -> None:
     names = (
         "weights+weights_at pitch tables+lines_at lines x+x_at x_step x_row out+out_at out_step out_row count rows "
-        "start+start_at"
+        "start+start_at start+floor_at"
     )
     dtype, w, passed = _slide_arguments(context, builder, named, names)
     calls = _slides(
@@ -252,8 +253,8 @@ out, out_at, out_step, out_row : flat array, offset and distances
     Where the pixels go.
 count, rows : int
     Pixels of a row, at least 1, and rows.
-start, start_at : flat array and offset
-    The vector that each sum begins with.
+start, start_at, floor_at : flat array and offsets
+    The vector that each sum begins with, and a number: what is less becomes that.
 """
 
 sum_slide_tile = _sum_slide_twin if config.DISABLE_JIT else tile_intrinsic(SUM_SLIDE, _call_sum_slide)

@@ -48,8 +48,13 @@ class Words:
         """Store a scalar or a vector, anywhere."""
         self.b.store(value, self.b.inttoptr(address, value.type.as_pointer())).align = self.size
 
-    def store_first(self, values: list[Any], targets: list[Any], vectors: int, count: Any, adds: Any) -> None:
-        """Store the first ``count`` numbers of each row of vectors one by one, or add them to what is there: for edges."""
+    def store_first(
+        self, values: list[Any], targets: list[Any], vectors: int, count: Any, adds: Any, floor: Any
+    ) -> None:
+        """Store the first ``count`` numbers of each row of vectors one by one, or add them to what is there: for edges.
+
+        What is less than the number at the address ``floor`` becomes that.
+        """
         room = cgutils.alloca_once(self.b, ir.ArrayType(self.scalar, self.lanes * len(values)))
         ends = cgutils.alloca_once(self.b, ir.ArrayType(I64, len(targets)))
         room, ends = self.b.ptrtoint(room, I64), self.b.ptrtoint(ends, I64)
@@ -57,14 +62,15 @@ class Words:
             self.store(value, self.b.add(room, I64(self.size * self.lanes * v)))
         for m, target in enumerate(targets):
             self.store(target, self.b.add(ends, I64(8 * m)))
-        function, new = private_function(self.b.module, f"edge_{self.suffix}", 6)
+        function, new = private_function(self.b.module, f"edge_{self.suffix}", 7)
         if new:
             function.attributes.add("minsize")  # or LLVM would unroll its loops, which takes long
             b = ir.IRBuilder(function.append_basic_block("entry"))
             Words(b, self.dtype).write_edge(*function.args)
-        self.b.call(function, [room, I64(self.lanes * vectors), ends, I64(len(targets)), count, self.b.zext(adds, I64)])
+        passed = [room, I64(self.lanes * vectors), ends, I64(len(targets)), count, self.b.zext(adds, I64), floor]
+        self.b.call(function, passed)
 
-    def write_edge(self, room: Any, pitch: Any, ends: Any, rows: Any, count: Any, adds: Any) -> None:
+    def write_edge(self, room: Any, pitch: Any, ends: Any, rows: Any, count: Any, adds: Any, floor: Any) -> None:
         """Emit what `store_first` calls.  All rows are added up before any is written: they may repeat."""
         b = self.b
         added_rows = b.select(b.icmp_signed("!=", adds, I64(0)), rows, I64(0))
@@ -74,7 +80,8 @@ class Words:
             self.store(b.fadd(self.load(there, self.scalar), self.load(here, self.scalar)), here)
         with cgutils.for_range(b, rows) as row, cgutils.for_range(b, count) as lane:
             here = self.at(room, b.add(b.mul(row.index, pitch), lane.index))
-            self.store(self.load(here, self.scalar), self.at(self.load(self.at(ends, row.index, 8), I64), lane.index))
+            there = self.at(self.load(self.at(ends, row.index, 8), I64), lane.index)
+            self.store(self.at_least(self.load(here, self.scalar), self.load(floor, self.scalar)), there)
         b.ret_void()
 
     def constant(self, value: float) -> Any:
@@ -93,6 +100,10 @@ class Words:
             self.b.module, ir.FunctionType(self.vector, [self.vector] * 3), f"llvm.fmuladd.{self.suffix}"
         )
         return self.b.call(function, [a, b, c])
+
+    def at_least(self, value: Any, floor: Any) -> Any:
+        """Return the larger of two scalars or vectors; NaN stays NaN."""
+        return self.b.select(self.b.fcmp_ordered("<", value, floor), floor, value)
 
     def at(self, address: Any, index: Any, size: int = 0) -> Any:
         """Address of an element, from that of the first; ``size`` is the bytes of one, if it is not of this dtype."""
