@@ -69,8 +69,9 @@ from .strips import (
 
 __all__ = ["DIRECT", "describe", "grad_bias", "is_depthwise", "lane_flops"]
 
-STAGE_BYTES = 320 << 10
-"""Most bytes of a panel that a stage of a sum takes: it is to stay in the second-level cache while a strip's pixels pass."""
+STAGE_BYTES, SMALL_STAGE_BYTES = 320 << 10, 32 << 10
+"""Most bytes of a panel that a stage of a sum takes: it is to stay in the second-level cache while a strip's pixels pass.  With
+one tap pixels pass quickly, each number of the input being used but once for a panel, which then is to stay in the first."""
 
 PACK_TERMS = 64
 """Fewest terms that a task packs of a block of lanes."""
@@ -164,7 +165,8 @@ def _gather_program(p: Pixels) -> Program:
     _, strip, parts, kinds, packs = min(map(try_strip, strips), key=lambda tried: tried[0])
     together = (parts - 1) * math.prod(p.in_shape) > REPACKED
     source = make_source(p.in_shape, p.in_last, itemsize, g.batch, axes, strip, last, packs, together)
-    stages = max(1, ceil_div(depth * T * pitch * itemsize, STAGE_BYTES))
+    stage_bytes = SMALL_STAGE_BYTES if T == max(p.out_step) == 1 else STAGE_BYTES
+    stages = max(1, ceil_div(depth * T * pitch * itemsize, stage_bytes))
     depths = max(1, ceil_div(depth, stages))
     rows = _term_rows(depth, T, depths, source.pitches[1] == 1)
     out_steps = steps_of_image(p.out_shape, p.out_last)

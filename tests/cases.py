@@ -144,6 +144,7 @@ SPECIAL = (
     simple(2, batch=1, channels=5, filters=17, size=(4, 18), kernel=(3, 5), padding=1),
     simple(2, batch=1, channels=16, filters=16, size=6, kernel=3, padding=1),
     simple(2, batch=1, channels=17, filters=33, size=5, kernel=1),
+    simple(2, batch=1, channels=300, filters=33, size=3, kernel=1),
     simple(2, batch=1, channels=20, filters=20, size=7, kernel=3, padding=1, groups=20),
     # 3x3 with stride 1: tiles of all sizes along each axis, padding that no tap needs, several strips, panels and stages.
     *(simple(2, batch=1, channels=3, filters=5, size=(n, 10 - n), kernel=3, padding=1) for n in range(1, 10)),
