@@ -6,11 +6,20 @@ import zlib
 from dataclasses import dataclass
 
 import numpy as np
+from numba import config
 
 from fastconv import reference
 from fastconv.geometry import conv_geometry
 
 PASSES = ("output", "grad_input", "grad_weight", "grad_bias")
+
+INTERPRETED = bool(config.DISABLE_JIT)
+"""Whether kernels run as plain Python, thousands of times slower, to show which of their lines no test reaches."""
+
+
+def in_turn(choices, turn):
+    """All choices that share their lines of code; where kernels are interpreted, the one whose turn it is."""
+    return (choices[turn % len(choices)],) if INTERPRETED else choices
 
 
 @dataclass(frozen=True)
@@ -150,9 +159,6 @@ SPECIAL = (
     *(simple(2, batch=1, channels=3, filters=5, size=(n, 10 - n), kernel=3, padding=1) for n in range(1, 10)),
     *(simple(2, channels=16, filters=18, size=(6, 5), kernel=3, padding=((0, p), (p, 1))) for p in (0, 2, 3, 5)),
     simple(2, batch=9, channels=2, filters=3, size=15, kernel=3),
-    simple(2, batch=3, channels=12, filters=140, size=(13, 6), kernel=3, padding=1, groups=2),
-    simple(2, batch=1, channels=300, filters=20, size=7, kernel=3, padding=1),
-    simple(2, batch=2, channels=140, filters=70, size=(9, 5), kernel=3, padding=1),
     simple(2, batch=1, channels=2, filters=2, size=(5, 150), kernel=3, padding=1),
     # Numbers that 32 bits would not hold.
     simple(1, size=5, kernel=2, stride=2**31 - 1),
@@ -160,7 +166,14 @@ SPECIAL = (
     simple(2, size=5, kernel=(2, 1), stride=(2**30, 1), padding=((2**30 - 2, 2**30), (0, 0))),
 )
 
-CASES = tuple(dict.fromkeys((*product(), *SPECIAL)))
+# Several panels and stages: minutes where kernels are interpreted.
+LARGE = (
+    simple(2, batch=3, channels=12, filters=140, size=(13, 6), kernel=3, padding=1, groups=2),
+    simple(2, batch=1, channels=300, filters=20, size=7, kernel=3, padding=1),
+    simple(2, batch=2, channels=140, filters=70, size=(9, 5), kernel=3, padding=1),
+)
+
+CASES = tuple(dict.fromkeys((*product(), *SPECIAL, *(() if INTERPRETED else LARGE))))
 
 
 def random_cases(count, seed=0):
@@ -230,7 +243,7 @@ def result_shape(computes, case, sums=1):
     return {"output": output, "grad_input": x, "grad_weight": (sums, *weight), "grad_bias": bias}[computes]
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=len(PASSES) * len(CASES))  # every row comes back to every case
 def expected(computes, case, sums=1):
     """What the reference's kernel says, called without anything in between, in float64."""
     arrays = (array.reshape(shape) for array, shape in zip(data(case), shapes_3d(case), strict=True))

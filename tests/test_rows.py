@@ -2,8 +2,20 @@
 
 import numpy as np
 import pytest
-from cases import CASES, PASSES, data, expected, inputs_of, integers, random_cases, result_shape, shapes_3d, simple
-from numba import config
+from cases import (
+    CASES,
+    INTERPRETED,
+    PASSES,
+    data,
+    expected,
+    in_turn,
+    inputs_of,
+    integers,
+    random_cases,
+    result_shape,
+    shapes_3d,
+    simple,
+)
 
 import fastconv
 from fastconv import plan, scratch
@@ -15,7 +27,7 @@ MARGIN = 512
 
 def combinations(cases):
     return [
-        pytest.param(row, case, dtypes, id=f"{row.computes}-{row.algorithm}-{case}")
+        pytest.param(row, case, in_turn(dtypes, case.seed), id=f"{row.computes}-{row.algorithm}-{case}")
         for row in plan.TABLE
         for case in cases
         if (dtypes := [name for name in FLOATS if row.objection(case.geometry, np.dtype(name)) is None])
@@ -53,8 +65,8 @@ def memories(row):
 
 def check_row(row, case, dtype, sums=1):
     arrays = [array.reshape(shape) for array, shape in zip(data(case, dtype), shapes_3d(case), strict=True)]
-    x, weight, bias, grad_output = arrays
-    for number, last in enumerate(memories(row)):
+    for number, last in in_turn(tuple(enumerate(memories(row))), case.seed // 2):
+        x, weight, bias, grad_output = arrays
         poison = np.full(result_shape(row.computes, case, sums), np.nan, dtype)
         if "in" in last:
             x, grad_output = channels_last(arrays[0]), channels_last(arrays[3])
@@ -123,7 +135,7 @@ def test_per_sample_row(row, case):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("row", "case", "dtypes"), combinations(random_cases(40 if config.DISABLE_JIT else 400)))
+@pytest.mark.parametrize(("row", "case", "dtypes"), combinations(random_cases(40 if INTERPRETED else 400)))
 def test_row_on_random_case(row, case, dtypes):
     for dtype in dtypes:
         check_row(row, case, dtype)
@@ -244,8 +256,14 @@ def check_public(case, dtype, algorithm, layouts):
     assert [array.tobytes() for array in owners] == before, "a call changed an input"
 
 
-@pytest.mark.parametrize("number", range(len(CASES)), ids=lambda number: str(CASES[number]))
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize(
+    ("algorithm", "number"),
+    [
+        pytest.param(algorithm, number, id=f"{algorithm}-{case}")
+        for number, case in enumerate(CASES)
+        for algorithm in in_turn(ALGORITHMS, number)
+    ],
+)
 def test_public(algorithm, number):
     """Layouts and dtypes go round with the case: four neighbouring layouts for the four arrays."""
     names = tuple(LAYOUTS)
@@ -264,8 +282,9 @@ TYPICAL = (
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("case", TYPICAL, ids=str)
 def test_layout(case, layout):
-    for algorithm in ALGORITHMS:
-        for dtype in FLOATS:
+    number = tuple(LAYOUTS).index(layout)
+    for algorithm in in_turn(ALGORITHMS, number):
+        for dtype in in_turn(FLOATS, number):
             check_public(case, dtype, algorithm, [layout] * 4)
 
 
