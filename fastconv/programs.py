@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import config
 
 from .arrays import Array
 from .geometry import ConvGeometry, ceil_div, phase_taps
@@ -19,6 +18,7 @@ from .prepared import PreparedWeight
 from .scratch import buffer
 from .strips import TASKS, Axis, AxisPhase, Ints, Source, steps_of_image
 from .tasks import Task
+from .threads import sharing
 
 __all__ = [
     "CHUNK_PIXELS", "NO_TABLE", "SERIAL_BYTES", "Packing", "Pixels", "Program", "choose_chunks", "count_tasks",
@@ -131,7 +131,7 @@ class Program:
     def scratch_bytes(self, itemsize: int, threads: int = 0) -> int:
         """Count the scratch memory of a call: panels, the packed input, and a room for each of its workers."""
         image = self.source.whole[0][0] * self.source.whole[1][0] if self.source.whole else 0
-        workers = 1 if self.alone else min(threads or int(config.NUMBA_NUM_THREADS), self.tasks)
+        workers = 1 if self.alone else min(threads or sharing(), self.tasks)
         panels = self.packing.panels if self.packing else 0
         return int(itemsize * (panels + image + workers * self.room))
 

@@ -17,6 +17,7 @@ from numba import carray, config, types
 from .jit import callback, inlined, kernel, parallel_kernel, prange, signed
 from .scratch import buffer
 from .simd import run_tasks
+from .threads import sharing
 
 __all__ = ["Task", "task"]
 
@@ -76,7 +77,7 @@ class Task:
             scratch = buffer("room", room, dtype) if room else NOTHING[dtype.char]
             run_alone(address, tasks, numbers, tables, a, b, c, d, scratch, room)
         else:
-            workers = min(int(config.NUMBA_NUM_THREADS), tasks)
+            workers = min(sharing(), tasks)
             scratch = buffer("room", workers * room, dtype) if room else NOTHING[dtype.char]
             run_together(address, tasks, workers, numbers, tables, a, b, c, d, scratch, room)
 

@@ -31,7 +31,7 @@ from numba.np.ufunc import parallel
 
 from .limits import processors
 
-__all__ = ["get_num_threads", "layer", "num_threads", "run", "serially", "set_num_threads"]
+__all__ = ["get_num_threads", "layer", "num_threads", "run", "serially", "set_num_threads", "sharing"]
 
 _local = threading.local()
 """``turn``: the lock that the thread holds while it runs a parallel loop."""
@@ -163,6 +163,19 @@ def get_num_threads() -> int:
     if getattr(_local, "turn", None) is None:
         _enter()
     return 1 if _serial_because is not None else int(numba.get_num_threads())
+
+
+def sharing() -> int:
+    """Return the same without starting the threading layer: a fork that comes before it is started is free.
+
+    Examples
+    --------
+    >>> sharing() == get_num_threads()
+    True
+    """
+    if _serial_because is not None:
+        return 1
+    return int(parallel._get_num_threads()) if hasattr(_local, "turn") else _default()
 
 
 @contextlib.contextmanager

@@ -5,7 +5,8 @@ import pytest
 from numba import config
 from numba.core.caching import NullCache
 
-from fastconv import jit
+import fastconv
+from fastconv import jit, scratch, threads
 from fastconv.jit import kernel
 from fastconv.scratch import buffer
 from fastconv.simd import run_tasks
@@ -60,7 +61,7 @@ def test_each_task_is_run_once(tasks, alone, dtype):
 @pytest.mark.parametrize("alone", [False, True])
 def test_tasks_have_arrays_and_a_room(alone, dtype, rng):
     tasks = 100
-    workers = 1 if alone else min(config.NUMBA_NUM_THREADS, tasks)
+    workers = 1 if alone else threads.sharing()
     source, tables = rng.permutation(tasks).astype(dtype), rng.permutation(tasks)
     runs, faults, target = np.zeros((3, tasks), dtype)
     rooms = buffer("room", workers * ROOM, np.dtype(dtype))
@@ -72,6 +73,17 @@ def test_tasks_have_arrays_and_a_room(alone, dtype, rng):
     left = rooms.reshape(workers, ROOM)  # what each worker's last task has left, if it had any
     np.testing.assert_array_equal(left, np.repeat(left[:, :1], ROOM, 1))
     assert left.max() == tasks - 1 + TURNS
+
+
+@pytest.mark.parametrize("n", sorted({1, config.NUMBA_NUM_THREADS}))
+def test_room_is_taken_for_the_threads_that_share(n):
+    """A thread that is told to work alone pays for no other."""
+    runs = np.zeros(100, np.float32)
+    scratch.release()
+    with fastconv.num_threads(n):
+        assert threads.sharing() == fastconv.get_num_threads() == n
+        count(100, NUMBERS, NUMBERS, runs, room=ROOM)
+    assert scratch._local.buffers["room", "f"].size == n * ROOM
 
 
 @DTYPES

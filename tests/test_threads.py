@@ -291,6 +291,14 @@ def test_the_count_belongs_to_the_calling_thread():
     fastconv.set_num_threads(before)
 
 
+def test_a_question_starts_no_threads():
+    """Else a process that only explains could not fork without care."""
+    program = "import fastconv; from fastconv import threads; threads.sharing(); "
+    program += "fastconv.explain((8, 64, 32, 32), (64, 64, 3, 3)); print(threads.layer())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "None\n"
+
+
 @pytest.mark.parametrize("wrong", [0, -1, 10**6, 2**70, 1.0, "1", None, True, [1], np.float64(1)])
 def test_counts_that_are_refused(wrong):
     before = fastconv.get_num_threads()
