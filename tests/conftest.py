@@ -57,6 +57,14 @@ settings.register_profile("default", max_examples=50, deadline=None, derandomize
 settings.register_profile("long", max_examples=3000, deadline=None, print_blob=True, suppress_health_check=SLOW)
 
 
+def pytest_xdist_auto_num_workers(config):
+    """Share tests between two processes, but for some that are named: those are done before a second has begun.
+
+    More would help little: each compiles what the others do, and many tests use all processors.
+    """
+    return 0 if all("::" in argument for argument in config.args) else min(2, os.cpu_count() or 1)
+
+
 def pytest_configure(config):
     settings.load_profile("long" if config.getoption("markexpr") == "long" else "default")
 

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from cases import INTERPRETED
 
 from fastconv import nn
 
@@ -203,7 +204,10 @@ def channels_last(x):
 @pytest.mark.parametrize("channels", [2, 16, 67])
 def test_maxima_of_both_layouts_and_of_relu(dtype, channels):
     """Channels-last images give channels-last results, and fused layers what each gives by itself, NaN included."""
-    for kernel, stride, padding in ((2, 2, 0), (3, 2, 1), (3, 1, 1), ((17, 16), 1, (8, 8))):
+    windows = [(2, 2, 0), (3, 2, 1), (3, 1, 1), ((17, 16), 1, (8, 8))]
+    if INTERPRETED:  # one each: the larger the fewer outputs
+        windows = [{2: ((17, 16), 1, 0), 16: (3, 2, 1), 67: (2, 2, 0)}[channels]]
+    for kernel, stride, padding in windows:
         x = integers((2, channels, 18, 17), channels, dtype)
         x[RNG(1).random(x.shape) < 0.01] = np.nan
         relu, pool = nn.ReLU(), nn.MaxPool2d(kernel, stride, padding)
