@@ -6,6 +6,7 @@ import os
 import pathlib
 import random
 import shutil
+import signal
 import stat
 import sys
 import tempfile
@@ -48,6 +49,10 @@ if "NUMBA_CACHE_DIR" not in os.environ:
 
 # Threads that wait sleep instead of spinning: several test processes share the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# A shell's background job ignores Ctrl-C, and so would the processes that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import numpy as np  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
