@@ -2,6 +2,7 @@
 
 ``kernel``           a serial compiled function
 ``parallel_kernel``  the same with one ``prange``, its outermost loop, spread over the threads where `fastconv.threads` allows it
+``streaming_kernel`` the same for work that is mostly reading and writing arrays: threads are woken for large ones only
 ``callback``         a compiled function that others call by its address: no caller is compiled again with it
 ``inlined``          a function whose text becomes part of those that call it
 ``shared``           a small function that Python and the kernels both call
@@ -48,6 +49,7 @@ __all__ = [
     "prange",
     "shared",
     "source_hash",
+    "streaming_kernel",
     "unsigned",
 ]
 
@@ -195,6 +197,29 @@ def parallel_kernel(func: F) -> F:
         return run(threaded, serial, arguments)
 
     call.threaded, call.serial = threaded, serial  # type: ignore[attr-defined]
+    result: Any = call
+    return result  # type: ignore[no-any-return]
+
+
+STREAMED_BYTES = 2**18
+"""Up to this many bytes in its arrays, a streaming kernel runs on the calling thread alone: waking others takes longer."""
+
+
+def streaming_kernel(func: F) -> F:
+    """Compile a parallel kernel that reads and writes each of its arrays about once, and does little else."""
+    if config.DISABLE_JIT:
+        return func
+    parallel: Any = parallel_kernel(func)
+
+    @functools.wraps(func)
+    def call(*arguments: Any) -> Any:
+        moved = 0
+        for argument in arguments:
+            if isinstance(argument, np.ndarray):
+                moved += argument.nbytes
+        return (parallel if moved > STREAMED_BYTES else parallel.serial)(*arguments)
+
+    call.threaded, call.serial = parallel.threaded, parallel.serial  # type: ignore[attr-defined]
     result: Any = call
     return result  # type: ignore[no-any-return]
 

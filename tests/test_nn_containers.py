@@ -255,7 +255,7 @@ def test_residual(body, shortcut):
 
 
 def test_residual_shapes_must_agree():
-    with pytest.raises(ValueError, match=r"body\(x\) has shape \(2, 4\).*x \(2, 3\).*expected the same"):
+    with pytest.raises(ValueError, match=r"body\(x\) has shape \(2, 4\).*the shortcut \(2, 3\).*expected the same"):
         nn.Residual(nn.Linear(3, 4))(random((2, 3)))
 
 
@@ -335,10 +335,10 @@ def test_repr_of_nested_modules():
   (0): Conv2d(1, 4, kernel_size=(3, 3), stride=(1, 1))  # weight (4, 1, 3, 3), bias (4,)
   (1): Residual(
     (body): Sequential(
-      (0): ZeroPad2d((1, 1, 1, 1))
+      (0): ZeroPad2d((1, 1, 1, 1))  # part of the Conv2d
       (1): Conv2d(4, 4, kernel_size=(3, 3), stride=(1, 1), bias=False)  # weight (4, 4, 3, 3)
       (2): BatchNorm2d(4, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)  # weight (4,), bias (4,)
-    )  # 152 parameters
+    )  # 152 parameters, the BatchNorm2d adds the shortcut
   )  # 152 parameters
   (2): MaxPool2d(kernel_size=(2, 2), stride=(2, 2), padding=(0, 0))
 )  # 192 parameters"""

@@ -1,19 +1,24 @@
-"""Batch normalisation, alone or with the ReLU behind it, of images whose channels lie last.
+"""Batch normalisation of images whose channels lie last, alone or with what follows it: the sum of a shortcut, and ReLU.
 
 The algorithm, for each channel c, over all rows i (pixels of all images), M of them:
 
     mean[c] = (sum over i of X[i,c]) / M        var[c] = (sum over i of (X[i,c] - mean[c])^2) / M
-    Z[i,c]  = (X[i,c] - mean[c]) * inverse[c]   O[i,c] = Z[i,c] * weight[c] + bias[c], with ReLU max(that, 0)
-    dX[i,c] = (g[i,c] - mean over i of g[i,c] - Z[i,c] * mean over i of g[i,c]*Z[i,c]) * weight[c] * inverse[c]
+    O[i,c]  = (X[i,c] - mean[c]) * factor[c] + bias[c] + S[i,c], with ReLU max(that, 0)
+    dX[i,c] = g[i,c] * factor[c] + (X[i,c] - mean[c]) * slope[c] + offset[c]
 
-where g is dO, with ReLU only where O is above 0.
+where factor = weight / sqrt(var + eps), g is dO, with ReLU only where O is above 0, and
 
-The schedule.  Blocks of ROWS rows are spread over the threads, channels are the lanes of the innermost loop.  A block's sums
-are kept in double precision in a row of ``sums`` that is its own, and added up by the caller in the order of the blocks: the
-bits do not depend on the number of threads.
+    slope[c] = -factor[c] / (var[c] + eps) * mean over i of g[i,c] * (X[i,c] - mean[c])
+    offset[c] = -factor[c] * mean over i of g[i,c]
 
-Contract: ``x``, ``grad`` and ``out`` have shape (rows, channels) and are C-contiguous, as is ``mask`` of uint8; ``sums`` have
-shape (blocks, channels), or (blocks, 2, channels) for two sums at once; all other arrays have shape (channels,).
+Whether O is above 0 is computed again from X, by the same operations: no mask is kept.
+
+The schedule.  Rows are spread over the threads, channels are the lanes of the innermost loop; the caller joins rows of few
+channels to longer ones.  Sums over a block of rows are kept in double precision in a row of ``sums`` that is the block's own,
+and added up by the caller in the order of the blocks: the bits do not depend on the number of threads.
+
+Contract: ``x``, ``shortcut``, ``grad`` and ``out`` have shape (rows, channels) and are C-contiguous, ``shortcut`` may be empty;
+``sums`` have shape (blocks, 2, channels); all other arrays have shape (channels,).
 """
 
 from __future__ import annotations
@@ -21,121 +26,98 @@ from __future__ import annotations
 import numpy as np
 
 from ..arrays import Array
-from ..jit import parallel_kernel, prange, signed, unsigned
+from ..jit import inlined, prange, signed, streaming_kernel, unsigned
 
-__all__ = ["ROWS", "grad_input", "grad_sums", "normalise", "squares", "totals"]
-
-ROWS = 256
-"""Rows of a block."""
+__all__ = ["grad_input", "grad_sums", "moments", "normalise"]
 
 
-@parallel_kernel
-def totals(x: Array, sums: Array) -> None:
-    """sums[block,c] = sum of X[i,c] over the block's rows."""
+@inlined
+def rows_of(block: int, blocks: int, rows: int) -> tuple[int, int]:
+    """First row of a block, and the one behind its last."""
+    return block * rows // blocks, (block + 1) * rows // blocks
+
+
+@inlined
+def normalised(x: float, mean: float, factor: float, bias: float) -> float:
+    """O[i,c], without a shortcut."""
+    return (x - mean) * factor + bias
+
+
+@streaming_kernel
+def moments(x: Array, shift: Array, sums: Array) -> None:
+    """sums[block,0,c] = sum of X[i,c] - shift[c], sums[block,1,c] = sum of (X[i,c] - shift[c])^2 over the block's rows.
+
+    The shift is one of the values: sums of squares then do not cancel, however far the values are from 0.
+    """
     rows, channels = x.shape
     flat = x.reshape(x.size)
     for block in prange(len(sums)):
-        first = signed(block) * ROWS
-        own = sums[signed(block)]
-        own[:] = 0
-        for i in range(first, min(first + ROWS, rows)):
+        first, last = rows_of(signed(block), len(sums), rows)
+        plain, squares = sums[signed(block), 0], sums[signed(block), 1]
+        plain[:] = 0
+        squares[:] = 0
+        for i in range(first, last):
             for c in range(unsigned(channels)):
-                own[c] += flat[unsigned(i * channels) + c]
+                difference = np.float64(flat[unsigned(i * channels) + c] - shift[c])
+                plain[c] += difference
+                squares[c] += difference * difference
 
 
-@parallel_kernel
-def squares(x: Array, mean: Array, sums: Array) -> None:
-    """sums[block,c] = sum of (X[i,c] - mean[c])^2 over the block's rows."""
-    rows, channels = x.shape
-    flat = x.reshape(x.size)
-    for block in prange(len(sums)):
-        first = signed(block) * ROWS
-        own = sums[signed(block)]
-        own[:] = 0
-        for i in range(first, min(first + ROWS, rows)):
-            for c in range(unsigned(channels)):
-                difference = np.float64(flat[unsigned(i * channels) + c] - mean[c])
-                own[c] += difference * difference
-
-
-@parallel_kernel
+@streaming_kernel
 def normalise(
-    x: Array, mean: Array, inverse: Array, weight: Array, bias: Array, lowest: float, out: Array, mask: Array
-) -> None:
-    """O[i,c], at least ``lowest`` (-inf without ReLU); the mask, where there is one, is 0 where that cuts, else 1."""
+    x: Array, mean: Array, factor: Array, bias: Array, shortcut: Array, lowest: float, out: Array
+) -> None:  # fmt: skip
+    """O[i,c], at least ``lowest``: 0 with ReLU, -inf without.  A NaN stays NaN."""
     rows, channels = x.shape
-    flat, results, passes = x.reshape(x.size), out.reshape(out.size), mask.reshape(mask.size)
-    for block in prange((rows + ROWS - 1) // ROWS):
-        first = signed(block) * ROWS
-        for i in range(first, min(first + ROWS, rows)):
-            at = unsigned(i * channels)
-            if mask.size:
-                for c in range(unsigned(channels)):
-                    value = (flat[at + c] - mean[c]) * inverse[c] * weight[c] + bias[c]
-                    above = (value > lowest) | (value != value)
-                    results[at + c] = value if above else lowest
-                    passes[at + c] = np.uint8(1) if above else np.uint8(0)
-            else:
-                for c in range(unsigned(channels)):
-                    value = (flat[at + c] - mean[c]) * inverse[c] * weight[c] + bias[c]
-                    results[at + c] = lowest if value < lowest else value
+    flat, added, results = x.reshape(x.size), shortcut.reshape(shortcut.size), out.reshape(out.size)
+    for row in prange(rows):
+        at = unsigned(row) * unsigned(channels)
+        if shortcut.size:
+            for c in range(unsigned(channels)):
+                value = normalised(flat[at + c], mean[c], factor[c], bias[c]) + added[at + c]
+                results[at + c] = lowest if value < lowest else value
+        else:
+            for c in range(unsigned(channels)):
+                value = normalised(flat[at + c], mean[c], factor[c], bias[c])
+                results[at + c] = lowest if value < lowest else value
 
 
-@parallel_kernel
-def grad_sums(x: Array, grad: Array, mask: Array, mean: Array, inverse: Array, sums: Array) -> None:
-    """sums[block,0,c] = sum of g[i,c], sums[block,1,c] = sum of g[i,c]*Z[i,c] over the block's rows."""
+@streaming_kernel
+def grad_sums(
+    x: Array, grad: Array, mean: Array, factor: Array, bias: Array, least: float, sums: Array
+) -> None:  # fmt: skip
+    """sums[block,0,c] = sum of g[i,c], sums[block,1,c] = sum of g[i,c] * (X[i,c] - mean[c]) over the block's rows.
+
+    The gradient passes where O is at least ``least``: the smallest number above 0 with ReLU, -inf without.
+    """
     rows, channels = x.shape
-    flat, gradients, passes = x.reshape(x.size), grad.reshape(grad.size), mask.reshape(mask.size)
+    flat, gradients = x.reshape(x.size), grad.reshape(grad.size)
     zero = grad.dtype.type(0)
     for block in prange(len(sums)):
-        first = signed(block) * ROWS
+        first, last = rows_of(signed(block), len(sums), rows)
         plain, products = sums[signed(block), 0], sums[signed(block), 1]
         plain[:] = 0
         products[:] = 0
-        for i in range(first, min(first + ROWS, rows)):
+        for i in range(first, last):
             at = unsigned(i * channels)
-            if mask.size:
-                for c in range(unsigned(channels)):
-                    g = gradients[at + c] if passes[at + c] else zero
-                    plain[c] += g
-                    products[c] += np.float64(g) * ((flat[at + c] - mean[c]) * inverse[c])
-            else:
-                for c in range(unsigned(channels)):
-                    plain[c] += gradients[at + c]
-                    products[c] += np.float64(gradients[at + c]) * ((flat[at + c] - mean[c]) * inverse[c])
+            for c in range(unsigned(channels)):
+                value, gradient = flat[at + c], gradients[at + c]
+                g = np.float64(zero if normalised(value, mean[c], factor[c], bias[c]) < least else gradient)
+                plain[c] += g
+                products[c] += g * np.float64(value - mean[c])
 
 
-@parallel_kernel
+@streaming_kernel
 def grad_input(
-    x: Array,
-    grad: Array,
-    mask: Array,
-    mean: Array,
-    inverse: Array,
-    factor: Array,
-    plain: Array,
-    product: Array,
-    dx: Array,
-) -> None:
-    """dX[i,c], of the means of g (``plain``) and of g*Z (``product``); ``factor`` is weight*inverse."""
+    x: Array, grad: Array, mean: Array, factor: Array, bias: Array, least: float, slope: Array, offset: Array, dx: Array
+) -> None:  # fmt: skip
+    """dX[i,c], of the gradient that passes as in `grad_sums`."""
     rows, channels = x.shape
-    flat, gradients, passes, results = (
-        x.reshape(x.size),
-        grad.reshape(grad.size),
-        mask.reshape(mask.size),
-        dx.reshape(dx.size),
-    )
+    flat, gradients, results = x.reshape(x.size), grad.reshape(grad.size), dx.reshape(dx.size)
     zero = grad.dtype.type(0)
-    for block in prange((rows + ROWS - 1) // ROWS):
-        first = signed(block) * ROWS
-        for i in range(first, min(first + ROWS, rows)):
-            at = unsigned(i * channels)
-            if mask.size:
-                for c in range(unsigned(channels)):
-                    g = gradients[at + c] if passes[at + c] else zero
-                    z = (flat[at + c] - mean[c]) * inverse[c]
-                    results[at + c] = (g - plain[c] - z * product[c]) * factor[c]
-            else:
-                for c in range(unsigned(channels)):
-                    z = (flat[at + c] - mean[c]) * inverse[c]
-                    results[at + c] = (gradients[at + c] - plain[c] - z * product[c]) * factor[c]
+    for row in prange(rows):
+        at = unsigned(row) * unsigned(channels)
+        for c in range(unsigned(channels)):
+            value, gradient = flat[at + c], gradients[at + c]
+            g = zero if normalised(value, mean[c], factor[c], bias[c]) < least else gradient
+            results[at + c] = g * factor[c] + ((value - mean[c]) * slope[c] + offset[c])

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import empty, is_channels_last, plain
-from ..kernels.elementwise import masked, relu
 from .checks import Array, integer, number
+from .elementwise import passed, rectified
 from .generator import generator
 from .module import Layer
 
@@ -29,13 +28,12 @@ class ReLU(Layer):
     """
 
     def _forward(self, x: Array) -> tuple[Array, tuple[Any, ...]]:
-        values, order = in_memory_order(x)
-        output, mask = empty("the output", x.shape, x.dtype), empty("a mask", x.shape, np.dtype(np.uint8))
-        relu(values, output.reshape(-1), mask.reshape(-1))
-        return reordered(output.reshape(-1), x.shape, order), (mask, order)
+        output = rectified(x)
+        return output, (output,)
 
     def _backward(self, grad_output: Array, *kept: Any, input_grad: bool) -> Array:
-        return passed(grad_output, *kept)
+        (output,) = kept
+        return passed(grad_output, output)
 
     def _sample_axes(self) -> None:
         return None
@@ -81,7 +79,7 @@ class Dropout(Layer):
         return self._scaled(grad_output, mask)
 
     def _scaled(self, x: Array, mask: Array) -> Array:
-        scaled = passed(x, mask, tuple(range(x.ndim)))
+        scaled = passed(x, mask)
         scaled *= x.dtype.type(1 / (1 - self.p) if self.p < 1 else 0)
         return scaled
 
@@ -135,28 +133,3 @@ class Flatten(Layer):
         """Arguments to show in the repr."""
         first, last = self.start_dim, self.end_dim
         return "" if (first, last) == (1, -1) else f"start_dim={first}, end_dim={last}"
-
-
-Order = tuple[int, ...]
-
-
-def in_memory_order(x: Array, order: Order | None = None) -> tuple[Array, Order]:
-    """Flatten an array as its axes, channels first or last, lie in memory, or as an order of axes says; return both."""
-    if order is None:
-        last = x.ndim > 2 and is_channels_last(x, x.ndim - 2)
-        order = (0, *range(2, x.ndim), 1) if last else tuple(range(x.ndim))
-    return plain(x.transpose(order), (-1,), x.dtype), order
-
-
-def reordered(flat: Array, shape: tuple[int, ...], order: Order) -> Array:
-    """View flat memory as an array of this shape whose axes lie in this order."""
-    back = sorted(range(len(order)), key=order.__getitem__)
-    return flat.reshape([shape[axis] for axis in order]).transpose(back)
-
-
-def passed(values: Array, mask: Array, order: Order) -> Array:
-    """Copy the values where the mask is true, and set the others to 0, NaN and infinities included."""
-    flat, _ = in_memory_order(values, order)
-    output = empty("the output", flat.shape, values.dtype)
-    masked(flat, mask.reshape(-1), output)
-    return reordered(output, values.shape, order)

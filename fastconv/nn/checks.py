@@ -19,6 +19,7 @@ __all__ = [
     "check_dtype",
     "check_shape",
     "check_spatial",
+    "check_sum",
     "float_array",
     "float_dtype",
     "integer",
@@ -59,6 +60,15 @@ def check_shape(name: str, array: Array, shape: Sequence[int]) -> None:
     """Refuse an array that does not have exactly this shape."""
     if array.shape != tuple(shape):
         raise ValueError(f"{name} has shape {array.shape}: expected {tuple(shape)}")
+
+
+def check_sum(output: Array, shortcut: Array) -> None:
+    """Refuse the output of a residual block's body and a shortcut that cannot be added."""
+    if output.shape != shortcut.shape or output.dtype != shortcut.dtype:
+        raise ValueError(
+            f"body(x) has shape {output.shape} and dtype {output.dtype}, the shortcut {shortcut.shape} and "
+            f"{shortcut.dtype}: expected the same, so that they can be added"
+        )
 
 
 def check_spatial(x: Array, ndim: int, channels: int | None = None) -> None:

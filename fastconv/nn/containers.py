@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .activation import ReLU
-from .checks import Array, as_array, check_dtype, check_shape
-from .convolution import Convolution, Pairs
+from .checks import Array, as_array, check_dtype, check_shape, check_sum, float_array
+from .convolution import Convolution
+from .elementwise import passed, summed
+from .linear import Linear
 from .module import EVALUATED, FAILED, USED_UP, Module
 from .normalisation import BatchNorm2d
 from .padding import ZeroPadding
@@ -21,21 +24,20 @@ __all__ = ["Residual", "Sequential"]
 
 
 class Step(NamedTuple):
-    """One call of a `Sequential`: a module, and the zero padding or the ReLU beside it that it takes over."""
+    """One call of a `Sequential`: a module, the layers beside it that it takes over, and what it is told of them."""
 
     module: Module
-    padding: Pairs | None = None
-    relu: ReLU | None = None
-    fused: bool = True
+    taken: tuple[Module, ...] = ()
+    joined: dict[str, Any] = {}  # noqa: RUF012
 
-    def run(self, x: Array) -> Array:
+    def run(self, x: Array, **joined: Any) -> Array:
         """Call the module."""
-        if self.relu is not None and isinstance(self.module, MaxPool2d | BatchNorm2d):
-            self.relu._forget("the last one was part of the layer beside it, whose backward does all the work")
-            return self.module.forward_rectified(x)
-        if self.fused and isinstance(self.module, Convolution) and type(self.module).forward is Convolution.forward:
-            return self.module.forward_channels_last(x, self.padding)
-        return self.module(x)
+        for layer in self.taken:
+            layer._forget("the last one was part of the layer beside it, whose backward does all the work")
+        module: Any = self.module
+        joined |= self.joined
+        output: Array = module.fused_forward(x, **joined) if joined else module(x)
+        return output
 
 
 class Container(Module):
@@ -57,10 +59,11 @@ class Container(Module):
         lines = [f"{type(self).__name__}("]
         notes = self._notes()
         for name, child in self.children().items():
-            text = f"({name}): {child!r}{notes.get(id(child), '')}"
-            if child._parameters:
-                shapes = (f"{key} {parameter.shape}" for key, parameter in child._parameters.items())
-                text += f"  # {', '.join(shapes)}"
+            text = f"({name}): {child!r}"
+            remarks = [f"{key} {parameter.shape}" for key, parameter in child._parameters.items()]
+            remarks += [notes[id(child)]] if id(child) in notes else []
+            if remarks:
+                text += (", " if isinstance(child, Container) else "  # ") + ", ".join(remarks)
             lines += [f"  {line}" for line in text.splitlines()]
         count = sum(parameter.data.size for parameter in self.parameters())
         return "\n".join([*lines, f")  # {count:,} parameters"])
@@ -69,10 +72,10 @@ class Container(Module):
 class Sequential(Container):
     """Modules one after the other.
 
-    A zero padding layer right in front of a convolution of the same dimension is fused into it: the convolution gets
-    the padding as an argument, and no padded array is kept or even made here.  A `ReLU` right in front of a `MaxPool2d`,
-    or else right behind a `BatchNorm2d`, is computed by that in one go, forward and backward, as the repr says behind it.
-    ``fuse(False)`` runs each layer by itself.  Sequentials inside are treated as if their modules stood in their place.
+    What layers compute in one go, forward and backward, the repr says behind those that have become part of another; with
+    ``fuse(False)`` each runs by itself.  These are zero padding and the convolution of the same dimension behind it, so that no
+    padded array is ever made; a `ReLU` and the `MaxPool2d` behind it; or else a ReLU and the convolution, `Linear`,
+    `BatchNorm2d` or `Residual` in front.  Sequentials inside are treated as if their modules stood in their place.
 
     One sample without a batch axis goes through as a batch of one and comes out without it, where the first layer that
     is not elementwise tells (a convolution, padding, pooling or normalisation of known dimension).
@@ -95,9 +98,9 @@ class Sequential(Container):
     >>> model = nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10))
     >>> model
     Sequential(
-      (0): ZeroPad2d((1, 1, 1, 1))
+      (0): ZeroPad2d((1, 1, 1, 1))  # part of the Conv2d
       (1): Conv2d(1, 4, kernel_size=(3, 3), stride=(1, 1))  # weight (4, 1, 3, 3), bias (4,)
-      (2): ReLU()
+      (2): ReLU()  # part of the Conv2d
       (3): Flatten()
       (4): Linear(in_features=256, out_features=10, bias=True)  # weight (10, 256), bias (10,)
     )  # 2,610 parameters
@@ -149,13 +152,19 @@ class Sequential(Container):
         TypeError, ValueError
             Those of the modules.
         """
+        return self.fused_forward(x)
+
+    def fused_forward(self, x: Array, shortcut: Array | None = None, with_relu: bool = False) -> Array:
+        """Compute `forward`; with a shortcut, their sum, or its ReLU, as part of the last module, which must be able to."""
         self._forget(FAILED)
         x = as_array("x", x)
         single = self._sample_axes() == x.ndim
-        steps = list(fused(self._leaves()) if self.fusing else (Step(leaf, fused=False) for leaf in self._leaves()))
+        steps = list(fused(self._leaves()) if self.fusing else map(Step, self._leaves()))
         output = x[np.newaxis] if single else x
-        for step in steps:
+        for step in steps if shortcut is None else steps[:-1]:
             output = step.run(output)
+        if shortcut is not None:
+            output = steps[-1].run(output, shortcut=shortcut[np.newaxis] if single else shortcut, with_relu=with_relu)
         if single:
             output = output[0]
         if self.training:
@@ -214,12 +223,8 @@ class Sequential(Container):
         return grad[0] if single else grad
 
     def _notes(self) -> dict[int, str]:
-        if not self.fusing:
-            return {}
-        steps = fused(iter(self._modules))
-        return {
-            id(step.relu): f"  # part of the {type(step.module).__name__}" for step in steps if step.relu is not None
-        }
+        steps = fused(self._modules) if self.fusing else ()
+        return {id(layer): f"part of the {type(step.module).__name__}" for step in steps for layer in step.taken}
 
     def _leaves(self) -> Iterator[Module]:
         for module in self._modules:
@@ -243,6 +248,9 @@ class Sequential(Container):
 
 class Residual(Container):
     """body(x) + shortcut(x), or body(x) + x without a shortcut.
+
+    Where the body is a `BatchNorm2d`, or a `Sequential` that ends with one, that adds the shortcut in one go, as the repr says;
+    with ``fuse(False)`` the sum is computed by itself.
 
     Parameters
     ----------
@@ -277,6 +285,7 @@ class Residual(Container):
                 raise TypeError(f"{name} is of type {type(module).__name__}: expected an nn.Module")
         self.body = body
         self.shortcut = shortcut
+        self._rectified: Array | None = None
         self._adopt()
 
     def forward(self, x: Array) -> Array:
@@ -297,16 +306,24 @@ class Residual(Container):
         TypeError, ValueError
             Those of the modules, and if the two results have different shapes or dtypes.
         """
+        return self.fused_forward(x)
+
+    def fused_forward(self, x: Array, with_relu: bool = False) -> Array:
+        """Compute `forward`, or the ReLU of that; `backward` then takes the gradient of it."""
+        self._forget(FAILED)
         x = as_array("x", x)
-        output = self.body(x)
-        other = x if self.shortcut is None else self.shortcut(x)
-        if output.shape != other.shape or output.dtype != other.dtype:
-            given = "x" if self.shortcut is None else "shortcut(x)"
-            raise ValueError(
-                f"body(x) has shape {output.shape} and dtype {output.dtype}, {given} {other.shape} and {other.dtype}: "
-                f"expected the same, so that they can be added"
-            )
-        return output + other
+        if self._body_adds():
+            shortcut = x if self.shortcut is None else self.shortcut(x)
+            add: Any = self.body
+            output: Array = add.fused_forward(x, shortcut=shortcut, with_relu=with_relu)
+        else:
+            output = float_array("body(x)", self.body(x))
+            shortcut = x if self.shortcut is None else self.shortcut(x)
+            check_sum(output, shortcut)
+            output = summed(output, shortcut, with_relu=with_relu)
+        if with_relu and self.training:
+            self._rectified = output
+        return output
 
     def backward(self, grad_output: Array, *, input_grad: bool = True) -> Array | None:
         """Compute the gradients of both modules and return their sum.
@@ -327,49 +344,79 @@ class Residual(Container):
         RuntimeError, TypeError, ValueError
             Those of the modules.
         """
+        grad_output = as_array("grad_output", grad_output)
+        if self._rectified is not None:
+            check_shape("grad_output", grad_output, self._rectified.shape)
+            check_dtype("grad_output", grad_output, self._rectified.dtype, "the output")
+            grad_output = passed(grad_output, self._rectified)
+            self._forget(USED_UP)
         dx = self.body.backward(grad_output, input_grad=input_grad)
-        other: Array | None = as_array("grad_output", grad_output)
+        other: Array | None = grad_output
         if self.shortcut is not None:
             other = self.shortcut.backward(grad_output, input_grad=input_grad)
-        return None if dx is None or other is None or not input_grad else dx + other
+        return None if dx is None or other is None or not input_grad else summed(dx, other)
+
+    def _body_adds(self) -> bool:
+        """Say whether the body ends with a layer that can add the shortcut."""
+        return self.fusing and self.body.fusing and is_own(last_leaf(self.body), BatchNorm2d)
+
+    def _notes(self) -> dict[int, str]:
+        adds = "the BatchNorm2d adds the shortcut"
+        return {id(self.body): adds} if self._body_adds() else {}
+
+    def _forget(self, reason: str) -> None:
+        super()._forget(reason)
+        self._rectified = None
 
     def _sample_axes(self) -> int | None:
         axes = self.body._sample_axes()
         return axes if axes is not None or self.shortcut is None else self.shortcut._sample_axes()
 
 
-def fused(modules: Iterator[Any]) -> Iterator[Step]:
-    """Join zero padding with the convolution behind it, ReLU with the max-pooling behind or the normalisation in front."""
-    waiting: list[Any] = []  # zero padding layers, or a normalisation, or a ReLU
-    for module in itertools.chain(modules, [None]):
-        pads = [pad for pad in waiting if isinstance(pad, ZeroPadding)]
-        last = type(waiting[-1]) if waiting else None
-        if pads and _can_pad(module, pads[0].ndim) and all(pad.ndim == pads[0].ndim for pad in pads):
+def fused(modules: Iterable[Module]) -> Iterator[Step]:
+    """Join zero padding with the convolution behind it, and ReLU with the max-pooling behind it or the layer in front."""
+    rest = deque(modules)
+    while rest:
+        pads: list[Any] = list(itertools.takewhile(lambda layer: isinstance(layer, ZeroPadding), rest))
+        if not (len(pads) < len(rest) and pads_of(rest[len(pads)], pads)):
+            pads = []
+        for _ in pads:
+            rest.popleft()
+        module, taken = rest.popleft(), list[Module](pads)
+        joined: dict[str, Any] = {}
+        if is_own(module, Convolution):
             sides = zip(*(pad.pairs for pad in pads), strict=True)  # for each axis, the pairs of all pads
-            yield Step(module, tuple((sum(p[0] for p in axis), sum(p[1] for p in axis)) for axis in sides))
-            waiting = []
-            continue
-        if last is ReLU and type(module) is MaxPool2d:
-            yield from map(Step, waiting[:-1])
-            yield Step(module, relu=waiting[-1])
-            waiting = []
-            continue
-        if (pads and isinstance(module, ZeroPadding)) or (last is BatchNorm2d and type(module) is ReLU):
-            waiting.append(module)
-            continue
-        if last is ReLU and type(waiting[0]) is BatchNorm2d:
-            yield Step(waiting[0], relu=waiting[1])
-        else:
-            yield from map(Step, waiting)
-        waiting = []
-        if isinstance(module, ZeroPadding) or type(module) in (ReLU, BatchNorm2d):
-            waiting = [module]
-        elif module is not None:
-            yield Step(module)
+            padding = tuple((sum(p[0] for p in axis), sum(p[1] for p in axis)) for axis in sides)
+            joined = {"channels_last": True, "padding": padding}
+        if type(module) is ReLU and rest and is_own(rest[0], MaxPool2d):
+            taken.append(module)
+            module = rest.popleft()
+        elif any(is_own(module, kind) for kind in (Convolution, Linear, BatchNorm2d, Residual)) and (
+            rest and type(rest[0]) is ReLU and not (len(rest) > 1 and is_own(rest[1], MaxPool2d))
+        ):
+            taken.append(rest.popleft())
+        if taken and type(taken[-1]) is ReLU:
+            joined["with_relu"] = True
+        yield Step(module, tuple(taken), joined)
 
 
-def _can_pad(module: Any, ndim: int) -> bool:
-    return isinstance(module, Convolution) and module.ndim == ndim and type(module).forward is Convolution.forward
+def is_own(module: Module, kind: type[Module]) -> bool:
+    """Say whether a module is of this kind, and its forward pass is that of the kind."""
+    return isinstance(module, kind) and type(module).forward is kind.forward
+
+
+def pads_of(module: Module, pads: list[Any]) -> bool:
+    """Say whether a module is a convolution that can take over these padding layers."""
+    return (
+        isinstance(module, Convolution) and is_own(module, Convolution) and all(pad.ndim == module.ndim for pad in pads)
+    )
+
+
+def last_leaf(module: Module) -> Module:
+    """Find the module that ends a Sequential, or is it."""
+    while type(module) is Sequential and len(module):
+        module = module[-1]
+    return module
 
 
 def forget(module: Module, reason: str) -> None:

@@ -13,8 +13,9 @@ from ..geometry import geometry_of, per_axis
 from ..limits import require_memory
 from ..prepared import PreparedWeight
 from .checks import Array, check_dtype, check_spatial, float_array, float_dtype, integer
+from .elementwise import passed, rectified
 from .generator import generator
-from .module import FAILED, Layer
+from .module import Layer
 from .parameter import ParameterData, ParameterGrad
 
 __all__ = ["Conv1d", "Conv2d", "Conv3d", "ConvTranspose2d"]
@@ -163,31 +164,31 @@ class Convolution(_Weighted):
             self._prepared = PreparedWeight(self.weight)
         return self._prepared
 
-    def forward_channels_last(self, x: Array, padding: Pairs | None = None) -> Array:
-        """Compute `forward` with zeros around x, one (left, right) pair per axis, without making the padded array.
+    def _forward(
+        self, x: Array, padding: Pairs | None = None, channels_last: bool = False, with_relu: bool = False
+    ) -> tuple[Array, tuple[Any, ...]]:
+        """Compute equation (1) with zeros around x, one (left, right) pair per axis, without making the padded array.
 
-        The output of a batch lies channels-last in memory, however x does.  `backward` then returns the gradient of x itself.
+        With ``channels_last``, the output of a batch lies so in memory, however x does.
         """
-        self._forget(FAILED)
-        x, out = self._checked(x), None
-        padding = padding or ((0, 0),) * self.ndim
-        if x.ndim == self.ndim + 2 and not is_channels_last(x, self.ndim):
+        padding, out = padding or ((0, 0),) * self.ndim, None
+        if channels_last and x.ndim == self.ndim + 2 and not is_channels_last(x, self.ndim):
             shape = self.weight.shape
             geometry = geometry_of(x.shape, shape, self.stride, padding, self.dilation, self.groups, self.ndim)
             n, channels, *sizes = geometry.output_shape
             out = np.moveaxis(empty("the output", (n, *sizes, channels), x.dtype), -1, 1)
-        return self._remember(*self._forward(x, padding, out))
-
-    def _forward(
-        self, x: Array, padding: Pairs | None = None, out: Array | None = None
-    ) -> tuple[Array, tuple[Any, ...]]:
-        padding = padding or ((0, 0),) * self.ndim
         conv = getattr(ops, f"conv{self.ndim}d")
         call = (self._weight_of_forward(), self.bias, self.stride, padding, self.dilation, self.groups)
-        return conv(x, *call, out=out), (x, padding)
+        output = conv(x, *call, out=out)
+        if not with_relu:
+            return output, (x, padding, None)
+        output = rectified(output, in_place=True)  # what an operation that ends with ReLU would spare
+        return output, (x, padding, output)
 
     def _backward(self, grad_output: Array, *kept: Any, input_grad: bool) -> Array | None:
-        x, padding = kept
+        x, padding, relu = kept
+        if relu is not None:
+            grad_output = passed(grad_output, relu)
         backward = getattr(ops, f"conv{self.ndim}d_backward")
         call = (grad_output, x, self.weight, self.stride, padding, self.dilation, self.groups)
         dx: Array | None = backward(*call, output_mask=(True, False, False)).input if input_grad else None

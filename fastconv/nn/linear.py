@@ -9,6 +9,7 @@ import numpy as np
 from .. import ops
 from .checks import Array, check_dtype, float_array, float_dtype, integer
 from .convolution import uniform
+from .elementwise import passed, rectified
 from .generator import generator
 from .module import Layer
 from .parameter import ParameterData, ParameterGrad
@@ -75,13 +76,18 @@ class Linear(Layer):
         check_dtype("x", x, self.dtype, "the layer")
         return x
 
-    def _forward(self, x: Array) -> tuple[Array, tuple[Any, ...]]:
+    def _forward(self, x: Array, with_relu: bool = False) -> tuple[Array, tuple[Any, ...]]:
         # A linear layer is equation (1) for images of one pixel: its bits, too, do not depend on the number of threads.
         output = ops.conv1d(x.reshape(-1, self.in_features, 1), self.weight[..., np.newaxis], self.bias)
-        return output.reshape(*x.shape[:-1], self.out_features), (x,)
+        if not with_relu:
+            return output.reshape(*x.shape[:-1], self.out_features), (x, None)
+        output = rectified(output, in_place=True).reshape(*x.shape[:-1], self.out_features)
+        return output, (x, output)
 
     def _backward(self, grad_output: Array, *kept: Any, input_grad: bool) -> Array | None:
-        (x,) = kept
+        x, relu = kept
+        if relu is not None:
+            grad_output = passed(grad_output, relu)
         rows, weight = grad_output.reshape(-1, self.out_features, 1), self.weight[..., np.newaxis]
         mask = (input_grad, True, self.bias is not None)
         grads = ops.conv1d_backward(rows, x.reshape(-1, self.in_features, 1), weight, output_mask=mask)

@@ -262,8 +262,16 @@ class Layer(Module):
         TypeError, ValueError
             If x has a dtype or a shape that the layer cannot take.
         """
+        return self.fused_forward(x)
+
+    def fused_forward(self, x: Array, **joined: Any) -> Array:
+        """Compute `forward` together with what a container has joined to this layer: keyword arguments of ``_forward``.
+
+        `backward` then takes the gradient of the result of all, and returns that of ``x``.
+        """
         self._forget(FAILED)  # and frees its memory before more is taken
-        return self._remember(*self._forward(self._checked(x)))
+        compute: Any = self._forward
+        return self._remember(*compute(self._checked(x), **joined))
 
     def backward(self, grad_output: Array, *, input_grad: bool = True) -> Array | None:
         """Compute the gradients for the last forward pass, whose activations it uses up.

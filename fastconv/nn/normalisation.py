@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from ..arrays import empty, is_channels_last, plain
-from ..kernels.normalisation import ROWS, grad_input, grad_sums, normalise, squares, totals
+from ..kernels.normalisation import grad_input, grad_sums, moments, normalise
 from ..limits import require_memory
-from .checks import Array, check_dtype, check_spatial, float_array, float_dtype, integer, number
-from .module import FAILED, Layer
+from .checks import Array, check_dtype, check_spatial, check_sum, float_array, float_dtype, integer, number
+from .module import Layer
 from .parameter import ParameterData, ParameterGrad
 
 __all__ = ["BatchNorm2d"]
@@ -114,34 +115,34 @@ class BatchNorm2d(Layer):
         check_dtype("x", x, self.dtype, "the layer")
         return x
 
-    def forward_rectified(self, x: Array) -> Array:
-        """Compute ``ReLU()(forward(x))`` in one go; `backward` then takes the gradient of that."""
-        self._forget(FAILED)
-        return self._remember(*self._forward(self._checked(x), rectified=True))
+    def _forward(
+        self, x: Array, with_relu: bool = False, shortcut: Array | None = None
+    ) -> tuple[Array, tuple[Any, ...]]:
+        """Compute the layer's output, or the sum of that and a shortcut, and the ReLU of either.
 
-    def _forward(self, x: Array, rectified: bool = False) -> tuple[Array, tuple[Any, ...]]:
-        last, pixels = as_pixels(x)
+        The gradient that `backward` is given has passed the ReLU of a sum already, as the shortcut's has, too.
+        """
+        pixels = as_pixels(x)
+        if shortcut is not None:
+            check_sum(x, shortcut)
         count = len(pixels)
         if not self.training and self.track_running_stats:
             mean, var = self._buffers["running_mean"], self._buffers["running_var"]
         else:
             if count <= (1 if self.training else 0):
                 raise ValueError(f"x has shape {x.shape}: expected more than one value per channel, for a variance")
-            sums = np.empty((-(-count // ROWS), self.num_features))
-            totals(pixels, sums)
-            mean = (sums.sum(axis=0) / count).astype(self.dtype)
-            squares(pixels, mean, sums)
-            var = (sums.sum(axis=0) / count).astype(self.dtype)
+            mean, var = (each.astype(self.dtype) for each in mean_and_variance(pixels))
         inverse = 1 / np.sqrt(var + self.dtype.type(self.eps))
         if self.training and self.track_running_stats:
             self._track(mean, var * self.dtype.type(count / (count - 1)))
-        weight = self.weight if self.affine else np.ones_like(inverse)
-        bias = self.bias if self.affine else np.zeros_like(inverse)
-        output = empty("the output", pixels.shape, self.dtype)
-        mask = empty("a mask", pixels.shape if rectified else (0,), np.dtype(np.uint8))
-        lowest = self.dtype.type(0 if rectified else -np.inf)
-        normalise(pixels, mean, inverse, weight, bias, lowest, output, mask)
-        return from_pixels(output, x.shape, last), (pixels, mask, mean, inverse, last)
+        factor = inverse * self.weight if self.affine else inverse
+        rows, repeat = joined_rows(pixels)
+        mean, factor, bias = tiled(repeat, mean, factor, self.bias if self.affine else np.zeros_like(inverse))
+        added = joined_rows(as_pixels(shortcut))[0] if shortcut is not None else np.empty((0, 0), self.dtype)
+        output = empty("the output", rows.shape, self.dtype)
+        normalise(rows, mean, factor, bias, added, self.dtype.type(0 if with_relu else -np.inf), output)
+        relu, last = with_relu and shortcut is None, lies_channels_last(x)
+        return from_pixels(output, x, last), (rows, mean, factor, bias, inverse, relu, last)
 
     def _track(self, mean: Array, var: Array) -> None:
         self._buffers["num_batches_tracked"] += 1
@@ -152,22 +153,22 @@ class BatchNorm2d(Layer):
             running += self.dtype.type(rate) * batch
 
     def _backward(self, grad_output: Array, *kept: Any, input_grad: bool) -> Array | None:
-        pixels, mask, mean, inverse, last = kept
-        _, grad = as_pixels(grad_output)
-        sums = np.empty((-(-len(pixels) // ROWS), 2, self.num_features))
-        grad_sums(pixels, grad, mask, mean, inverse, sums)
-        total, product = sums.sum(axis=0)
-        factor = inverse
+        rows, mean, factor, bias, inverse, relu, last = kept
+        grad, repeat = joined_rows(as_pixels(grad_output))
+        least = np.nextafter(self.dtype.type(0), self.dtype.type(1)) if relu else self.dtype.type(-np.inf)
+        sums = np.empty((blocks_of(rows), 2, rows.shape[1]))
+        grad_sums(rows, grad, mean, factor, bias, least, sums)
+        total, product = added_up(sums, repeat)
         if self.affine:
-            factor = inverse * self.weight
-            self._parameters["weight"].add_grad(product.astype(self.dtype))
+            self._parameters["weight"].add_grad((product * inverse).astype(self.dtype))
             self._parameters["bias"].add_grad(total.astype(self.dtype))
         if not input_grad:
             return None
-        mean_grad, mean_product = ((each / len(pixels)).astype(self.dtype) for each in (total, product))
-        dx = empty("dX", pixels.shape, self.dtype)
-        grad_input(pixels, grad, mask, mean, inverse, factor, mean_grad, mean_product, dx)
-        return from_pixels(dx, grad_output.shape, last)
+        scale = -factor[: self.num_features] / (rows.size // self.num_features)
+        slope, offset = tiled(repeat, scale * np.square(inverse) * product, scale * total)
+        dx = empty("dX", rows.shape, self.dtype)
+        grad_input(rows, grad, mean, factor, bias, least, slope.astype(self.dtype), offset.astype(self.dtype), dx)
+        return from_pixels(dx, grad_output, last)
 
     def _sample_axes(self) -> int:
         return 3
@@ -180,15 +181,58 @@ class BatchNorm2d(Layer):
         )
 
 
-def as_pixels(x: Array) -> tuple[bool, Array]:
-    """Images as (pixels, channels), a copy unless they lie channels-last; and whether they do."""
-    images = x if x.ndim == 4 else x[np.newaxis]
-    pixels = images.transpose(0, 2, 3, 1)
-    return is_channels_last(images, 2), plain(pixels, (pixels.size // pixels.shape[3], pixels.shape[3]), x.dtype)
+LANES = 128
+"""Numbers of a row that is long enough: shorter ones are joined, as each costs the loop over it a fresh start."""
+
+BLOCKS = 64
+"""Most blocks of rows that have sums of their own."""
 
 
-def from_pixels(pixels: Array, shape: tuple[int, ...], last: bool) -> Array:
-    """Images of this shape from (pixels, channels): lying channels-last, or copied into the order of their axes."""
-    *batch, channels, height, width = shape
+def mean_and_variance(pixels: Array) -> tuple[Array, Array]:
+    """Per channel, in double precision."""
+    rows, repeat = joined_rows(pixels)
+    sums = np.empty((blocks_of(rows), 2, rows.shape[1]))
+    moments(rows, np.tile(pixels[0], repeat), sums)
+    mean, square = added_up(sums, repeat) / len(pixels)
+    return pixels[0] + mean, np.maximum(square - np.square(mean), 0)
+
+
+def joined_rows(pixels: Array) -> tuple[Array, int]:
+    """View (pixels, channels) as longer rows, each of as many pixels as the second result says."""
+    count, channels = pixels.shape
+    repeat = math.gcd(count, 2 ** max(0, (LANES // channels).bit_length() - 1))
+    return pixels.reshape(count // repeat, repeat * channels), repeat
+
+
+def added_up(sums: Array, repeat: int) -> Array:
+    """Two sums per channel, from those of blocks of rows of several pixels."""
+    total: Array = sums.sum(axis=0).reshape(2, repeat, -1).sum(axis=1)
+    return total
+
+
+def tiled(repeat: int, *channels: Array) -> list[Any]:
+    """Repeat what holds for each channel, for rows of several pixels."""
+    return [np.tile(each, repeat) for each in channels]
+
+
+def blocks_of(rows: Array) -> int:
+    """Count the blocks of rows."""
+    return min(BLOCKS, len(rows))
+
+
+def lies_channels_last(x: Array) -> bool:
+    """Say whether images, or one image, lie so."""
+    return is_channels_last(x if x.ndim == 4 else x[np.newaxis], 2)
+
+
+def as_pixels(x: Array) -> Array:
+    """Images as (pixels, channels), a copy unless they lie channels-last."""
+    pixels = (x if x.ndim == 4 else x[np.newaxis]).transpose(0, 2, 3, 1)
+    return plain(pixels, (pixels.size // pixels.shape[3], pixels.shape[3]), x.dtype)
+
+
+def from_pixels(pixels: Array, like: Array, last: bool) -> Array:
+    """Images of the shape of others, from their pixels: lying channels-last, or copied into the order of their axes."""
+    *batch, channels, height, width = like.shape
     images = np.moveaxis(pixels.reshape(*batch, height, width, channels), -1, -3)
     return images if last else np.ascontiguousarray(images)

@@ -13,7 +13,7 @@ from ..geometry import ceil_div, per_axis
 from ..kernels.pooling import NOWHERE, max_pool, max_pool_backward, mean_pool, mean_pool_backward
 from ..limits import require_memory
 from .checks import Array, check_spatial, float_array, integer
-from .module import FAILED, Layer
+from .module import Layer
 
 __all__ = ["AdaptiveAvgPool2d", "AvgPool2d", "MaxPool2d"]
 
@@ -123,12 +123,7 @@ class MaxPool2d(SlidingPooling):
             )
         return Windows(start, stop, stop - start)
 
-    def forward_rectified(self, x: Array) -> Array:
-        """Compute ``forward(ReLU()(x))`` in one go; `backward` then returns the gradient of x itself."""
-        self._forget(FAILED)
-        return self._remember(*self._forward(self._checked(x), rectified=True))
-
-    def _forward(self, x: Array, rectified: bool = False) -> tuple[Array, tuple[Any, ...]]:
+    def _forward(self, x: Array, with_relu: bool = False) -> tuple[Array, tuple[Any, ...]]:
         rows, cols = self._windows(0, x.shape[-2]), self._windows(1, x.shape[-1])
         tables = (rows.start, rows.stop, self.dilation[0], cols.start, cols.stop, self.dilation[1])
         last, planes = as_lanes(x)
@@ -136,7 +131,7 @@ class MaxPool2d(SlidingPooling):
         out = empty("the output", shape, x.dtype)
         small = math.prod(self.kernel_size) < NOWHERE
         where = empty("the places of the maxima", shape, np.dtype(np.uint8 if small else np.int64))
-        lowest, nowhere = (0.0, NOWHERE if small else -1) if rectified else (-np.inf, 0)
+        lowest, nowhere = (0.0, NOWHERE if small else -1) if with_relu else (-np.inf, 0)
         max_pool(planes, *tables, x.dtype.type(lowest), nowhere, out, where)
         return from_lanes(out, last, x.shape), (x.shape, where, last, tables)
 
