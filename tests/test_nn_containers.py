@@ -392,23 +392,147 @@ def test_mistakes():
         model([1.0, 2.0])
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Layers that are computed in one go
+
+
+def convolution(ndim, dtype):
+    pad, conv = getattr(nn, f"ZeroPad{ndim}d")(1), getattr(nn, f"Conv{ndim}d")
+    return [pad, conv(3, 4, 3, stride=2, dtype=dtype), nn.ReLU()]
+
+
+def block(dtype, shortcut=None):
+    """A residual block whose body ends with a normalisation, and is nothing else, as convolutions of fractions are inexact."""
+    body = nn.Sequential(nn.Sequential(), nn.Sequential(nn.BatchNorm2d(3, dtype=dtype)))
+    return nn.Residual(body, shortcut)
+
+
+# For each row: the shape of a batch, the layers, and what the repr says.
+FUSED = {
+    "conv1d": ((2, 3, 9), lambda dtype: convolution(1, dtype), ["part of the Conv1d"] * 2),
+    "conv2d": ((2, 3, 9, 8), lambda dtype: convolution(2, dtype), ["part of the Conv2d"] * 2),
+    "conv3d": ((2, 3, 4, 5, 6), lambda dtype: convolution(3, dtype), ["part of the Conv3d"] * 2),
+    "no padding": ((2, 3, 9, 8), lambda dtype: convolution(2, dtype)[1:], ["part of the Conv2d"]),
+    "linear": ((40, 3), lambda dtype: [nn.Linear(3, 5, dtype=dtype), nn.ReLU()], ["part of the Linear"]),
+    "pool": (
+        (2, 3, 9, 8), lambda dtype: [*convolution(2, dtype), nn.MaxPool2d(2)], ["part of the Conv2d", "part of the MaxPool2d"]
+    ),
+    "normalisation": ((2, 3, 20, 20), lambda dtype: [nn.BatchNorm2d(3, dtype=dtype), nn.ReLU()], ["part of the BatchNorm2d"]),
+    "wide normalisation": (
+        (3, 300, 4, 5), lambda dtype: [nn.BatchNorm2d(300, affine=False, dtype=dtype), nn.ReLU()], ["part of the BatchNorm2d"]
+    ),
+    "normalisation and pool": (
+        (2, 3, 6, 6), lambda dtype: [nn.BatchNorm2d(3, dtype=dtype), nn.ReLU(), nn.MaxPool2d(2)], ["part of the MaxPool2d"]
+    ),
+    "sum": ((2, 3, 6, 6), lambda dtype: [block(dtype)], ["the BatchNorm2d adds the shortcut"]),
+    "sum and ReLU": (
+        (2, 3, 6, 6), lambda dtype: [block(dtype), nn.ReLU()], ["the BatchNorm2d adds the shortcut", "part of the Residual"]
+    ),
+    "shortcut": (
+        (2, 3, 20, 20), lambda dtype: [block(dtype, nn.Conv2d(3, 3, 1, dtype=dtype)), nn.ReLU()],
+        ["the BatchNorm2d adds the shortcut", "part of the Residual"],
+    ),
+    "other body": (
+        (2, 3, 6, 6), lambda dtype: [nn.Residual(nn.Conv2d(3, 3, 1, dtype=dtype)), nn.ReLU()], ["part of the Residual"]
+    ),
+}  # fmt: skip
+
+
+def channels_last(x):
+    return np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1)
+
+
+def kind(result):
+    """Of a batch or of a single image, in training or in evaluation."""
+    return result[0].ndim, len(result)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("shape", [(2, 5, 20, 20), (3, 16, 4, 5), (5, 6, 7)])
-@pytest.mark.parametrize("affine", [True, False])
-def test_normalisation_with_relu_equals_both_bit_for_bit(dtype, shape, affine):
-    x = integers(shape, 1, dtype)
-    lying = [x, x if x.ndim == 3 else np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)]
-    grad = integers(shape, 2, dtype)
+@pytest.mark.parametrize("name", FUSED)
+def test_layers_in_one_go_equal_each_by_itself_bit_for_bit(name, dtype):
+    shape, layers, notes = FUSED[name]
+    batch = integers(shape, 1, dtype)
     results = []
-    for images, mode in itertools.product(lying, (True, False)):
-        model = nn.Sequential(nn.BatchNorm2d(shape[-3], affine=affine, dtype=dtype), nn.ReLU()).fuse(mode)
-        for parameter in model.parameters():
-            parameter.data = integers(parameter.shape, 3, dtype)
-        output = model(images)
-        results.append([output, model.backward(grad, input_grad=True), *(p.grad for p in model.parameters())])
-        results[-1] += [model[0].running_mean, model[0].running_var, model.eval()(images)]
-        assert output.flags.c_contiguous == images.flags.c_contiguous
-        assert ("part of the BatchNorm2d" in repr(model)) == mode
-    for other in results[1:]:
-        for one, same in zip(results[0], other, strict=True):
-            np.testing.assert_array_equal(one, same)
+    for x, mode in itertools.product((batch, channels_last(batch), batch[0]), (True, False)):
+        model = with_integer_weights(nn.Sequential(*layers(dtype))).fuse(mode)
+        if x.ndim < batch.ndim and "Linear" in repr(model):
+            continue
+        for note in notes:
+            assert (note in repr(model)) == mode
+        output = model(x)
+        for grad in (integers(output.shape, 2, dtype), channels_last(integers(output.shape, 2, dtype))):
+            model.zero_grad()
+            output = model(x)
+            dx = model.backward(grad, input_grad=True)
+            buffers = [buffer for name, buffer in model.named_buffers() if "num" not in name]
+            results.append([x, output, dx, *(p.grad.copy() for p in model.parameters()), *buffers])
+            with pytest.raises(RuntimeError, match="needs a forward pass"):
+                model.backward(grad)
+        results.append([x, model.eval()(x)])
+        assert output.any()
+        assert not output.all()
+    for _, group in itertools.groupby(sorted(results, key=kind), kind):
+        first, *others = group
+        for other in others:
+            for one, same in zip(first[1:], other[1:], strict=True):
+                np.testing.assert_array_equal(one, same)
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_what_is_no_number_passes_in_one_go_as_it_does_by_itself(name):
+    shape, layers, _ = FUSED[name]
+    x = integers(shape, 1)
+    x[np.random.default_rng(2).random(shape) < 0.02] = np.nan
+    x.flat[2] = np.nan
+    results = []
+    for mode in (True, False):
+        model = with_integer_weights(nn.Sequential(*layers(np.float32))).fuse(mode)
+        output = model(x)
+        results.append([output, model.backward(np.ones_like(output), input_grad=True)])
+    for one, same in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, same)
+    assert np.isnan(results[0][0]).any()
+
+
+def test_only_the_librarys_own_layers_are_fused():
+    """A layer of one's own may do something else."""
+
+    class Doubled(nn.Conv2d):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    class Shifted(nn.ReLU):
+        def forward(self, x):
+            return super().forward(x - 1)
+
+    x = integers((2, 1, 4, 4))
+    conv, doubled = (with_integer_weights(kind(1, 2, 3)) for kind in (nn.Conv2d, Doubled))
+    for layers in ([doubled, nn.ReLU()], [conv, Shifted()], [conv, Shifted(), nn.MaxPool2d(2)]):
+        model = nn.Sequential(*layers)
+        assert "part of" not in repr(model)
+        np.testing.assert_array_equal(model(x), model.fuse(False)(x))
+    assert "adds" not in repr(nn.Residual(nn.BatchNorm2d(2), doubled).fuse(False))
+
+
+def test_a_wrong_gradient_of_a_sum_and_its_relu_leaves_the_activations():
+    block = nn.Residual(nn.BatchNorm2d(2))
+    model = nn.Sequential(block, nn.ReLU())
+    output = model(integers((2, 2, 3, 3)))
+    with pytest.raises(ValueError, match="grad_output has shape"):
+        block.backward(output[:1])
+    with pytest.raises(TypeError, match="grad_output has dtype float64"):
+        block.backward(output.astype(np.float64))
+    assert block.backward(output).shape == output.shape
+    with pytest.raises(RuntimeError, match="used up"):
+        block.backward(output)
+    with pytest.raises(ValueError, match=r"body\(x\) has shape .* the shortcut \(2, 2, 1, 3\).*expected the same"):
+        nn.Residual(nn.BatchNorm2d(2), nn.Conv2d(2, 2, (3, 1)))(output)
+
+
+def test_statistics_do_not_cancel_far_from_zero():
+    x = 1e6 + integers((4, 2, 8, 8), 1, np.float32)
+    layer = nn.BatchNorm2d(2, momentum=1.0)
+    layer(x)
+    exact = x.astype(np.float64)
+    np.testing.assert_allclose(layer.running_mean, exact.mean(axis=(0, 2, 3)), rtol=1e-7)
+    np.testing.assert_allclose(layer.running_var, exact.var(axis=(0, 2, 3), ddof=1), rtol=1e-6)

@@ -1,22 +1,23 @@
-"""Maxima and means over windows, and their gradients.
+"""Maxima and means over windows, and their gradients, of images that lie channels-last.
 
 The algorithm.  An image is a matrix of rows and columns; output (i, j) looks at the window of rows
-``row_start[i] <= p < row_stop[i]`` and columns ``col_start[j] <= q < col_stop[j]``, already cut to the image:
+``row_start[i] <= p < row_stop[i]`` and columns ``col_start[j] <= q < col_stop[j]``, already cut to the image; where maxima have
+a ``row_step`` or ``col_step``, only at every so manieth of them:
 
     max   O[i,j] = max over p, q of X[p,q]             dX[p,q] = sum of dO[i,j] over the i, j whose maximum is X[p,q]
     mean  O[i,j] = (sum over p, q of X[p,q]) / n[i,j]  dX[p,q] = sum of dO[i,j] / n[i,j] over the i, j that see (p, q)
 
 Kernel size, stride, padding, ceil mode and adaptive sizes are all in the tables of starts and stops, and so is whether
-padding counts: ``n[i,j] = row_size[i] * col_size[j]``.
+padding counts: ``n[i,j] = row_size[i] * col_size[j]``.  The place of a maximum, the r-th row and s-th column of its window, is
+the number r * taps + s, where no window has more than ``taps`` columns.
 
-The schedule.  The planes (image and channel) are spread over the threads.  A plane of the output, or of dX, belongs to
-one iteration, which visits the windows row by row: every element has one owner and one order of summation, so its bits
-do not depend on the number of threads.  Maxima are taken of images that lie channels-last as they lie: there a plane is an
-image, whose channels are lanes of the innermost loop; of other images each channel is a plane of one lane.
+The schedule.  The rows of the output are spread over the threads; backwards the images are, where windows overlap or leave
+elements out.  Every element has one owner and one order of summation, so its bits do not depend on the number of threads.
+Maxima are compared for a whole row of the output at once, tap after tap: pixels of few channels, with a byte for each, would make
+loops too short for LLVM's vector instructions, where copying them does not.
 
-Contract: arrays are C-contiguous; for means ``x`` and ``dx`` have shape (planes, h, w), ``out`` and ``grad`` (planes,
-h_out, w_out), for maxima there are lanes behind; the tables have shape (h_out,) or (w_out,) and dtype int64; no window is
-empty; for means ``dx`` is zero on entry.
+Contract: arrays are C-contiguous, of shape (images, h, w, channels) or (images, h_out, w_out, channels); tables are of int64;
+no window is empty.
 """
 
 from __future__ import annotations
@@ -24,145 +25,142 @@ from __future__ import annotations
 import numpy as np
 
 from ..arrays import Array
-from ..jit import parallel_kernel, prange, signed, unsigned
+from ..jit import kernel, prange, signed, streaming_kernel, unsigned
 
-__all__ = ["NOWHERE", "max_pool", "max_pool_backward", "mean_pool", "mean_pool_backward"]
-
-LANES = 64
-"""Most channels of a task of `max_pool_backward`: one image's are shared by the threads, and whole lines of the cache each."""
+__all__ = ["NOWHERE", "max_pool", "mean_pool", "pool_backward"]
 
 NOWHERE = 255
 """Place of a maximum that no element of the window is; places are bytes where windows have less elements than that."""
 
 
-@parallel_kernel
+@streaming_kernel
 def max_pool(
-    x: Array,
-    row_start: Array,
-    row_stop: Array,
-    row_step: int,
-    col_start: Array,
-    col_stop: Array,
-    col_step: int,
-    lowest: float,
-    nowhere: int,
-    out: Array,
-    where: Array,
-) -> None:
-    """O[i,j] = max over window (i, j), of which only every ``row_step``-th row and ``col_step``-th column counts.
+    x: Array, row_start: Array, row_stop: Array, row_step: int, col_start: Array, col_stop: Array, col_step: int, taps: int,
+    lowest: float, nowhere: int, out: Array, where: Array,
+) -> None:  # fmt: skip
+    """O[i,j] = max over window (i, j).
 
-    ``where`` gets the number of the maximum in its window, counted in row-major order.  Among equals the first wins; a NaN
-    beats everything, the last one the others (as in PyTorch).  Where nothing is above ``lowest``, that is the output, and
-    ``nowhere`` its place: with -inf and 0 it is the maximum, with 0 and `NOWHERE` that of ReLU(x).
+    ``where`` gets the place of the maximum.  Among equals the first in row-major order wins; a NaN beats everything, the last
+    one the others (as in PyTorch).  Where nothing is above ``lowest``, that is the output, and ``nowhere`` its place: with
+    -inf and 0 it is the maximum, with 0 and `NOWHERE` that of ReLU(x).
     """
-    planes, h_out, w_out, lanes = out.shape
+    images, h_out, w_out, lanes = out.shape
     _, height, width, _ = x.shape
-    images, maxima, places = x.reshape(x.size), out.reshape(out.size), where.reshape(where.size)
-    none = where.dtype.type(nowhere)
-    for task in prange(planes * h_out):
+    flat, maxima, places = x.reshape(x.size), out.reshape(out.size), where.reshape(where.size)
+    for task in prange(images * h_out):
         n, i = divmod(signed(task), h_out)
-        for j in range(w_out):
-            to = signed(task) * w_out * lanes + j * lanes
-            for c in range(unsigned(lanes)):
-                maxima[unsigned(to) + c] = lowest
-                places[unsigned(to) + c] = none
-            tap = 0
-            for p in range(row_start[i], row_stop[i], row_step):
-                for q in range(col_start[j], col_stop[j], col_step):
-                    at, place = ((n * height + p) * width + q) * lanes, where.dtype.type(tap)
-                    for c in range(unsigned(lanes)):
-                        value, best, before = (
-                            images[unsigned(at) + c],
-                            maxima[unsigned(to) + c],
-                            places[unsigned(to) + c],
-                        )
-                        wins = (value > best) | (value != value)
-                        maxima[unsigned(to) + c] = value if wins else best
-                        places[unsigned(to) + c] = place if wins else before
-                    tap += 1
+        to, first = signed(task) * w_out * lanes, True
+        row = np.empty(w_out * lanes, x.dtype)
+        for p in range(row_start[i], row_stop[i], row_step):
+            for s in range(taps):
+                for j in range(w_out):
+                    q, at = col_start[j] + s * col_step, j * lanes
+                    if q < col_stop[j]:
+                        source = ((n * height + p) * width + q) * lanes
+                        for c in range(unsigned(lanes)):
+                            row[unsigned(at) + c] = flat[unsigned(source) + c]
+                    else:
+                        row[at : at + lanes] = lowest  # which never wins
+                take_maxima(row, (p - row_start[i]) // row_step * taps + s, first, lowest, nowhere, maxima, places, to)
+                first = False
 
 
-@parallel_kernel
-def max_pool_backward(
-    grad: Array,
-    where: Array,
-    row_start: Array,
-    row_stop: Array,
-    row_step: int,
-    col_start: Array,
-    col_stop: Array,
-    col_step: int,
-    dx: Array,
-) -> None:
-    """dX[p,q] = sum of dO[i,j] over the windows whose maximum is (p, q); the tables are those of `max_pool`."""
-    planes, h_out, w_out, lanes = grad.shape
-    _, height, width, _ = dx.shape
-    gradients, places, images = grad.reshape(grad.size), where.reshape(where.size), dx.reshape(dx.size)
-    zero = dx.dtype.type(0)
-    blocks = (lanes + LANES - 1) // LANES
-    for task in prange(planes * blocks):
-        n, block = divmod(signed(task), blocks)
-        first = block * LANES
-        count = unsigned(min(LANES, lanes - first))
-        for pixel in range(height * width):
-            at = (n * height * width + pixel) * lanes + first
-            for c in range(count):
-                images[unsigned(at) + c] = zero
-        for i in range(h_out):
-            for j in range(w_out):
-                source = ((n * h_out + i) * w_out + j) * lanes + first
-                tap = 0
-                for p in range(row_start[i], row_stop[i], row_step):
-                    for q in range(col_start[j], col_stop[j], col_step):
-                        at, place = ((n * height + p) * width + q) * lanes + first, where.dtype.type(tap)
-                        for c in range(count):
-                            share = gradients[unsigned(source) + c] if places[unsigned(source) + c] == place else zero
-                            images[unsigned(at) + c] += share
-                        tap += 1
+@kernel
+def take_maxima(
+    row: Array, tap: int, first: bool, lowest: float, nowhere: int, maxima: Array, places: Array, to: int
+) -> None:  # fmt: skip
+    """Let a row's numbers win, over nothing yet if it is the first."""
+    place, none = places.dtype.type(tap), places.dtype.type(nowhere)
+    if first:
+        for c in range(unsigned(row.size)):
+            maxima[unsigned(to) + c] = lowest
+            places[unsigned(to) + c] = none
+    for c in range(unsigned(row.size)):
+        value, best, before = row[c], maxima[unsigned(to) + c], places[unsigned(to) + c]
+        wins = (value > best) | (value != value)
+        maxima[unsigned(to) + c] = value if wins else best
+        places[unsigned(to) + c] = place if wins else before
 
 
-@parallel_kernel
+@streaming_kernel
 def mean_pool(
-    x: Array,
-    row_start: Array,
-    row_stop: Array,
-    row_size: Array,
-    col_start: Array,
-    col_stop: Array,
-    col_size: Array,
-    out: Array,
-) -> None:
+    x: Array, row_start: Array, row_stop: Array, row_size: Array, col_start: Array, col_stop: Array, col_size: Array, out: Array
+) -> None:  # fmt: skip
     """O[i,j] = (sum over window (i, j)) / n[i,j], summed in float64."""
-    planes, h_out, w_out = out.shape
-    for plane in prange(planes):
-        n = np.int64(plane)
-        for i in range(h_out):
-            for j in range(w_out):
-                total = np.float64(0.0)
-                for p in range(row_start[i], row_stop[i]):
-                    for q in range(col_start[j], col_stop[j]):
-                        total += x[n, p, q]
-                out[n, i, j] = total / (row_size[i] * col_size[j])
+    images, h_out, w_out, lanes = out.shape
+    _, height, width, _ = x.shape
+    flat, means = x.reshape(x.size), out.reshape(out.size)
+    for task in prange(images * h_out):
+        n, i = divmod(signed(task), h_out)
+        total = np.empty(lanes, np.float64)
+        for j in range(w_out):
+            total[:] = 0
+            for p in range(row_start[i], row_stop[i]):
+                for q in range(col_start[j], col_stop[j]):
+                    at = ((n * height + p) * width + q) * lanes
+                    for c in range(unsigned(lanes)):
+                        total[c] += flat[unsigned(at) + c]
+            to = (signed(task) * w_out + j) * lanes
+            for c in range(unsigned(lanes)):
+                means[unsigned(to) + c] = total[c] / (row_size[i] * col_size[j])
 
 
-@parallel_kernel
-def mean_pool_backward(
-    grad: Array,
-    row_start: Array,
-    row_stop: Array,
-    row_size: Array,
-    col_start: Array,
-    col_stop: Array,
-    col_size: Array,
-    dx: Array,
-) -> None:
-    """dX[p,q] += dO[i,j] / n[i,j] for each (p, q) of each window."""
-    planes, h_out, w_out = grad.shape
-    for plane in prange(planes):
-        n = np.int64(plane)
-        for i in range(h_out):
-            for j in range(w_out):
-                share = grad[n, i, j] / np.float64(row_size[i] * col_size[j])
-                for p in range(row_start[i], row_stop[i]):
-                    for q in range(col_start[j], col_stop[j]):
-                        dx[n, p, q] += share
+@streaming_kernel
+def pool_backward(
+    grad: Array, where: Array, row_start: Array, row_stop: Array, row_step: int, row_size: Array, col_start: Array,
+    col_stop: Array, col_step: int, col_size: Array, taps: int, tiled: bool, dx: Array,
+) -> None:  # fmt: skip
+    """dX[p,q], of maxima whose places are ``where``, or of means if that is empty.
+
+    ``tiled`` says that each element is in exactly one window: shares are then written, and not added to zeros.
+    """
+    images, h_out, w_out, lanes = grad.shape
+    _, height, width, _ = dx.shape
+    gradients, places, flat = grad.reshape(grad.size), where.reshape(where.size), dx.reshape(dx.size)
+    parts = h_out if tiled else 1
+    for task in prange(images * parts):
+        n, part = divmod(signed(task), parts)
+        row = np.empty(w_out * lanes, dx.dtype)
+        if not tiled:
+            flat[n * height * width * lanes : (n + 1) * height * width * lanes] = 0
+        for i in range(part, h_out, parts):
+            at = (n * h_out + i) * w_out * lanes
+            if where.size == 0:
+                share_means(gradients, at, lanes, row_size[i], col_size, row)
+            for p in range(row_start[i], row_stop[i], row_step):
+                for s in range(taps):
+                    if where.size:
+                        share_maxima(gradients, places, at, (p - row_start[i]) // row_step * taps + s, row)
+                    for j in range(w_out):
+                        q = col_start[j] + s * col_step
+                        if q < col_stop[j]:
+                            add_share(row, j * lanes, flat, ((n * height + p) * width + q) * lanes, lanes, tiled)
+
+
+@kernel
+def share_maxima(gradients: Array, places: Array, at: int, tap: int, row: Array) -> None:
+    """Take a row of dO where the maximum is this tap of the window."""
+    place, zero = places.dtype.type(tap), row.dtype.type(0)
+    for c in range(unsigned(row.size)):
+        gradient, found = gradients[unsigned(at) + c], places[unsigned(at) + c]
+        row[c] = gradient if found == place else zero
+
+
+@kernel
+def share_means(gradients: Array, at: int, lanes: int, row_size: int, col_size: Array, row: Array) -> None:
+    """Take a row of dO / n."""
+    for j in range(col_size.size):
+        size = np.float64(row_size * col_size[j])
+        for c in range(unsigned(lanes)):
+            row[unsigned(j * lanes) + c] = gradients[unsigned(at + j * lanes) + c] / size
+
+
+@kernel
+def add_share(row: Array, source: int, dx: Array, to: int, lanes: int, tiled: bool) -> None:
+    """Add a pixel's share to dX, or write it."""
+    if tiled:
+        for c in range(unsigned(lanes)):
+            dx[unsigned(to) + c] = row[unsigned(source) + c]
+    else:
+        for c in range(unsigned(lanes)):
+            dx[unsigned(to) + c] += row[unsigned(source) + c]

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import empty, plain
+from ..kernels.loss import cross_entropy
 from .checks import Array, as_array, check_dtype, check_shape, float_array, number
 
 __all__ = ["CrossEntropyLoss", "MSELoss"]
@@ -124,29 +126,17 @@ class CrossEntropyLoss(Loss):
         if labels.min() < 0 or labels.max() >= classes:
             wrong = labels[(labels < 0) | (labels >= classes)].flat[0]
             raise ValueError(f"target holds {wrong}: expected classes 0 to {classes - 1}, as pred has {classes} scores")
-        index = np.expand_dims(labels.astype(np.intp), axis)
-        # log softmax = (pred - max) - log(sum(exp(pred - max))): no exponential overflows, and one of them is 1
-        log_p = pred - pred.max(axis=axis, keepdims=True)
-        log_p -= np.log(np.exp(log_p).sum(axis=axis, keepdims=True))
-        smooth = self.label_smoothing
-        total = -(1 - smooth) * np.take_along_axis(log_p, index, axis).sum(dtype=np.float64)
-        if smooth:
-            total -= smooth / classes * log_p.sum(dtype=np.float64)
-        self._gradient = (log_p, index, axis)
-        return self._reduced(total, labels.size)
+        rows = np.moveaxis(pred, axis, -1)
+        scores = plain(rows, (labels.size, classes), pred.dtype)
+        losses, grad = np.empty(labels.size), empty("the gradient", scores.shape, pred.dtype)
+        scale = 1 / labels.size if self.reduction == "mean" else 1.0
+        cross_entropy(scores, plain(labels, (-1,), np.dtype(np.int64)), self.label_smoothing, scale, losses, grad)
+        self._gradient = (np.moveaxis(grad.reshape(rows.shape), -1, axis),)
+        return self._reduced(losses.sum(), labels.size)
 
     def _backward(self, *kept: Any) -> Array:
-        # dL/dpred = softmax - (1 - smoothing)*onehot - smoothing/C
-        log_p, index, axis = kept
-        grad: Array = np.exp(log_p, out=log_p)
-        smooth = self.label_smoothing
-        if smooth:
-            grad -= grad.dtype.type(smooth / grad.shape[axis])
-        hit = np.take_along_axis(grad, index, axis) - grad.dtype.type(1 - smooth)
-        np.put_along_axis(grad, index, hit, axis)
-        if self.reduction == "mean":
-            grad /= grad.dtype.type(index.size)
-        return grad
+        (grad,) = kept
+        return np.asarray(grad)
 
     def __repr__(self) -> str:
         return f"CrossEntropyLoss(reduction={self.reduction!r}, label_smoothing={self.label_smoothing})"

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import empty, is_channels_last, plain
+from ..arrays import empty
 from ..kernels.normalisation import grad_input, grad_sums, moments, normalise
 from ..limits import require_memory
 from .checks import Array, check_dtype, check_spatial, check_sum, float_array, float_dtype, integer, number
+from .layout import images_of, lie_channels_last, pixels_of
 from .module import Layer
 from .parameter import ParameterData, ParameterGrad
 
@@ -122,7 +123,7 @@ class BatchNorm2d(Layer):
 
         The gradient that `backward` is given has passed the ReLU of a sum already, as the shortcut's has, too.
         """
-        pixels = as_pixels(x)
+        pixels = pixels_of(x).reshape(-1, self.num_features)
         if shortcut is not None:
             check_sum(x, shortcut)
         count = len(pixels)
@@ -138,11 +139,15 @@ class BatchNorm2d(Layer):
         factor = inverse * self.weight if self.affine else inverse
         rows, repeat = joined_rows(pixels)
         mean, factor, bias = tiled(repeat, mean, factor, self.bias if self.affine else np.zeros_like(inverse))
-        added = joined_rows(as_pixels(shortcut))[0] if shortcut is not None else np.empty((0, 0), self.dtype)
+        added = (
+            joined_rows(pixels_of(shortcut).reshape(pixels.shape))[0]
+            if shortcut is not None
+            else np.empty((0, 0), self.dtype)
+        )
         output = empty("the output", rows.shape, self.dtype)
         normalise(rows, mean, factor, bias, added, self.dtype.type(0 if with_relu else -np.inf), output)
-        relu, last = with_relu and shortcut is None, lies_channels_last(x)
-        return from_pixels(output, x, last), (rows, mean, factor, bias, inverse, relu, last)
+        relu, last = with_relu and shortcut is None, lie_channels_last(x)
+        return images_of(output, x.shape, last), (rows, mean, factor, bias, inverse, relu, last)
 
     def _track(self, mean: Array, var: Array) -> None:
         self._buffers["num_batches_tracked"] += 1
@@ -154,7 +159,7 @@ class BatchNorm2d(Layer):
 
     def _backward(self, grad_output: Array, *kept: Any, input_grad: bool) -> Array | None:
         rows, mean, factor, bias, inverse, relu, last = kept
-        grad, repeat = joined_rows(as_pixels(grad_output))
+        grad, repeat = joined_rows(pixels_of(grad_output).reshape(-1, self.num_features))
         least = np.nextafter(self.dtype.type(0), self.dtype.type(1)) if relu else self.dtype.type(-np.inf)
         sums = np.empty((blocks_of(rows), 2, rows.shape[1]))
         grad_sums(rows, grad, mean, factor, bias, least, sums)
@@ -168,7 +173,7 @@ class BatchNorm2d(Layer):
         slope, offset = tiled(repeat, scale * np.square(inverse) * product, scale * total)
         dx = empty("dX", rows.shape, self.dtype)
         grad_input(rows, grad, mean, factor, bias, least, slope.astype(self.dtype), offset.astype(self.dtype), dx)
-        return from_pixels(dx, grad_output, last)
+        return images_of(dx, grad_output.shape, last)
 
     def _sample_axes(self) -> int:
         return 3
@@ -218,21 +223,3 @@ def tiled(repeat: int, *channels: Array) -> list[Any]:
 def blocks_of(rows: Array) -> int:
     """Count the blocks of rows."""
     return min(BLOCKS, len(rows))
-
-
-def lies_channels_last(x: Array) -> bool:
-    """Say whether images, or one image, lie so."""
-    return is_channels_last(x if x.ndim == 4 else x[np.newaxis], 2)
-
-
-def as_pixels(x: Array) -> Array:
-    """Images as (pixels, channels), a copy unless they lie channels-last."""
-    pixels = (x if x.ndim == 4 else x[np.newaxis]).transpose(0, 2, 3, 1)
-    return plain(pixels, (pixels.size // pixels.shape[3], pixels.shape[3]), x.dtype)
-
-
-def from_pixels(pixels: Array, like: Array, last: bool) -> Array:
-    """Images of the shape of others, from their pixels: lying channels-last, or copied into the order of their axes."""
-    *batch, channels, height, width = like.shape
-    images = np.moveaxis(pixels.reshape(*batch, height, width, channels), -1, -3)
-    return images if last else np.ascontiguousarray(images)

@@ -3,36 +3,88 @@
 from __future__ import annotations
 
 import abc
+import functools
 import math
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from ..arrays import empty, is_channels_last, plain
+from ..arrays import empty
 from ..geometry import ceil_div, per_axis
-from ..kernels.pooling import NOWHERE, max_pool, max_pool_backward, mean_pool, mean_pool_backward
+from ..kernels.pooling import NOWHERE, max_pool, mean_pool, pool_backward
 from ..limits import require_memory
 from .checks import Array, check_spatial, float_array, integer
+from .layout import images_of, lie_channels_last, pixels_of
 from .module import Layer
 
 __all__ = ["AdaptiveAvgPool2d", "AvgPool2d", "MaxPool2d"]
 
 
-class Windows(NamedTuple):
-    """The windows along one axis, one value per output: ``start <= p < stop``, and ``size``, what a mean divides by."""
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """The windows along an axis of ``n`` positions, one value per output: ``start <= p < stop`` in steps.
 
+    ``size`` is what a mean divides by.
+    """
+
+    n: int
     start: Array
     stop: Array
     size: Array
+    step: int = 1
+
+    @functools.cached_property
+    def taps(self) -> int:
+        """Most positions of a window."""
+        return int(-(-(self.stop - self.start).max() // self.step))
+
+    @functools.cached_property
+    def tile(self) -> bool:
+        """Say whether each position is in exactly one window."""
+        ends = np.concatenate(([0], self.stop))
+        return self.step == 1 and bool((self.start == ends[:-1]).all()) and ends[-1] == self.n
+
+
+MOST_KNOWN = 16
+"""Sizes of images of which a layer keeps the tables."""
+
+NO_PLACES = np.empty((0, 0, 0, 0), np.uint8)
 
 
 class Pooling(Layer):
     """Base of the pooling layers: shapes (n_ch, h, w) or (N, n_ch, h, w), float32 or float64."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._known: dict[tuple[str, int, int], Windows] = {}
+
     def _checked(self, x: Array) -> Array:
         x = float_array("x", x)
         check_spatial(x, 2)
         return x
+
+    def _both_windows(self, x: Array) -> list[Windows]:
+        """Windows along the rows and the columns; their tables are kept for the next images of the same size."""
+        found = []
+        for axis, n in enumerate(x.shape[-2:]):
+            key = self.extra_repr(), axis, n
+            if key not in self._known:
+                if len(self._known) >= MOST_KNOWN:
+                    self._known.clear()
+                self._known[key] = self._windows(axis, n)
+            found.append(self._known[key])
+        return found
+
+    def _backward(self, grad_output: Array, *kept: Any, input_grad: bool) -> Array:
+        shape, (rows, cols), where, last = kept
+        grad = pixels_of(grad_output)
+        dx = empty("dX", (len(grad), *shape[-2:], grad.shape[3]), grad.dtype)
+        pool_backward(
+            grad, where, rows.start, rows.stop, rows.step, rows.size, cols.start, cols.stop, cols.step, cols.size, cols.taps,
+            rows.tile and cols.tile, dx,
+        )  # fmt: skip
+        return images_of(dx, shape, last)
 
     def _sample_axes(self) -> int:
         return 3
@@ -121,27 +173,19 @@ class MaxPool2d(SlidingPooling):
                 f"x has {n} {('rows', 'columns')[axis]}: with padding {self.padding[axis]} and dilation {d}, a window "
                 f"would hold nothing but padding"
             )
-        return Windows(start, stop, stop - start)
+        return Windows(n, start, stop, -(-(stop - start) // d), d)
 
     def _forward(self, x: Array, with_relu: bool = False) -> tuple[Array, tuple[Any, ...]]:
-        rows, cols = self._windows(0, x.shape[-2]), self._windows(1, x.shape[-1])
-        tables = (rows.start, rows.stop, self.dilation[0], cols.start, cols.stop, self.dilation[1])
-        last, planes = as_lanes(x)
-        shape = (len(planes), len(rows.start), len(cols.start), planes.shape[3])
+        rows, cols = self._both_windows(x)
+        pixels, last = pixels_of(x), lie_channels_last(x)
+        shape = (len(pixels), len(rows.start), len(cols.start), pixels.shape[3])
         out = empty("the output", shape, x.dtype)
         small = math.prod(self.kernel_size) < NOWHERE
         where = empty("the places of the maxima", shape, np.dtype(np.uint8 if small else np.int64))
         lowest, nowhere = (0.0, NOWHERE if small else -1) if with_relu else (-np.inf, 0)
-        max_pool(planes, *tables, x.dtype.type(lowest), nowhere, out, where)
-        return from_lanes(out, last, x.shape), (x.shape, where, last, tables)
-
-    def _backward(self, grad_output: Array, *kept: Any, input_grad: bool) -> Array:
-        shape, where, last = kept[:3]
-        tables: tuple[Array, Array, int, Array, Array, int] = kept[3]
-        _, grad = as_lanes(grad_output, last)
-        dx = empty("dX", (len(where), *shape[-2:], where.shape[3]), grad.dtype)
-        max_pool_backward(grad, where, *tables, dx)
-        return from_lanes(dx, last, shape)
+        tables = (rows.start, rows.stop, rows.step, cols.start, cols.stop, cols.step, cols.taps)
+        max_pool(pixels, *tables, x.dtype.type(lowest), nowhere, out, where)
+        return images_of(out, output_shape(x, out), last), (x.shape, (rows, cols), where, last)
 
     def extra_repr(self) -> str:
         """Arguments to show in the repr."""
@@ -152,20 +196,11 @@ class MeanPooling(Pooling):
     """What both mean layers share: forward and backward from their windows."""
 
     def _forward(self, x: Array) -> tuple[Array, tuple[Any, ...]]:
-        rows, cols = self._windows(0, x.shape[-2]), self._windows(1, x.shape[-1])
-        planes = as_planes(x)
-        out = empty("the output", (len(planes), len(rows.start), len(cols.start)), x.dtype)
-        mean_pool(planes, *rows, *cols, out)
-        return out.reshape(*x.shape[:-2], *out.shape[1:]), (x.shape, rows, cols)
-
-    def _backward(self, grad_output: Array, *kept: Any, input_grad: bool) -> Array:
-        shape: tuple[int, ...] = kept[0]
-        rows: Windows = kept[1]
-        cols: Windows = kept[2]
-        grad = as_planes(grad_output)
-        dx = np.zeros((len(grad), *shape[-2:]), grad.dtype)
-        mean_pool_backward(grad, *rows, *cols, dx)
-        return dx.reshape(shape)
+        rows, cols = self._both_windows(x)
+        pixels, last = pixels_of(x), lie_channels_last(x)
+        out = empty("the output", (len(pixels), len(rows.start), len(cols.start), pixels.shape[3]), x.dtype)
+        mean_pool(pixels, rows.start, rows.stop, rows.size, cols.start, cols.stop, cols.size, out)
+        return images_of(out, output_shape(x, out), last), (x.shape, (rows, cols), NO_PLACES, last)
 
 
 class AvgPool2d(MeanPooling, SlidingPooling):
@@ -210,7 +245,7 @@ class AvgPool2d(MeanPooling, SlidingPooling):
         begin = self._begins(axis, n, kernel)
         end = np.minimum(begin + kernel, n + padding)  # what sticks out beyond the padding never counts
         start, stop = np.maximum(begin, 0), np.minimum(end, n)
-        return Windows(start, stop, end - begin if self.count_include_pad else stop - start)
+        return Windows(n, start, stop, end - begin if self.count_include_pad else stop - start)
 
     def extra_repr(self) -> str:
         """Arguments to show in the repr."""
@@ -249,7 +284,7 @@ class AdaptiveAvgPool2d(MeanPooling):
         size = self.output_size[axis] or n
         index = _upto(size)
         start, stop = index * n // size, -(-(index + 1) * n // size)
-        return Windows(start, stop, stop - start)
+        return Windows(n, start, stop, stop - start)
 
     def extra_repr(self) -> str:
         """Arguments to show in the repr."""
@@ -262,21 +297,6 @@ def _upto(count: int) -> Array:
     return np.arange(count, dtype=np.int64)
 
 
-def as_planes(x: Array) -> Array:
-    """Images as (planes, h, w) in the one kind of array that the kernels are compiled for."""
-    return plain(x, (math.prod(x.shape[:-2]), *x.shape[-2:]), x.dtype)
-
-
-def as_lanes(x: Array, last: bool | None = None) -> tuple[bool, Array]:
-    """Images as (images, h, w, channels) where they lie channels-last, or shall, else as (planes, h, w, 1); and which."""
-    if last is None:
-        last = x.ndim == 4 and is_channels_last(x, 2)
-    if last:
-        pixels = x.transpose(0, 2, 3, 1)
-        return True, plain(pixels, pixels.shape, x.dtype)
-    return False, as_planes(x)[..., np.newaxis]
-
-
-def from_lanes(lanes: Array, last: bool, shape: tuple[int, ...]) -> Array:
-    """View what `as_lanes` made, or a result like it, as images with the first axes of ``shape``."""
-    return lanes.transpose(0, 3, 1, 2) if last else lanes.reshape(*shape[:-2], *lanes.shape[1:3])
+def output_shape(x: Array, pixels: Array) -> tuple[int, ...]:
+    """Shape of images, or one image, whose pixels these are, if x is pooled to them."""
+    return (*x.shape[:-2], *pixels.shape[1:3])

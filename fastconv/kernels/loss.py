@@ -1,0 +1,78 @@
+"""Softmax and cross entropy, and their gradient, in one pass over the scores.
+
+The algorithm, for each row i of scores X and its class t, with the share e of each target spread evenly over all C classes:
+
+    P[i,c]  = exp(X[i,c] - highest) / total, where total is the sum over c of the exponentials: none overflows, and one is 1
+    loss[i] = -(1 - e) * log P[i,t] - e/C * sum over c of log P[i,c]
+    dX[i,c] = (P[i,c] - (1 - e) * (c = t) - e/C) * scale
+
+The schedule.  Rows are spread over the threads.  The exponential is written out, in double precision, so that LLVM makes vector
+instructions of it, as it would not of a call: with n = round(y / log 2), exp(y) = 2^n * exp(y - n log 2), of which the latter is
+Taylor's polynomial, and 2^n the number whose exponent's bits are n.
+
+Contract: ``scores`` and ``dx`` have shape (rows, C) and are C-contiguous; ``classes`` are int64, from 0 to C - 1, and
+``losses`` float64, both of shape (rows,).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ..arrays import Array
+from ..jit import kernel, prange, signed, streaming_kernel, unsigned
+
+__all__ = ["cross_entropy"]
+
+LOG_2_HIGH, LOG_2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10
+"""The logarithm of 2, as a number with so few bits that n times it is exact, and the rest."""
+
+LEAST = -708.0
+"""Where exponentials end to be normal numbers; below they are 0 here."""
+
+TAYLOR = tuple(1 / math.factorial(k) for k in range(13, -1, -1))
+"""Coefficients of the exponential, the highest power's first: what is left out is less than 1e-17 up to half of log 2."""
+
+
+@streaming_kernel
+def cross_entropy(scores: Array, classes: Array, smoothing: float, scale: float, losses: Array, dx: Array) -> None:
+    """Compute ``losses`` and ``dx``."""
+    rows, count = scores.shape
+    flat, gradients = scores.reshape(scores.size), dx.reshape(dx.size)
+    even = smoothing / count
+    for task in prange(rows):
+        row = signed(task)
+        exponentials, powers = np.empty(count, np.float64), np.empty(count, np.int64)
+        first = row * count
+        highest = flat[first]
+        for c in range(1, count):
+            highest = max(highest, flat[first + c])
+        exponential(flat, first, highest, exponentials, powers)
+        total, plain = 0.0, 0.0
+        for c in range(count):
+            total += exponentials[c]
+            plain += flat[first + c] - highest
+        hit = first + classes[row]
+        log_total = math.log(total)
+        losses[row] = (1 - smoothing) * (log_total - (flat[hit] - highest)) + even * (count * log_total - plain)
+        for c in range(unsigned(count)):
+            gradients[unsigned(first) + c] = (exponentials[c] / total - even) * scale
+        gradients[hit] = (exponentials[classes[row]] / total - even - (1 - smoothing)) * scale
+
+
+@kernel
+def exponential(scores: Array, first: int, highest: float, out: Array, powers: Array) -> None:
+    """out[c] = exp(scores[first + c] - highest), which is at most 1; ``powers`` is scratch memory."""
+    scales = powers.view(np.float64)
+    for c in range(unsigned(out.size)):
+        y = np.float64(scores[unsigned(first) + c]) - np.float64(highest)
+        n = np.floor(max(y, LEAST) * (1 / math.log(2)) + 0.5)
+        rest = y - n * LOG_2_HIGH - n * LOG_2_LOW
+        polynomial = 0.0
+        for coefficient in TAYLOR:
+            polynomial = polynomial * rest + coefficient
+        powers[c] = (np.int64(n) + 1023) << 52
+        out[c] = 0.0 if y < LEAST else polynomial
+    for c in range(unsigned(out.size)):
+        out[c] *= scales[c]
