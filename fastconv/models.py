@@ -11,25 +11,23 @@ from fastconv.nn.generator import generator
 __all__ = ["MODELS", "build", "lenet", "resnet8", "vgg11"]
 
 
+def _normed(rng: Any) -> Callable[..., list[nn.Module]]:
+    """Return what makes a zero-padded convolution of this size, 3 or 1, and the batch normalisation behind it."""
+
+    def conv(inputs: int, outputs: int, size: int = 3, stride: int = 1) -> list[nn.Module]:
+        # No bias: batch normalisation would take it out again.
+        layer = nn.Conv2d(inputs, outputs, size, stride=stride, bias=False, rng=rng)
+        return [*([nn.ZeroPad2d(1)] if size == 3 else []), layer, nn.BatchNorm2d(outputs)]
+
+    return conv
+
+
 def lenet(image_shape: tuple[int, int, int], classes: int, *, rng: Any = None) -> nn.Sequential:
     """Make a network of two convolutions, each with ReLU and max-pooling, and two linear layers.
 
     Convolutions are 3 x 3, to 32 and 64 channels; the hidden linear layer has 128 units.  Images of less than 16 pixels
     are padded with zeros before each convolution, so that 8 x 8 leaves 2 x 2 for the linear layers (28 x 28, unpadded,
     leaves 5 x 5: 1600 inputs).
-
-    Parameters
-    ----------
-    image_shape : (int, int, int)
-        Channels, height and width.
-    classes : int
-    rng : int, numpy.random.Generator or None
-        What the initial weights are drawn from, as in `fastconv.nn`.
-
-    Returns
-    -------
-    nn.Sequential
-        From float32 images of shape (N, C, H, W) to scores of shape (N, classes).
 
     Raises
     ------
@@ -63,34 +61,19 @@ def resnet8(image_shape: tuple[int, int, int], classes: int, *, rng: Any = None)
     convolution, batch normalisation, plus its input (through a 1 x 1 convolution and batch normalisation where the
     shapes differ), then ReLU.  Convolutions are 3 x 3 on zero-padded images; each channel is averaged before the
     linear layer.
-
-    Parameters
-    ----------
-    image_shape : (int, int, int)
-        Channels, height and width.
-    classes : int
-    rng : int, numpy.random.Generator or None
-        What the initial weights are drawn from, as in `fastconv.nn`.
-
-    Returns
-    -------
-    nn.Sequential
-        From float32 images of shape (N, C, H, W) to scores of shape (N, classes).
     """
     random = generator(rng)
-
-    def conv(inputs: int, outputs: int, size: int, stride: int = 1) -> list[nn.Module]:
-        # No bias: batch normalisation would take it out again.
-        layer = nn.Conv2d(inputs, outputs, size, stride=stride, bias=False, rng=random)
-        return [*([nn.ZeroPad2d(1)] if size == 3 else []), layer, nn.BatchNorm2d(outputs)]
+    conv = _normed(random)
 
     def block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
-        body = nn.Sequential(*conv(inputs, outputs, 3, stride), nn.ReLU(), *conv(outputs, outputs, 3))
-        shortcut = None if inputs == outputs and stride == 1 else nn.Sequential(*conv(inputs, outputs, 1, stride))
+        body = nn.Sequential(*conv(inputs, outputs, stride=stride), nn.ReLU(), *conv(outputs, outputs))
+        shortcut = (
+            None if inputs == outputs and stride == 1 else nn.Sequential(*conv(inputs, outputs, size=1, stride=stride))
+        )
         return [nn.Residual(body, shortcut), nn.ReLU()]
 
     return nn.Sequential(
-        *conv(image_shape[0], 32, 3),
+        *conv(image_shape[0], 32),
         nn.ReLU(),
         *block(32, 32, 1),
         *block(32, 64, 2),
@@ -104,18 +87,7 @@ def resnet8(image_shape: tuple[int, int, int], classes: int, *, rng: Any = None)
 def vgg11(image_shape: tuple[int, int, int], classes: int, *, rng: Any = None) -> nn.Sequential:
     """Make VGG-11 with batch normalisation for small images: eight 3 x 3 convolutions, five max-poolings, a linear layer.
 
-    Parameters
-    ----------
-    image_shape : (int, int, int)
-        Channels, height and width; the sides are halved five times.
-    classes : int
-    rng : int, numpy.random.Generator or None
-        What the initial weights are drawn from, as in `fastconv.nn`.
-
-    Returns
-    -------
-    nn.Sequential
-        From float32 images of shape (N, C, H, W) to scores of shape (N, classes).
+    The sides of an image are halved five times.
 
     Examples
     --------
@@ -123,11 +95,11 @@ def vgg11(image_shape: tuple[int, int, int], classes: int, *, rng: Any = None) -
     (10, 512)
     """
     random = generator(rng)
+    conv = _normed(random)
     channels, *sides = image_shape
     layers: list[nn.Module] = []
     for width, pooled in ((64, 1), (128, 1), (256, 0), (256, 1), (512, 0), (512, 1), (512, 0), (512, 1)):
-        conv = nn.Conv2d(channels, width, 3, bias=False, rng=random)
-        layers += [nn.ZeroPad2d(1), conv, nn.BatchNorm2d(width), nn.ReLU(), *([nn.MaxPool2d(2)] if pooled else [])]
+        layers += [*conv(channels, width), nn.ReLU(), *([nn.MaxPool2d(2)] if pooled else [])]
         channels = width
     features = channels * (sides[0] // 32) * (sides[1] // 32)
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, classes, rng=random))
@@ -137,7 +109,21 @@ MODELS: dict[str, Callable[..., nn.Sequential]] = {"lenet": lenet, "resnet8": re
 
 
 def build(name: str, image_shape: tuple[int, int, int], classes: int, *, rng: Any = None) -> nn.Sequential:
-    """Make the network of that name; see `MODELS`.
+    """Make the network of that name; see `MODELS`, whose functions take the other arguments.
+
+    Parameters
+    ----------
+    name : str
+    image_shape : (int, int, int)
+        Channels, height and width.
+    classes : int
+    rng : int, numpy.random.Generator or None
+        What the initial weights are drawn from, as in `fastconv.nn`.
+
+    Returns
+    -------
+    nn.Sequential
+        From float32 images of shape (N, C, H, W) to scores of shape (N, classes).
 
     Raises
     ------

@@ -6,9 +6,9 @@ The algorithm, for each row i of scores X and its class t, with the share e of e
     loss[i] = -(1 - e) * log P[i,t] - e/C * sum over c of log P[i,c]
     dX[i,c] = (P[i,c] - (1 - e) * (c = t) - e/C) * scale
 
-The schedule.  Rows are spread over the threads.  The exponential is written out, in double precision, so that LLVM makes vector
-instructions of it, as it would not of a call: with n = round(y / log 2), exp(y) = 2^n * exp(y - n log 2), of which the latter is
-Taylor's polynomial, and 2^n the number whose exponent's bits are n.
+The schedule.  Blocks of rows are spread over the threads.  The exponentials of a block are computed in one loop, and written
+out, in double precision, so that LLVM makes vector instructions of them, as it would not of calls: with n = round(y / log 2),
+exp(y) = 2^n * exp(y - n log 2), of which the latter is Taylor's polynomial, and 2^n the number whose exponent's bits are n.
 
 Contract: ``scores`` and ``dx`` have shape (rows, C) and are C-contiguous; ``classes`` are int64, from 0 to C - 1, and
 ``losses`` float64, both of shape (rows,).
@@ -35,44 +35,54 @@ TAYLOR = tuple(1 / math.factorial(k) for k in range(13, -1, -1))
 """Coefficients of the exponential, the highest power's first: what is left out is less than 1e-17 up to half of log 2."""
 
 
+NUMBERS = 1024
+"""Numbers of a block: enough to fill vectors, where classes are few, and few enough to stay in the cache."""
+
+
 @streaming_kernel
 def cross_entropy(scores: Array, classes: Array, smoothing: float, scale: float, losses: Array, dx: Array) -> None:
     """Compute ``losses`` and ``dx``."""
     rows, count = scores.shape
     flat, gradients = scores.reshape(scores.size), dx.reshape(dx.size)
-    even = smoothing / count
-    for task in prange(rows):
-        row = signed(task)
-        exponentials, powers = np.empty(count, np.float64), np.empty(count, np.int64)
-        first = row * count
-        highest = flat[first]
-        for c in range(1, count):
-            highest = max(highest, flat[first + c])
-        exponential(flat, first, highest, exponentials, powers)
-        total, plain = 0.0, 0.0
-        for c in range(count):
-            total += exponentials[c]
-            plain += flat[first + c] - highest
-        hit = first + classes[row]
-        log_total = math.log(total)
-        losses[row] = (1 - smoothing) * (log_total - (flat[hit] - highest)) + even * (count * log_total - plain)
-        for c in range(unsigned(count)):
-            gradients[unsigned(first) + c] = (exponentials[c] / total - even) * scale
-        gradients[hit] = (exponentials[classes[row]] / total - even - (1 - smoothing)) * scale
+    even, per_task = smoothing / count, max(1, NUMBERS // count)
+    for task in prange((rows + per_task - 1) // per_task):
+        begin = signed(task) * per_task
+        end = min(begin + per_task, rows)
+        shifted, exponentials = np.empty((end - begin) * count, np.float64), np.empty((end - begin) * count, np.float64)
+        for row in range(begin, end):
+            highest, at = flat[row * count], (row - begin) * count
+            for c in range(1, count):
+                highest = max(highest, flat[row * count + c])
+            for c in range(unsigned(count)):
+                shifted[unsigned(at) + c] = np.float64(flat[unsigned(row * count) + c]) - np.float64(highest)
+        exponentiate(shifted, exponentials)
+        for row in range(begin, end):
+            first, at = row * count, (row - begin) * count
+            total, plain = 0.0, 0.0
+            for c in range(at, at + count):
+                total += exponentials[c]
+                plain += shifted[c]
+            log_total, hit = math.log(total), classes[row]
+            losses[row] = (1 - smoothing) * (log_total - shifted[at + hit]) + even * (count * log_total - plain)
+            share = scale / total
+            for c in range(unsigned(count)):
+                gradients[unsigned(first) + c] = exponentials[unsigned(at) + c] * share - even * scale
+            gradients[first + hit] = (exponentials[at + hit] / total - even - (1 - smoothing)) * scale
 
 
 @kernel
-def exponential(scores: Array, first: int, highest: float, out: Array, powers: Array) -> None:
-    """out[c] = exp(scores[first + c] - highest), which is at most 1; ``powers`` is scratch memory."""
+def exponentiate(x: Array, out: Array) -> None:
+    """out[c] = exp(x[c]), of numbers up to 0."""
+    powers = np.empty(x.size, np.int64)
     scales = powers.view(np.float64)
-    for c in range(unsigned(out.size)):
-        y = np.float64(scores[unsigned(first) + c]) - np.float64(highest)
-        n = np.floor(max(y, LEAST) * (1 / math.log(2)) + 0.5)
-        rest = y - n * LOG_2_HIGH - n * LOG_2_LOW
+    for c in range(unsigned(x.size)):
+        bounded = x[c] if x[c] > LEAST else LEAST  # also of what is no number: only the polynomial then is none either
+        n = np.floor(bounded * (1 / math.log(2)) + 0.5)
+        rest = x[c] - n * LOG_2_HIGH - n * LOG_2_LOW
         polynomial = 0.0
         for coefficient in TAYLOR:
             polynomial = polynomial * rest + coefficient
         powers[c] = (np.int64(n) + 1023) << 52
-        out[c] = 0.0 if y < LEAST else polynomial
-    for c in range(unsigned(out.size)):
+        out[c] = 0.0 if x[c] < LEAST else polynomial
+    for c in range(unsigned(x.size)):
         out[c] *= scales[c]
