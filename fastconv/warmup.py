@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 import fastconv
-from fastconv import nn, plan, threads
+from fastconv import jit, nn, plan, threads
 from fastconv.progress import say
 
 __all__ = ["run", "tasks"]
@@ -39,6 +39,7 @@ def tasks() -> Iterator[Task]:
         yield f"operations, {dtype}", partial(_operations, dtype)
         yield f"layers, {dtype}", partial(_layers, dtype)
         yield f"layers, without threads, {dtype}", partial(_serially, partial(_layers, dtype))
+        yield f"layers, with threads, {dtype}", partial(_however_small, partial(_layers, dtype))
 
 
 def run() -> None:
@@ -66,6 +67,15 @@ def _function(name: str) -> Callable[..., Any]:
 def _serially(call: Callable[[], None]) -> None:
     with threads.serially():
         call()
+
+
+def _however_small(call: Callable[[], None]) -> None:
+    """Have kernels wake threads that would run on the calling thread alone, as arrays are small."""
+    before, jit.STREAMED_BYTES = jit.STREAMED_BYTES, -1
+    try:
+        call()
+    finally:
+        jit.STREAMED_BYTES = before
 
 
 def _row(algorithm: str, ndim: int, dtype: np.dtype[Any]) -> None:
@@ -110,16 +120,19 @@ def _operations(dtype: np.dtype[Any]) -> None:
 def _layers(dtype: np.dtype[Any]) -> None:
     """Run a training step and an evaluation of a network with every kind of layer."""
     model = nn.Sequential(
+        nn.AvgPool2d(1),
         nn.ZeroPad2d(1),
         nn.Conv2d(3, 8, 3, dtype=dtype, rng=0),
         nn.BatchNorm2d(8, dtype=dtype),
         nn.ReLU(),
         nn.MaxPool2d(2),
         nn.Residual(nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(8, 8, 3, dtype=dtype, rng=0))),
+        nn.ReLU(),
         nn.AvgPool2d(2),
         nn.ConvTranspose2d(8, 4, 2, stride=2, dtype=dtype, rng=0),
         nn.AdaptiveAvgPool2d(2),
         nn.Dropout(0.5, rng=0),
+        nn.ReLU(),
         nn.Flatten(),
         nn.Linear(16, 10, dtype=dtype, rng=0),
     )

@@ -151,7 +151,7 @@ def test_every_file_with_compiled_code_is_part_of_the_key(tmp_path):
     users = [
         module
         for module in MODULES
-        if {"kernel", "parallel_kernel", "task", "shared", "intrinsic"} & decorators(module)
+        if {"kernel", "parallel_kernel", "streaming_kernel", "task", "shared", "intrinsic"} & decorators(module)
     ]
     assert {"geometry", "reference", "kernels.loops"} <= set(users)
     shutil.copytree(PACKAGE, tmp_path / "fastconv", ignore=shutil.ignore_patterns("__pycache__"))

@@ -13,7 +13,7 @@ from ..geometry import geometry_of, per_axis
 from ..limits import require_memory
 from ..prepared import PreparedWeight
 from .checks import Array, check_dtype, check_spatial, float_array, float_dtype, integer
-from .elementwise import passed, rectified
+from .elementwise import passed
 from .generator import generator
 from .module import Layer
 from .parameter import ParameterData, ParameterGrad
@@ -179,11 +179,8 @@ class Convolution(_Weighted):
             out = np.moveaxis(empty("the output", (n, *sizes, channels), x.dtype), -1, 1)
         conv = getattr(ops, f"conv{self.ndim}d")
         call = (self._weight_of_forward(), self.bias, self.stride, padding, self.dilation, self.groups)
-        output = conv(x, *call, out=out)
-        if not with_relu:
-            return output, (x, padding, None)
-        output = rectified(output, in_place=True)  # what an operation that ends with ReLU would spare
-        return output, (x, padding, output)
+        output = conv(x, *call, out=out, relu=with_relu)
+        return output, (x, padding, output if with_relu else None)
 
     def _backward(self, grad_output: Array, *kept: Any, input_grad: bool) -> Array | None:
         x, padding, relu = kept

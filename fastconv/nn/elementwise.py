@@ -13,10 +13,10 @@ __all__ = ["passed", "rectified", "summed"]
 Order = tuple[int, ...]
 
 
-def rectified(x: Array, *, in_place: bool = False) -> Array:
-    """Return max(x, 0): a new array, or x itself, if that may be overwritten."""
+def rectified(x: Array) -> Array:
+    """Return max(x, 0)."""
     values, order = in_memory_order(x)
-    output = values if in_place else empty("the output", values.shape, x.dtype)
+    output = empty("the output", values.shape, x.dtype)
     rectify(values, output)
     return reordered(output, x.shape, order)
 

@@ -9,7 +9,7 @@ import numpy as np
 from .. import ops
 from .checks import Array, check_dtype, float_array, float_dtype, integer
 from .convolution import uniform
-from .elementwise import passed, rectified
+from .elementwise import passed
 from .generator import generator
 from .module import Layer
 from .parameter import ParameterData, ParameterGrad
@@ -78,11 +78,10 @@ class Linear(Layer):
 
     def _forward(self, x: Array, with_relu: bool = False) -> tuple[Array, tuple[Any, ...]]:
         # A linear layer is equation (1) for images of one pixel: its bits, too, do not depend on the number of threads.
-        output = ops.conv1d(x.reshape(-1, self.in_features, 1), self.weight[..., np.newaxis], self.bias)
-        if not with_relu:
-            return output.reshape(*x.shape[:-1], self.out_features), (x, None)
-        output = rectified(output, in_place=True).reshape(*x.shape[:-1], self.out_features)
-        return output, (x, output)
+        pixels = x.reshape(-1, self.in_features, 1)
+        output = ops.conv1d(pixels, self.weight[..., np.newaxis], self.bias, relu=with_relu)
+        output = output.reshape(*x.shape[:-1], self.out_features)
+        return output, (x, output if with_relu else None)
 
     def _backward(self, grad_output: Array, *kept: Any, input_grad: bool) -> Array | None:
         x, relu = kept
