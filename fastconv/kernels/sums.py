@@ -7,6 +7,7 @@ for memory, and one number stands for thousands.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,30 @@ import numpy as np
 from ..jit import unsigned
 from ..tasks import task
 
-__all__ = ["sums"]
+__all__ = ["blocks_of", "joined_rows", "sums"]
 
 Array = np.ndarray[Any, Any]
 
 COLUMNS = 64
 CHUNK = 64
+
+LANES = 128
+"""Numbers of a row that is long enough: shorter ones are joined, as each costs the loop over it a fresh start."""
+
+BLOCKS = 64
+"""Most blocks of rows that have sums of their own."""
+
+
+def joined_rows(pixels: Array) -> tuple[Array, int]:
+    """View (pixels, channels) as longer rows, each of as many pixels as the second result says."""
+    count, channels = pixels.shape
+    repeat = math.gcd(count, 2 ** max(0, (LANES // channels).bit_length() - 1))
+    return pixels.reshape(count // repeat, repeat * channels), repeat
+
+
+def blocks_of(rows: Array) -> int:
+    """Count the blocks of rows: their number does not depend on that of the threads."""
+    return min(BLOCKS, len(rows))
 
 
 @task

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 
 from ..arrays import empty
 from ..kernels.normalisation import grad_input, grad_sums, moments, normalise
+from ..kernels.sums import blocks_of, joined_rows
 from ..limits import require_memory
 from .checks import Array, check_dtype, check_spatial, check_sum, float_array, float_dtype, integer, number
 from .layout import images_of, lie_channels_last, pixels_of
@@ -123,31 +123,30 @@ class BatchNorm2d(Layer):
 
         The gradient that `backward` is given has passed the ReLU of a sum already, as the shortcut's has, too.
         """
-        pixels = pixels_of(x).reshape(-1, self.num_features)
         if shortcut is not None:
             check_sum(x, shortcut)
-        count = len(pixels)
+        rows, repeat = self._rows(x)
+        count = len(rows) * repeat
         if not self.training and self.track_running_stats:
             mean, var = self._buffers["running_mean"], self._buffers["running_var"]
         else:
             if count <= (1 if self.training else 0):
                 raise ValueError(f"x has shape {x.shape}: expected more than one value per channel, for a variance")
-            mean, var = (each.astype(self.dtype) for each in mean_and_variance(pixels))
+            mean, var = (each.astype(self.dtype) for each in mean_and_variance(rows, repeat))
         inverse = 1 / np.sqrt(var + self.dtype.type(self.eps))
         if self.training and self.track_running_stats:
             self._track(mean, var * self.dtype.type(count / (count - 1)))
         factor = inverse * self.weight if self.affine else inverse
-        rows, repeat = joined_rows(pixels)
         mean, factor, bias = tiled(repeat, mean, factor, self.bias if self.affine else np.zeros_like(inverse))
-        added = (
-            joined_rows(pixels_of(shortcut).reshape(pixels.shape))[0]
-            if shortcut is not None
-            else np.empty((0, 0), self.dtype)
-        )
+        added = np.empty((0, 0), self.dtype) if shortcut is None else self._rows(shortcut)[0]
         output = empty("the output", rows.shape, self.dtype)
         normalise(rows, mean, factor, bias, added, self.dtype.type(0 if with_relu else -np.inf), output)
         relu, last = with_relu and shortcut is None, lie_channels_last(x)
         return images_of(output, x.shape, last), (rows, mean, factor, bias, inverse, relu, last)
+
+    def _rows(self, x: Array) -> tuple[Array, int]:
+        """Images as rows, each of as many pixels as the second result says."""
+        return joined_rows(pixels_of(x).reshape(-1, self.num_features))
 
     def _track(self, mean: Array, var: Array) -> None:
         self._buffers["num_batches_tracked"] += 1
@@ -159,7 +158,7 @@ class BatchNorm2d(Layer):
 
     def _backward(self, grad_output: Array, *kept: Any, input_grad: bool) -> Array | None:
         rows, mean, factor, bias, inverse, relu, last = kept
-        grad, repeat = joined_rows(pixels_of(grad_output).reshape(-1, self.num_features))
+        grad, repeat = self._rows(grad_output)
         least = np.nextafter(self.dtype.type(0), self.dtype.type(1)) if relu else self.dtype.type(-np.inf)
         sums = np.empty((blocks_of(rows), 2, rows.shape[1]))
         grad_sums(rows, grad, mean, factor, bias, least, sums)
@@ -169,7 +168,7 @@ class BatchNorm2d(Layer):
             self._parameters["bias"].add_grad(total.astype(self.dtype))
         if not input_grad:
             return None
-        scale = -factor[: self.num_features] / (rows.size // self.num_features)
+        scale = -factor[: self.num_features] / (len(rows) * repeat)
         slope, offset = tiled(repeat, scale * np.square(inverse) * product, scale * total)
         dx = empty("dX", rows.shape, self.dtype)
         grad_input(rows, grad, mean, factor, bias, least, slope.astype(self.dtype), offset.astype(self.dtype), dx)
@@ -186,27 +185,13 @@ class BatchNorm2d(Layer):
         )
 
 
-LANES = 128
-"""Numbers of a row that is long enough: shorter ones are joined, as each costs the loop over it a fresh start."""
-
-BLOCKS = 64
-"""Most blocks of rows that have sums of their own."""
-
-
-def mean_and_variance(pixels: Array) -> tuple[Array, Array]:
-    """Per channel, in double precision."""
-    rows, repeat = joined_rows(pixels)
+def mean_and_variance(rows: Array, repeat: int) -> tuple[Array, Array]:
+    """Of each channel, in double precision."""
+    shift = rows[0, : rows.shape[1] // repeat]
     sums = np.empty((blocks_of(rows), 2, rows.shape[1]))
-    moments(rows, np.tile(pixels[0], repeat), sums)
-    mean, square = added_up(sums, repeat) / len(pixels)
-    return pixels[0] + mean, np.maximum(square - np.square(mean), 0)
-
-
-def joined_rows(pixels: Array) -> tuple[Array, int]:
-    """View (pixels, channels) as longer rows, each of as many pixels as the second result says."""
-    count, channels = pixels.shape
-    repeat = math.gcd(count, 2 ** max(0, (LANES // channels).bit_length() - 1))
-    return pixels.reshape(count // repeat, repeat * channels), repeat
+    moments(rows, np.tile(shift, repeat), sums)
+    mean, square = added_up(sums, repeat) / (len(rows) * repeat)
+    return shift + mean, np.maximum(square - np.square(mean), 0)
 
 
 def added_up(sums: Array, repeat: int) -> Array:
@@ -218,8 +203,3 @@ def added_up(sums: Array, repeat: int) -> Array:
 def tiled(repeat: int, *channels: Array) -> list[Any]:
     """Repeat what holds for each channel, for rows of several pixels."""
     return [np.tile(each, repeat) for each in channels]
-
-
-def blocks_of(rows: Array) -> int:
-    """Count the blocks of rows."""
-    return min(BLOCKS, len(rows))
