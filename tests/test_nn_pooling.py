@@ -222,3 +222,36 @@ def test_maxima_of_both_layouts_and_of_relu(dtype, channels):
                 np.testing.assert_array_equal(output, expected)
                 np.testing.assert_array_equal(dx, expected_dx)
                 assert output.flags.c_contiguous == dx.flags.c_contiguous == images.flags.c_contiguous
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("channels", [1, 3, 67])
+def test_means_of_both_layouts(dtype, channels):
+    """Windows that tile the image, that overlap, that leave elements out, and the whole image; results lie as images do."""
+    x = integers((2, channels, 12, 10), channels, dtype)
+    x[1, 0, 3, 4] = np.nan
+    for pool in (nn.AvgPool2d((3, 2)), nn.AvgPool2d(4, 2, 1), nn.AvgPool2d(2, 3), nn.AdaptiveAvgPool2d(1)):
+        grad = 144 * integers(pool(x).shape, 3, dtype)
+        results = []
+        for images, gradient in itertools.product((x, channels_last(x)), (grad, channels_last(grad))):
+            output = pool(images)
+            results.append([output, pool.backward(gradient)])
+            for array in results[-1]:
+                assert array.shape[2:] == (1, 1) or array.flags.c_contiguous == images.flags.c_contiguous
+        for other in results[1:]:
+            np.testing.assert_array_equal(results[0][0], other[0])
+            np.testing.assert_array_equal(results[0][1], other[1])
+        assert np.isnan(results[0][0]).any()
+        single = pool(x[0])
+        np.testing.assert_array_equal(single, results[0][0][0])
+        np.testing.assert_array_equal(pool.backward(grad[0]), results[0][1][0])
+
+
+def test_tables_follow_the_settings():
+    """They are kept from call to call, and made anew where a setting has changed."""
+    pool, x = nn.MaxPool2d(2), integers((1, 1, 6, 6), 0, np.float32)
+    assert pool(x).shape == (1, 1, 3, 3)
+    pool.stride = (1, 1)
+    np.testing.assert_array_equal(pool(x), nn.MaxPool2d(2, 1)(x))
+    for size in range(2, 60):
+        assert nn.Sequential(pool)(np.zeros((1, size, size))).shape == (1, size - 1, size - 1)

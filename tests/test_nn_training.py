@@ -60,6 +60,25 @@ def test_cross_entropy_of_extreme_scores():
     assert loss(pred, np.array([1, 0])) == pytest.approx((2e4 + 4e4 + np.log(2)) / 2)
 
 
+@pytest.mark.parametrize("classes", [2, 7, 1500])
+def test_cross_entropy_of_many_rows_is_that_of_each(classes):
+    """However many are computed at once; what is no number stays in its own row."""
+    loss = nn.CrossEntropyLoss("sum", 0.1)
+    pred, target = 30 * random((300, classes), dtype=np.float32), np.random.default_rng(1).integers(0, classes, 300)
+    pred[7, -1] = np.nan
+    assert np.isnan(loss(pred, target))
+    grad = loss.backward()
+    for i in range(len(pred)):
+        loss(pred[i], target[i])
+        np.testing.assert_array_equal(grad[i], loss.backward())
+    assert np.isnan(grad[7]).all()
+    assert np.isfinite(np.delete(grad, 7, axis=0)).all()
+    shares = np.exp(pred[:7].astype(np.float64) - pred[:7].max(axis=1, keepdims=True))
+    shares /= shares.sum(axis=1, keepdims=True)
+    shares[np.arange(7), target[:7]] -= 0.9
+    np.testing.assert_allclose(grad[:7], shares - 0.1 / classes, rtol=1e-6, atol=1e-7)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_mean_squared_error(reduction):
     pred, target = random((3, 4)), random((3, 4), 1)

@@ -13,7 +13,8 @@ import pytest
 from numba import config
 
 import fastconv
-from fastconv import limits, selftest, threads
+from fastconv import jit, limits, selftest, threads
+from fastconv.kernels.elementwise import rectify
 
 COMPILED = pytest.mark.skipif(bool(config.DISABLE_JIT), reason="without the compiler there are no threads")
 FORKS = pytest.mark.skipif(not hasattr(os, "fork"), reason="no system of forks")
@@ -485,3 +486,17 @@ def test_the_memory_of_a_container(tmp_path, monkeypatch, name):
     lay_out(tmp_path, *system)
     monkeypatch.setattr(limits, "ROOT", tmp_path)
     assert limits.free_memory() == expected
+
+
+@COMPILED
+def test_small_arrays_wake_no_threads():
+    """A kernel that streams arrays compiles, and runs, the form with threads for large ones only."""
+    x = np.arange(-3, 3, dtype=np.int16)  # which nobody else gives to this kernel
+    forms = [rectify.serial, rectify.threaded]
+    before = [len(form.signatures) for form in forms]
+    for repeats, compiled in ((1, [1, 0]), (jit.STREAMED_BYTES, [1, 1])):
+        many = np.tile(x, repeats)
+        out = np.empty_like(many)
+        rectify(many, out)
+        np.testing.assert_array_equal(out, np.maximum(many, 0))
+        assert [len(form.signatures) - count for form, count in zip(forms, before, strict=True)] == compiled
