@@ -522,11 +522,27 @@ def test_a_wrong_gradient_of_a_sum_and_its_relu_leaves_the_activations():
         block.backward(output[:1])
     with pytest.raises(TypeError, match="grad_output has dtype float64"):
         block.backward(output.astype(np.float64))
-    assert block.backward(output).shape == output.shape
+    grad = integers(output.shape, 2)
+    dx = block.backward(grad)
+    assert block._rectified is None  # and no memory is kept
+    unfused = nn.Sequential(nn.Residual(nn.BatchNorm2d(2)), nn.ReLU()).fuse(False)
+    unfused(integers((2, 2, 3, 3)))
+    np.testing.assert_array_equal(dx, unfused.backward(grad, input_grad=True))
     with pytest.raises(RuntimeError, match="used up"):
         block.backward(output)
     with pytest.raises(ValueError, match=r"body\(x\) has shape .* the shortcut \(2, 2, 1, 3\).*expected the same"):
         nn.Residual(nn.BatchNorm2d(2), nn.Conv2d(2, 2, (3, 1)))(output)
+
+
+def test_a_block_takes_one_image():
+    """By itself, too, where no Sequential around it makes that a batch."""
+    x, grad = integers((3, 6, 6), 1), integers((3, 6, 6), 2)
+    results = []
+    for model in (block(np.float32), block(np.float32).fuse(False)):
+        results.append([model(x), model.backward(grad)])
+        assert results[-1][0].shape == x.shape
+    for one, same in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, same)
 
 
 def test_statistics_do_not_cancel_far_from_zero():
