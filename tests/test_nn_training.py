@@ -58,6 +58,9 @@ def test_cross_entropy_of_extreme_scores():
     assert loss(pred, np.array([0, 1])) == pytest.approx(np.log(2) / 2)
     np.testing.assert_allclose(loss.backward(), [[0, 0, 0], [0, -0.25, 0.25]], atol=1e-7)
     assert loss(pred, np.array([1, 0])) == pytest.approx((2e4 + 4e4 + np.log(2)) / 2)
+    pred = np.array([[0, -np.inf, 0], [-1e4, 0, -np.inf]])  # some are ruled out
+    assert loss(pred, np.array([0, 1])) == pytest.approx(np.log(2) / 2)
+    np.testing.assert_array_equal(loss.backward(), [[-0.25, 0, 0.25], [0, 0, 0]])
 
 
 @pytest.mark.parametrize("classes", [2, 7, 1500])

@@ -63,7 +63,9 @@ def cross_entropy(scores: Array, classes: Array, smoothing: float, scale: float,
                 total += exponentials[c]
                 plain += shifted[c]
             log_total, hit = math.log(total), classes[row]
-            losses[row] = (1 - smoothing) * (log_total - shifted[at + hit]) + even * (count * log_total - plain)
+            losses[row] = (1 - smoothing) * (log_total - shifted[at + hit])
+            if smoothing > 0:  # else a class that is ruled out, by a score of -inf, has no part in it
+                losses[row] += even * (count * log_total - plain)
             share = scale / total
             for c in range(unsigned(count)):
                 gradients[unsigned(first) + c] = exponentials[unsigned(at) + c] * share - even * scale
@@ -76,9 +78,9 @@ def exponentiate(x: Array, out: Array) -> None:
     powers = np.empty(x.size, np.int64)
     scales = powers.view(np.float64)
     for c in range(unsigned(x.size)):
-        bounded = x[c] if x[c] > LEAST else LEAST  # also of what is no number: only the polynomial then is none either
-        n = np.floor(bounded * (1 / math.log(2)) + 0.5)
-        rest = x[c] - n * LOG_2_HIGH - n * LOG_2_LOW
+        y = LEAST if x[c] < LEAST else x[c]
+        n = np.floor((y if y == y else LEAST) * (1 / math.log(2)) + 0.5)  # of what is no number, only ``rest`` is none
+        rest = y - n * LOG_2_HIGH - n * LOG_2_LOW
         polynomial = 0.0
         for coefficient in TAYLOR:
             polynomial = polynomial * rest + coefficient
