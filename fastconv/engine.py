@@ -23,7 +23,7 @@ from .geometry import ConvGeometry, ceil_div
 from .kernels.depthwise import correlate_depthwise, gather_depthwise
 from .kernels.direct import correlate, gather, gather_planes
 from .kernels.pack import pack_panel, unpack_panel
-from .kernels.sums import sums
+from .kernels.sums import sum_of_pixels, sums
 from .programs import (
     CHUNK_PIXELS,
     NO_TABLE,
@@ -496,8 +496,11 @@ DIRECT = Algorithm(_program, _weights_program, _flat)
 def grad_bias(g: ConvGeometry, grad_output: Array, out: Array) -> None:
     """Equation (4)."""
     grad_output, last = memory_of(grad_output)
+    if last:
+        out[...] = sum_of_pixels(grad_output.reshape(-1, g.filters)).reshape(out.shape)
+        return
     per_task = min(64, ceil_div(g.filters, TASKS))
-    told = np.array((last, g.batch, g.filters, math.prod(g.output), per_task), np.int64)
+    told = np.array((g.batch, g.filters, math.prod(g.output), per_task), np.int64)
     sums(
         ceil_div(g.filters, per_task), told, NO_TABLE, grad_output, out, alone=grad_output.nbytes <= SERIAL_BYTES
     )  # fmt: skip

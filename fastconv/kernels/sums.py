@@ -1,8 +1,8 @@
 """Equation (4), db[f] = sum over images and pixels of dO, on flat arrays of either memory layout.
 
-The schedule: sums run side by side, COLUMNS of them, so that they fill vector registers, and are added up after every CHUNK
-rows of them: no plain run of additions is long.  All are kept in double precision, which costs nothing here: the kernel waits
-for memory, and one number stands for thousands.
+The schedule: sums run side by side, so that they fill vector registers: channels, or COLUMNS of a plane's pixels, which are added
+up after every CHUNK rows of them: no plain run of additions is long.  All are kept in double precision, which costs nothing
+here: the kernel waits for memory, and one number stands for thousands.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from ..jit import unsigned
+from ..jit import prange, signed, streaming_kernel, unsigned
 from ..tasks import task
 
-__all__ = ["blocks_of", "joined_rows", "sums"]
+__all__ = ["blocks_of", "joined_rows", "sum_of_pixels", "sums"]
 
 Array = np.ndarray[Any, Any]
 
@@ -41,41 +41,50 @@ def blocks_of(rows: Array) -> int:
     return min(BLOCKS, len(rows))
 
 
+def sum_of_pixels(pixels: Array) -> Array:
+    """Sum (pixels, channels) over the pixels, in double precision: equation (4) of a gradient that lies channels-last."""
+    rows, repeat = joined_rows(pixels)
+    blocks = np.empty((blocks_of(rows), rows.shape[1]))
+    sums_of_rows(rows, blocks)
+    total: Array = blocks.sum(axis=0).reshape(repeat, -1).sum(axis=0)
+    return total
+
+
+@streaming_kernel
+def sums_of_rows(rows: Array, sums: Array) -> None:
+    """sums[block,c] = sum over the block's rows i of rows[i,c]."""
+    count, channels = rows.shape
+    flat = rows.reshape(rows.size)
+    for block in prange(len(sums)):
+        own = sums[signed(block)]
+        own[:] = 0
+        for i in range(signed(block) * count // len(sums), (signed(block) + 1) * count // len(sums)):
+            for c in range(unsigned(channels)):
+                own[c] += flat[unsigned(i * channels) + c]
+
+
 @task
 def sums(
     task: int, room: Array, numbers: Array, tables: Array, gradient: Array, out: Array, _: Array, __: Array
 ) -> None:  # fmt: skip
-    """A task is a block of channels, at most COLUMNS.
+    """A task is a block of channels of planes, one image after the other.
 
-    ``numbers`` are whether the gradient lies channels-last, images, channels, pixels of an image, and channels of a task.
+    ``numbers`` are images, channels, pixels of an image, and channels of a task.
     """
-    channels_last, batch, channels, pixels, per_task = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4]
-    columns, totals = np.empty(COLUMNS, np.float64), np.empty(COLUMNS, np.float64)
-    first = task * per_task
-    count = min(per_task, channels - first)
-    totals[:] = 0
-    if channels_last:
-        for chunk in range(0, batch * pixels, CHUNK):
-            columns[:] = 0
-            for pixel in range(chunk, min(chunk + CHUNK, batch * pixels)):
-                at = pixel * channels + first
-                for c in range(count):
-                    columns[unsigned(c)] += gradient[unsigned(at + c)]
-            for c in range(count):
-                totals[c] += columns[c]
-    else:
-        for c in range(count):
-            for n in range(batch):
-                at = (n * channels + first + c) * pixels
-                for chunk in range(0, pixels, CHUNK * COLUMNS):
-                    columns[:] = 0
-                    last = min(chunk + CHUNK * COLUMNS, pixels)
-                    for p in range(chunk, last, COLUMNS):
-                        for t in range(unsigned(min(COLUMNS, last - p))):
-                            columns[t] += gradient[unsigned(at + p) + t]
-                    total = 0.0
-                    for t in range(min(COLUMNS, last - chunk)):
-                        total += columns[t]
-                    totals[c] += total
-    for c in range(count):
-        out[first + c] = totals[c]
+    batch, channels, pixels, per_task = numbers[0], numbers[1], numbers[2], numbers[3]
+    columns = np.empty(COLUMNS, np.float64)
+    for f in range(task * per_task, min((task + 1) * per_task, channels)):
+        total = 0.0
+        for n in range(batch):
+            at = (n * channels + f) * pixels
+            for chunk in range(0, pixels, CHUNK * COLUMNS):
+                columns[:] = 0
+                last = min(chunk + CHUNK * COLUMNS, pixels)
+                for p in range(chunk, last, COLUMNS):
+                    for t in range(unsigned(min(COLUMNS, last - p))):
+                        columns[t] += gradient[unsigned(at + p) + t]
+                part = 0.0
+                for t in range(min(COLUMNS, last - chunk)):
+                    part += columns[t]
+                total += part
+        out[f] = total
