@@ -1,7 +1,6 @@
 """Under PyTorch: operators by PyTorch's own checks, its samples, its transforms, and converted models beside the originals."""
 
 import copy
-import json
 import os
 import pickle
 import subprocess
@@ -16,6 +15,7 @@ torch = pytest.importorskip("torch")
 
 import fastconv  # noqa: E402
 from fastconv import torch as ft  # noqa: E402
+from fastconv.torch import functions, layout, operators  # noqa: E402
 
 nn, F = torch.nn, torch.nn.functional
 
@@ -37,10 +37,23 @@ LAYERS = ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "C
 def _as_if_new():
     """Seed PyTorch, forget who was warned, and undo what is set for the whole process."""
     torch.manual_seed(0)
-    ft._warned.clear()
+    functions._warned.clear()
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """What kernels have computed: a list that grows."""
+    passes, run_pass = [], operators.run_pass
+
+    def spy(computes, *rest, **options):
+        passes.append(computes)
+        return run_pass(computes, *rest, **options)
+
+    monkeypatch.setattr(operators, "run_pass", spy)
+    return passes
 
 
 def convert(model, **options):
@@ -51,7 +64,7 @@ def convert(model, **options):
 def leaf(*shape, dtype=torch.float64, last=False):
     tensor = torch.randn(shape, dtype=dtype)
     if last:
-        tensor = tensor.contiguous(memory_format=ft.FORMATS[len(shape)])
+        tensor = tensor.contiguous(memory_format=layout.FORMATS[len(shape)])
     return tensor.requires_grad_()
 
 
@@ -155,7 +168,7 @@ def test_opcheck(ndim, computes, a, b, size, dtype, last):
     tensors = [leaf(*cut(shape, 2), dtype=dtype, last=last and ndim > 1) for shape in (a, b)]
     bias = {"output": leaf(6, dtype=dtype), "grad_input": leaf(4, dtype=dtype)}.get(computes)
     arguments = (*tensors, bias, cut(size, 0), last and ndim > 1, stride, sides, dilation, 2)
-    torch.library.opcheck(ft.OPERATORS[computes], arguments)
+    torch.library.opcheck(operators.OPERATORS[computes], arguments)
 
 
 def samples(name, dtype, requires_grad):
@@ -262,10 +275,7 @@ def test_forward_mode_without_gradients():
         torch.testing.assert_close(dual.tangent, F.conv2d(tangent, weight))
 
 
-def test_what_is_not_needed_is_not_computed(monkeypatch):
-    computed = []
-    run_pass = ft.run_pass
-    monkeypatch.setattr(ft, "run_pass", lambda computes, *rest: computed.append(computes) or run_pass(computes, *rest))
+def test_what_is_not_needed_is_not_computed(computed):
     x, weight = torch.randn(1, 2, 5, 5), leaf(3, 2, 3, 3, dtype=torch.float32)
     ft.conv2d(x, weight).sum().backward()
     assert computed == ["output", "grad_weight"]
@@ -338,16 +348,16 @@ def test_checkpointed():
 def test_no_copies():
     """Kernels see the tensors' memory, and what they return is the tensor's."""
     seen = []
-    run_pass = ft.run_pass
+    run_pass = operators.run_pass
 
-    def spy(computes, geometry, dtype, inputs, like, *shapes):
-        result = run_pass(computes, geometry, dtype, inputs, like, *shapes)
+    def spy(computes, geometry, dtype, inputs, *rest, **options):
+        result = run_pass(computes, geometry, dtype, inputs, *rest, **options)
         seen.append(([operand.array.ctypes.data for operand in inputs], result.ctypes.data))
         return result
 
     x, weight = leaf(2, 3, 8, 8, dtype=torch.float32, last=True), leaf(4, 3, 3, 3, dtype=torch.float32)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ft, "run_pass", spy)
+        patch.setattr(operators, "run_pass", spy)
         y = ft.conv2d(x, weight)
         y.backward(grad := torch.randn_like(y))
     assert [given[:2] for given, _ in seen] == [
@@ -439,7 +449,9 @@ def test_other_tensors_are_left_to_pytorch():
 def test_quantised_layers_are_left_to_pytorch():
     layer = nn.Conv2d(2, 3, 3)
     quantised = torch.quantize_per_tensor(layer.weight.detach(), 0.1, 0, torch.qint8)
-    assert "there is no kernel for torch.qint8" in ft._objection(x=torch.ones(1, 2, 5, 5), weight=quantised, bias=None)
+    assert "there is no kernel for torch.qint8" in functions.objection(
+        x=torch.ones(1, 2, 5, 5), weight=quantised, bias=None
+    )
 
 
 WRONG = [
@@ -660,10 +672,7 @@ def test_the_number_of_threads_survives_the_first_call():
     assert done.stdout.split() == ["1", "1"]
 
 
-def test_small_calls_of_layers_are_left_to_pytorch(monkeypatch, capsys):
-    computed = []
-    run_pass = ft.run_pass
-    monkeypatch.setattr(ft, "run_pass", lambda computes, *rest: computed.append(computes) or run_pass(computes, *rest))
+def test_small_calls_of_layers_are_left_to_pytorch(computed, capsys):
     model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ConvTranspose2d(8, 4, 3, stride=2))
     x = torch.randn(1, 4, 10, 10)
     limit = 2 * 8 * 4 * 9 * 100  # padding or not: it is an estimate
@@ -714,85 +723,3 @@ def test_precision_and_plan_are_the_librarys(monkeypatch):
     assert [row.algorithm for row in chosen] == [getattr(plan, row.computes).algorithm for row in chosen]
     assert {row.computes for row in chosen} == {"output", "grad_input", "grad_weight"}
     np.testing.assert_array_equal(ft.conv2d(x, weight).detach(), fastconv.conv2d(x.detach(), weight.detach()))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Networks
-# ---------------------------------------------------------------------------------------------------------------------
-
-STEPS = 20
-TRAININGS = {"resnet18": (8, 64, 0.01), "mobilenet_v2": (8, 96, 0.0003), "convnext": (4, 64, 0.001)}
-"""Images of a batch, their sides, and learning rates that at least halve the loss."""
-
-
-def losses(name, last, converted):
-    """Train a network on one batch."""
-    from fastconv.bench.networks import NETWORKS, step_of
-
-    batch, side, lr = TRAININGS[name]
-    torch.manual_seed(1)
-    network = NETWORKS[name](10)
-    x, y = torch.randn(batch, 3, side, side), torch.randint(10, (batch,))
-    if last:
-        network, x = network.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
-    step = step_of(convert(network) if converted else network, x, y, lr)
-    return np.array([step() for _ in range(STEPS)])
-
-
-@COMPILED
-@pytest.mark.parametrize(("precision", "most"), [("highest", 2), ("high", 10)])
-@pytest.mark.parametrize("name", TRAININGS)
-def test_networks_follow_the_originals(name, precision, most):
-    """With exact rows, losses are at most twice as far from the originals' as those of PyTorch's two layouts are from each other.
-
-    Winograd's errors are five times those of direct summation.
-    """
-    fastconv.set_precision(precision)
-    originals = [losses(name, last, False) for last in (False, True)]
-    assert originals[0][-1] < originals[0][0] / 2
-    apart = max(np.abs(originals[0] - originals[1]).max(), np.spacing(np.float32(originals[0].max())))
-    for last, original in zip((False, True), originals, strict=True):
-        off = np.abs(losses(name, last, True) - original).max()
-        print(
-            f"{name}, channels {'last' if last else 'first'}: off by {off:.2e}, PyTorch's layouts by {apart:.2e} ({precision})"
-        )
-        assert off <= most * apart
-
-
-@COMPILED
-def test_benchmark_of_models(capsys, tmp_path):
-    """Both take the same step: the benchmark compares their losses before it times them."""
-    from fastconv import cli
-
-    out = tmp_path / "models.json"
-    options = [
-        "--models",
-        "mobilenet_v2",
-        "--peers",
-        "torch",
-        "--layouts",
-        "nchw",
-        "--rounds",
-        "1",
-        "--output",
-        str(out),
-    ]
-    assert cli.main(["bench", *options]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[-1].startswith("mobilenet_v2 32 x 3 x 96 x 96")
-    seconds = json.loads(out.read_text())["seconds"]["mobilenet_v2"]
-    assert [list(layouts) for layouts in seconds.values()] == [["nchw"], ["nchw"]]
-    assert list(seconds) == ["fastconv", "torch"]
-
-
-@COMPILED
-def test_overhead(monkeypatch):
-    from fastconv.bench import overhead
-
-    monkeypatch.setattr(overhead, "SECONDS", 0.01)
-    monkeypatch.setattr(overhead, "GROWING", overhead.GROWING[:1])
-    lines = overhead.text().splitlines()
-    assert [line.split("  ")[0] for line in lines[1:4]] == [
-        "NumPy: fastconv.conv2d", "PyTorch: fastconv.torch", "PyTorch: its own",
-    ]  # fmt: skip
-    assert lines[-1].startswith("1x 8->8@8 3x3 p0")

@@ -60,15 +60,8 @@ def _frameworks() -> Iterator[tuple[str, Call, Call]]:
         ops.conv2d_backward(g, x, weight, output_mask=(True, True, False))
 
     yield "NumPy: fastconv.conv2d", lambda: ops.conv2d(x, weight), step
-    try:
-        import torch
-
-        from ..torch import conv2d
-    except ImportError:
-        pass
-    else:
-        for name, function in (("PyTorch: fastconv.torch", conv2d), ("PyTorch: its own", torch.nn.functional.conv2d)):
-            yield name, *_under_pytorch(function, x, weight, g)
+    for name, function in _of_pytorch().items():
+        yield name, *_under_pytorch(function, x, weight, g)
     try:
         import jax
 
@@ -97,6 +90,17 @@ def _frameworks() -> Iterator[tuple[str, Call, Call]]:
         yield "autograd: the recipe", lambda: on_autograd(x, weight), lambda: pair((x, weight))[0](g)
 
 
+def _of_pytorch() -> dict[str, Call]:
+    """Name both functions that PyTorch's autograd knows; none if it is not installed."""
+    try:
+        import torch
+
+        from ..torch import conv2d
+    except ImportError:
+        return {}
+    return {"PyTorch: fastconv.torch": conv2d, "PyTorch: its own": torch.nn.functional.conv2d}
+
+
 def _under_pytorch(function: Any, *arrays: Any) -> tuple[Call, Call]:
     import torch
 
@@ -106,15 +110,10 @@ def _under_pytorch(function: Any, *arrays: Any) -> tuple[Call, Call]:
 
 
 def _growing() -> Iterator[list[str]]:
-    try:
-        import torch
-
-        from ..torch import conv2d
-    except ImportError:
-        return
-    for images, channels, side in GROWING:
+    functions = _of_pytorch().values()
+    for images, channels, side in GROWING if functions else ():
         arrays = _arrays((images, channels, side, side), (channels, channels, 3, 3))
-        steps = [_under_pytorch(f, *arrays)[1] for f in (conv2d, torch.nn.functional.conv2d)] * 3  # in turn
+        steps = [_under_pytorch(f, *arrays)[1] for f in functions] * 3  # in turn
         times = [1e6 * min(repeat(step, SECONDS / 3)) for step in steps]
         ours, theirs = min(times[::2]), min(times[1::2])
         flops = 2 * arrays[2].size * channels * 9
