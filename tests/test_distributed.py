@@ -102,6 +102,74 @@ def test_gradients_are_those_of_the_whole_batch(images, tmp_path):
                 np.testing.assert_allclose(found[name], parameter.grad, rtol=0, atol=2e-6 * largest, err_msg=name)
 
 
+OWN_MODEL = """
+    import sys
+    import torch
+    import torch.distributed as dist
+    from torch import nn
+    from fastconv.torch import convert
+
+    def network():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, stride=2), nn.Flatten())
+
+    def gradients(model, x):
+        model(x).square().mean().backward()
+        return [parameter.grad for parameter in model.parameters()]
+
+    dist.init_process_group("gloo")
+    rank, count = dist.get_rank(), dist.get_world_size()
+    x = torch.randn(8, 3, 9, 9)
+    dist.broadcast(x, 0)
+    for last in (torch.contiguous_format, torch.channels_last):
+        model = convert(network().to(memory_format=last), least_flops=0)
+        shared = nn.parallel.DistributedDataParallel(model)
+        own, whole = gradients(shared, x.chunk(count)[rank].contiguous(memory_format=last)), gradients(network(), x)
+        for one, other in zip(own, whole, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    dist.destroy_process_group()
+"""
+
+
+def test_gradients_of_a_converted_model():
+    """A model of one's own, in PyTorch's wrapper, in both memory formats."""
+    for status, _, errors in finish(start("-c", textwrap.dedent(OWN_MODEL))):
+        assert status == 0, errors
+
+
+SILENT = """
+    import datetime, os, signal, sys
+    from fastconv import cli, distributed
+
+    step, distributed.TIMEOUT = distributed.DistributedTrainer.gradients, datetime.timedelta(seconds=15)
+
+    def stop(trainer, x, y):
+        if trainer.epoch and distributed.dist.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return step(trainer, x, y)
+
+    distributed.DistributedTrainer.gradients = stop
+    sys.exit(cli.main(["train", "--distributed", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="no way to make a process silent")
+def test_a_silent_process_ends_the_others(images, tmp_path):
+    """One that is alive but does nothing, as on a machine that has lost its network."""
+    options = ["--data", images, "--epochs", 40, "--batch-size", 10, "--run", tmp_path / "run"]
+    first, stopped = start("-c", textwrap.dedent(SILENT), *map(str, options))
+    try:
+        _, errors = first.communicate(timeout=TOO_LONG)
+        assert stopped.poll() is None
+    finally:
+        for process in (first, stopped):
+            process.kill()
+            process.communicate()
+    assert first.returncode == 2, errors
+    assert "fastconv: process 0 of 2 has lost another one" in errors.splitlines()[-1]
+
+
 def test_torchrun(images, tmp_path):
     """The README's line; it trains as one process does, whose checkpoint it could have written."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(PROCESSES), "-m", "--"]
