@@ -116,6 +116,11 @@ def convert(model: Any, *, least_flops: int = LEAST_FLOPS, verbose: bool = False
     TypeError, ValueError
         If the model is no module, or ``least_flops`` no number of at least 0.
 
+    Notes
+    -----
+    Losses follow the original's about as closely as PyTorch's losses in its two memory formats follow each other.  That holds
+    with Winograd's algorithm as without it, so layers compute with the precision that `fastconv.set_precision` has set.
+
     Examples
     --------
     >>> import torch
