@@ -118,3 +118,32 @@ def _as_if_alone(request):
     yield
     if "fastconv" in sys.modules:
         sys.modules["fastconv"].set_precision("high")
+
+
+@pytest.fixture
+def pytorch():
+    """Seed PyTorch, forget who was warned that PyTorch computes a call, and undo what is set for the whole process."""
+    import torch
+
+    from fastconv.torch import functions
+
+    torch.manual_seed(0)
+    functions._warned.clear()
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """List the passes that tensors go through."""
+    from fastconv.torch import operators
+
+    passes, run_pass = [], operators.run_pass
+
+    def spy(computes, *rest):
+        passes.append(computes)
+        return run_pass(computes, *rest)
+
+    monkeypatch.setattr(operators, "run_pass", spy)
+    return passes

@@ -1,8 +1,6 @@
-"""Under PyTorch: operators by PyTorch's own checks, its samples, its transforms, and converted models beside the originals."""
+"""Under PyTorch: operators by PyTorch's own checks, its samples, its transforms, and what is left to PyTorch or refused."""
 
-import copy
 import os
-import pickle
 import subprocess
 import sys
 import warnings
@@ -13,59 +11,20 @@ from numba import config
 
 torch = pytest.importorskip("torch")
 
+from under_torch import COMPILED, OURS, leaf, left  # noqa: E402
+
 import fastconv  # noqa: E402
 from fastconv import torch as ft  # noqa: E402
-from fastconv.torch import functions, layout, operators  # noqa: E402
+from fastconv.torch import functions, operators  # noqa: E402
 
-nn, F = torch.nn, torch.nn.functional
+F = torch.nn.functional
 
 # PyTorch's own code warns of what will be deprecated in it.
 pytestmark = [
+    pytest.mark.usefixtures("pytorch"),
     pytest.mark.filterwarnings("ignore:.*deprecated.*:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*deprecated.*:FutureWarning"),
 ]
-
-COMPILED = pytest.mark.skipif(config.DISABLE_JIT, reason="too much for Python's loops")
-OURS = {
-    name: getattr(ft, name)
-    for name in ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-}
-LAYERS = ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
-
-
-@pytest.fixture(autouse=True)
-def _as_if_new():
-    """Seed PyTorch, forget who was warned, and undo what is set for the whole process."""
-    torch.manual_seed(0)
-    functions._warned.clear()
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def computed(monkeypatch):
-    """What kernels have computed: a list that grows."""
-    passes, run_pass = [], operators.run_pass
-
-    def spy(computes, *rest, **options):
-        passes.append(computes)
-        return run_pass(computes, *rest, **options)
-
-    monkeypatch.setattr(operators, "run_pass", spy)
-    return passes
-
-
-def convert(model, **options):
-    """Convert all of a model, however small its layers are."""
-    return ft.convert(model, least_flops=0, **options)
-
-
-def leaf(*shape, dtype=torch.float64, last=False):
-    tensor = torch.randn(shape, dtype=dtype)
-    if last:
-        tensor = tensor.contiguous(memory_format=layout.FORMATS[len(shape)])
-    return tensor.requires_grad_()
 
 
 # x, weight, and what follows the bias; the bias has as many numbers as there are outputs.
@@ -284,62 +243,6 @@ def test_what_is_not_needed_is_not_computed(computed):
     assert computed == ["output", "grad_input"]
 
 
-def net(last=False):
-    model = nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
-        nn.Conv2d(8, 8, 3, padding="same", groups=8, padding_mode="reflect"),
-        nn.Conv2d(8, 6, 3, stride=2, dilation=2, padding=2, bias=False), nn.ReLU(),
-        nn.ConvTranspose2d(6, 3, 3, stride=2, padding=1, output_padding=1),
-    )  # fmt: skip
-    return model.to(memory_format=torch.channels_last) if last else model
-
-
-@COMPILED
-@pytest.mark.parametrize("last", [False, True])
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_compiled(dynamic, last):
-    """In one graph, whose backward pass also is one; without C++, so that no compiler is needed."""
-    torch._dynamo.reset()
-    model = convert(net(last))
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=dynamic)
-    for size in (8, 12):
-        x = leaf(2, 3, size, size, dtype=torch.float32, last=last)
-        y = compiled(x)
-        grads = torch.autograd.grad((y**2).sum(), [x, *model.parameters()])
-        wanted = model(x)
-        torch.testing.assert_close(y, wanted)
-        assert y.stride() == wanted.stride()
-        torch.testing.assert_close(grads, torch.autograd.grad((wanted**2).sum(), [x, *model.parameters()]))
-
-
-@COMPILED
-def test_exported():
-    model = convert(net()).eval()
-    x = torch.randn(2, 3, 8, 8)
-    program = torch.export.export(model, (x,))
-    assert sum("fastconv" in str(node.target) for node in program.graph.nodes) == 4
-    torch.testing.assert_close(program.module()(x), model(x))
-
-
-def test_inference_mode():
-    model, x = convert(net()).eval(), torch.randn(2, 3, 8, 8)
-    with torch.inference_mode():
-        y = model(x)
-    assert y.is_inference()
-    torch.testing.assert_close(y, model(x), rtol=0, atol=0)
-
-
-def test_checkpointed():
-    from torch.utils.checkpoint import checkpoint
-
-    model, x = convert(net()).eval(), leaf(2, 3, 8, 8, dtype=torch.float32)
-    grads = [
-        torch.autograd.grad(y.sum(), [x, *model.parameters()])
-        for y in (checkpoint(model, x, use_reentrant=False), model(x))
-    ]
-    torch.testing.assert_close(*grads, rtol=0, atol=0)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Memory
 # ---------------------------------------------------------------------------------------------------------------------
@@ -403,30 +306,12 @@ def test_results_outlive_what_they_came_from():
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def left(what, reason, call):
-    with pytest.warns(UserWarning, match=reason) as caught:
-        result = [call(), call()][0]
-    assert [str(w.message).split(":")[0] for w in caught] == [f"{what} is left to PyTorch"]  # once
-    return result
-
-
 def test_other_dtypes_are_left_to_pytorch():
     x, weight = torch.randn(1, 2, 5, 5), torch.randn(3, 2, 3, 3)
     for dtype in (torch.bfloat16, torch.complex64):
         call = x.to(dtype), weight.to(dtype)
         y = left("conv2d", f"there is no kernel for {dtype}", lambda call=call: ft.conv2d(*call))
         torch.testing.assert_close(y, F.conv2d(*call))
-
-
-def test_autocast_is_left_to_pytorch():
-    model = convert(nn.Conv2d(2, 3, 3))
-    with torch.autocast("cpu", torch.bfloat16):
-        y = left(
-            "conv2d",
-            r"autocast is on, and there is no kernel for torch\.bfloat16",
-            lambda: model(torch.ones(1, 2, 5, 5)),
-        )
-    assert y.dtype == torch.bfloat16
 
 
 def test_other_tensors_are_left_to_pytorch():
@@ -446,9 +331,8 @@ def test_other_tensors_are_left_to_pytorch():
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_quantised_layers_are_left_to_pytorch():
-    layer = nn.Conv2d(2, 3, 3)
-    quantised = torch.quantize_per_tensor(layer.weight.detach(), 0.1, 0, torch.qint8)
+def test_quantised_weights_are_left_to_pytorch():
+    quantised = torch.quantize_per_tensor(torch.ones(3, 2, 3, 3), 0.1, 0, torch.qint8)
     assert "there is no kernel for torch.qint8" in functions.objection(
         x=torch.ones(1, 2, 5, 5), weight=quantised, bias=None
     )
@@ -509,138 +393,6 @@ def test_wrong_calls_of_operators_read_nothing():
             torch.ops.fastconv.output(x, weight, None, size, False, *spec, groups)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Layers
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
-@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
-@pytest.mark.parametrize("padding", [0, 2, "same", "valid"])
-@pytest.mark.parametrize("layer", LAYERS[:3])
-def test_every_padding_of_a_layer(layer, padding, mode):
-    ndim = int(layer[4])
-    original = getattr(nn, layer)(4, 6, 3, padding=padding, dilation=2, groups=2, padding_mode=mode).double()
-    converted = convert(copy.deepcopy(original))
-    assert type(converted) is getattr(ft, layer)
-    same_step(original, converted, torch.randn(2, 4, *(6, 7, 5)[:ndim], dtype=torch.float64))
-
-
-@pytest.mark.parametrize("layer", LAYERS[3:])
-def test_transposed_layers(layer):
-    ndim = int(layer[-2])
-    original = getattr(nn, layer)(4, 6, 3, stride=2, padding=1, groups=2, output_padding=1).double()
-    x = torch.randn(2, 4, *(4, 3, 2)[:ndim], dtype=torch.float64)
-    converted = convert(copy.deepcopy(original))
-    same_step(original, converted, x)
-    size = tuple(2 * n - 1 for n in x.shape[2:])
-    torch.testing.assert_close(converted(x, size), original(x, size))
-
-
-def same_step(original, converted, x):
-    y, other = converted(x), original(x)
-    torch.testing.assert_close(y, other, rtol=1e-11, atol=1e-11)
-    grad = torch.randn_like(y)
-    y.backward(grad)
-    other.backward(grad)
-    for a, b in zip(converted.parameters(), original.parameters(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad, rtol=1e-11, atol=1e-11)
-
-
-def test_convert_changes_nothing_but_the_class(capsys):
-    model = net(last=True)
-    model[0].register_forward_hook(lambda module, args, y: calls.append(type(module)))
-    model[3].weight.requires_grad_(False)
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
-    calls, before = [], dict(model.named_parameters())
-    names, state = list(model.state_dict()), {k: v.clone() for k, v in model.state_dict().items()}
-    assert convert(model, verbose=True) is model
-    assert capsys.readouterr().out.splitlines() == [f"{i}: converted" for i in (0, 3, 4, 6)]
-    assert [type(model[i]) for i in (0, 3, 4, 6)] == [ft.Conv2d] * 3 + [ft.ConvTranspose2d]
-    assert all(parameter is before[name] for name, parameter in model.named_parameters())
-    assert list(model.state_dict()) == names
-    assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
-    model(torch.randn(2, 3, 8, 8)).sum().backward()
-    optimiser.step()
-    assert calls == [ft.Conv2d]
-    assert not torch.equal(model[0].weight, state["0.weight"])
-    assert torch.equal(model[3].weight, state["3.weight"])
-    model.load_state_dict(state)
-    assert convert(model, verbose=True) is model
-    assert capsys.readouterr().out.splitlines()[0] == "0: left to PyTorch: it is converted already"
-    assert ft.revert(model) is model
-    assert [type(model[i]) for i in (0, 3, 4, 6)] == [nn.Conv2d] * 3 + [nn.ConvTranspose2d]
-    assert "fastconv" not in repr(model)
-
-
-def test_what_convert_leaves(capsys):
-    class Mine(nn.Conv2d):
-        """Who knows what its forward computes."""
-
-    model = nn.ModuleDict({
-        "mine": Mine(1, 1, 1), "short": nn.Conv2d(1, 1, 1).half(), "meta": nn.Conv2d(1, 1, 1, device="meta"),
-        "lazy": nn.LazyConv2d(1, 1), "linear": nn.Linear(1, 1), "ours": nn.Conv2d(1, 1, 1),
-        "weighted": nn.utils.parametrizations.weight_norm(nn.Conv2d(1, 1, 1)),
-    })  # fmt: skip
-    model["shared"] = model["ours"]
-    kinds = {name: type(module) for name, module in model.items()}
-    convert(model, verbose=True)
-    lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
-    assert lines["mine"] == "left to PyTorch: it is a Mine, which may compute something else than Conv2d"
-    assert lines["short"] == "left to PyTorch: there is no kernel for torch.float16"
-    assert lines["meta"] == "left to PyTorch: there is no kernel for the device meta"
-    assert "LazyConv2d" in lines["lazy"]
-    assert "ParametrizedConv2d" in lines["weighted"]
-    assert lines["ours"] == "converted"
-    assert "linear" not in lines
-    assert {name for name, kind in kinds.items() if type(model[name]) is not kind} == {"ours", "shared"}
-
-
-def test_copies_and_pickles():
-    model, x = convert(net()).eval(), torch.randn(2, 3, 8, 8)
-    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert type(other[0]) is ft.Conv2d
-        assert torch.equal(other(x), model(x))
-        assert other[0].weight.data_ptr() != model[0].weight.data_ptr()
-    assert torch.equal(model.double().float()(x), model(x))
-
-
-def test_a_model_that_changes_its_dtype_stays_correct():
-    model, x = convert(nn.Conv2d(3, 4, 3)), torch.randn(1, 3, 5, 5)
-    half = left("conv2d", "there is no kernel for torch.bfloat16", lambda: model.bfloat16()(x.bfloat16()))
-    torch.testing.assert_close(half.float(), model.float()(x), rtol=0.05, atol=0.05)
-
-
-def test_weight_norm_by_hooks(recwarn):
-    layer = nn.Conv2d(3, 4, 3)
-    nn.utils.spectral_norm(layer)  # it sets the weight before each call
-    x = torch.randn(1, 3, 5, 5)
-    layer.eval()
-    torch.testing.assert_close(convert(copy.deepcopy(layer))(x), layer(x))
-
-
-class Numbers(torch.utils.data.Dataset):
-    def __len__(self):
-        return 8
-
-    def __getitem__(self, index):
-        return torch.full((3, 6, 6), float(index))
-
-
-@COMPILED
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_data_loader_beside_it():
-    """Worker processes that are forked after the kernels' threads have started load images, while the kernels go on."""
-    model = convert(nn.Conv2d(3, 4, 3))
-    model(torch.randn(64, 3, 6, 6)).sum().backward()
-    loader = torch.utils.data.DataLoader(Numbers(), batch_size=2, num_workers=2)
-    for _ in range(2):
-        for images in loader:
-            y = model(images)
-            y.sum().backward()
-            torch.testing.assert_close(y, F.conv2d(images, model.weight, model.bias), rtol=1e-4, atol=1e-4)
-
-
 @COMPILED
 def test_threads_are_those_of_pytorch():
     """The kernels keep to PyTorch's number of threads."""
@@ -670,25 +422,6 @@ def test_the_number_of_threads_survives_the_first_call():
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True, timeout=120
     )
     assert done.stdout.split() == ["1", "1"]
-
-
-def test_small_calls_of_layers_are_left_to_pytorch(computed, capsys):
-    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ConvTranspose2d(8, 4, 3, stride=2))
-    x = torch.randn(1, 4, 10, 10)
-    limit = 2 * 8 * 4 * 9 * 100  # padding or not: it is an estimate
-    for least, wanted in ((limit + 1, []), (limit, ["output"]), (1, ["output", "grad_input"])):
-        ft.convert(model, least_flops=least, verbose=True)(x)
-        assert (
-            capsys.readouterr().out.splitlines()[0]
-            == f"0: converted, but for calls of less than {least / 1e6:.1f} MFLOP"
-        )
-        assert computed == wanted
-        computed.clear()
-        assert "least_flops" not in vars(ft.revert(model)[0])
-    ft.convert(model.double())(x.double())
-    assert computed == ["output", "grad_input"]
-    with pytest.raises(ValueError, match="least_flops is -1: expected at least 0"):
-        ft.convert(model, least_flops=-1)
 
 
 def test_whoever_watches_sees_the_operators():
