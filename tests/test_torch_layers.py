@@ -150,6 +150,15 @@ def test_small_calls_of_layers_are_left_to_pytorch(computed, capsys):
         ft.convert(model, least_flops=-1)
 
 
+def test_wide_depthwise_filters_are_left_less_often(capsys):
+    model = nn.Sequential(nn.Conv2d(8, 8, 7, groups=8), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 7))
+    ft.convert(model, verbose=True)
+    assert [line.split()[-2] for line in capsys.readouterr().out.splitlines()] == ["0.4", "4.0", "4.0"]
+    assert [layer.least_flops for layer in model] == [400_000, 4_000_000, 4_000_000]
+    with pytest.raises(TypeError, match="least_flops is True: expected an int or None"):
+        ft.convert(model, least_flops=True)
+
+
 class Numbers(torch.utils.data.Dataset):
     def __len__(self):
         return 8
