@@ -18,7 +18,7 @@ __all__ = [
 LEAST_FLOPS = 4_000_000
 """Operations of a pass from which on `convert`'s layers compute it: below, PyTorch's smaller costs of a call decide.
 
-On one thread forward and backward of 106 layers of 0.3 to 38 MFLOP took 1.01 times as long as by the faster of both libraries,
+On one thread forward and backward of 104 layers of 0.3 to 38 MFLOP took 1.01 times as long as by the faster of both libraries,
 and at worst 1.19 times; with 2 MFLOP 1.07 and 2.0, with 10 MFLOP 1.13 and 3.9."""
 
 LEAST_DEPTHWISE_FLOPS = LEAST_FLOPS // 10
