@@ -34,6 +34,7 @@ from numba.core import sigutils
 from numba.core.caching import FunctionCache, NullCache
 from numba.core.ccallback import CFunc
 from numba.core.codegen import get_host_cpu_features
+from numba.core.runtime import rtsys
 from numba.extending import register_jitable
 
 from . import threads
@@ -127,6 +128,11 @@ class _KeyedCache(FunctionCache):  # type: ignore[misc]
     def __init__(self, func: Callable[..., Any], form: str) -> None:
         super().__init__(func)
         self._form = form
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Load code, and of Numba only what runs it: all else, SciPy's BLAS with it, would take longer than a first call."""
+        rtsys.initialize(target_context)
+        return self._load_overload(sig, target_context)
 
     def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
         return (sig, codegen.magic_tuple(), source_hash(), VECTOR_BYTES, self._form)
