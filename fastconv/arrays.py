@@ -184,6 +184,11 @@ takes longer than to write a result.
 _pool: list[Array] = []
 
 
+def release() -> None:
+    """Give the memory of arrays that are gone back to the system."""
+    _pool.clear()
+
+
 class _Lease:
     """Memory for an array and its views; when all are gone it waits in the pool for the next."""
 

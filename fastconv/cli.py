@@ -207,7 +207,7 @@ def _add_bench(commands: Any) -> None:
         "(default: kernels,points)",
     )
     bench.add_argument("--limit", type=_count, metavar="N", help="time the first N layers of each suite only")
-    passes, peers, layouts = ("fwd", "dx", "dw"), ("torch", "jax", "ncnn"), ("nchw", "best")
+    passes, peers, layouts = ("fwd", "dx", "dw"), ("torch", "compile", "jax", "ncnn"), ("nchw", "best")
     bench.add_argument(
         "--passes",
         type=_some_of((*passes, "prepared")),
@@ -220,7 +220,8 @@ def _add_bench(commands: Any) -> None:
         type=_some_of(peers),
         default=(),
         metavar="LIST",
-        help="whom to time too, of torch,jax,ncnn (default: none); ncnn has no pass but prepared, of single images",
+        help="whom to time too, of torch,compile,jax,ncnn (default: none); compile is torch.compile, with --models only; ncnn has "
+        "no pass but prepared, of single images",
     )
     bench.add_argument(
         "--layouts",

@@ -130,7 +130,7 @@ class _KeyedCache(FunctionCache):  # type: ignore[misc]
         self._form = form
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """Load code, and of Numba only what runs it: all else, SciPy's BLAS with it, would take longer than a first call."""
+        """Load code, and of Numba only what runs it: what compiles, SciPy's BLAS with it, takes longer than a first call."""
         rtsys.initialize(target_context)
         return self._load_overload(sig, target_context)
 

@@ -7,7 +7,10 @@
 `worker`        the loop of a worker process, which holds one contender
 `processes`     starting, asking and ending worker processes, one of which runs at a time
 `measure`       the schedule: contenders in turn (A B A B), and the machine's limits in the same turns
-`models`        whole networks instead of layers; `networks` has some in PyTorch
+`models`        whole networks instead of layers: times, losses, memory; `networks` has some in PyTorch
+`steps`         who can take a step of which network
+`memory`        how much memory steps take
+`startup`       from the start of a process to its first step
 `overhead`      what a call costs beside its arithmetic
 `errors`        how far results are from those in double precision
 `results`       what was measured, its ratios and means, as a JSON file
@@ -58,7 +61,7 @@ def run(
     passes : sequence of str
         Of "fwd", "dx", "dw" and "prepared".
     peers : sequence of str
-        Of "torch", "jax" and "ncnn".
+        Of "torch", "compile" (with `run_models`), "jax" and "ncnn".
     dtype : {"float32", "float64"}
         Of all arrays.
     threads : int or None

@@ -139,6 +139,19 @@ class Torch:
         return array
 
 
+class Compiled(Torch):
+    """PyTorch with ``torch.compile``, for whole networks only."""
+
+    def __init__(self, threads: int) -> None:
+        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no processes that would run beside others' turns
+        super().__init__(threads)
+        self.versions = {"compile": self.torch.__version__}
+
+    def calls(self, layer: Layer, dtype: str, layout: str) -> dict[str, Call]:
+        """Refuse: one convolution is the same library call, compiled or not."""
+        raise ValueError("torch.compile is timed on whole networks only, with --models")
+
+
 class Jax:
     """JAX, compiled by XLA."""
 
@@ -226,4 +239,10 @@ class Ncnn:
 
 LAST = (0, 2, 3, 1)
 
-CONTENDERS: dict[str, Callable[[int], Contender]] = {"fastconv": Fastconv, "torch": Torch, "jax": Jax, "ncnn": Ncnn}
+CONTENDERS: dict[str, Callable[[int], Contender]] = {
+    "fastconv": Fastconv,
+    "torch": Torch,
+    "compile": Compiled,
+    "jax": Jax,
+    "ncnn": Ncnn,
+}

@@ -7,6 +7,8 @@ It answers requests, one JSON object a line on standard input, with one JSON obj
     {"do": "limits", "dtype": ..., "seconds": ...}               the machine's limits (fastconv's worker only)
     {"do": "prepare", "layer": {...}, "dtype": ..., "layouts": [...]}
     {"do": "prepare_model", "name": ..., "layout": ...}          the loss before the first step
+    {"do": "losses", "name": ..., "layout": ..., "steps": 50}    the losses before these steps
+    {"do": "memory", "name": ..., "layout": ...}                 megabytes that steps take
     {"do": "check", "computes": "fwd", "layout": "nchw"}         some numbers of the result
     {"do": "time", "computes": "fwd", "layout": "nchw", "seconds": 0.02}
 
@@ -85,13 +87,28 @@ class Session:
 
     def prepare_model(self, name: str, layout: str) -> dict[str, Any]:
         """Make a model in one more layout, and take its first step, which also compiles."""
-        from .models import MODELS
+        from .steps import MODELS
 
         if self.model != name:
             self.model, self.calls = name, {}
         step = MODELS[name].steps[self.name](MODELS[name], layout)
         self.calls[layout] = {"step": step}
         return {"loss": step()}
+
+    def losses(self, name: str, layout: str, steps: int) -> dict[str, Any]:
+        """Train a new model for some steps."""
+        from .steps import MODELS
+
+        step = MODELS[name].steps[self.name](MODELS[name], layout)
+        return {"losses": [step() for _ in range(steps)]}
+
+    def memory(self, name: str, layout: str) -> dict[str, Any]:
+        """Measure the memory that a new model's steps take."""
+        from .memory import megabytes_of_steps
+        from .steps import MODELS
+
+        self.model, self.calls = None, {}
+        return {"megabytes": megabytes_of_steps(self.name, MODELS[name], layout)}
 
     def check(self, computes: str, layout: str) -> dict[str, Any]:
         """Compute a pass, which also warms it up, and return some of its numbers and the largest."""

@@ -16,7 +16,7 @@ from .checks import Array, check_dtype, check_spatial, float_array, float_dtype,
 from .elementwise import passed
 from .generator import generator
 from .module import Layer
-from .parameter import ParameterData, ParameterGrad
+from .parameter import ParameterData, ParameterGrad, written_gradients
 
 __all__ = ["Conv1d", "Conv2d", "Conv3d", "ConvTranspose2d"]
 
@@ -190,13 +190,9 @@ class Convolution(_Weighted):
         call = (grad_output, x, self.weight, self.stride, padding, self.dilation, self.groups)
         dx: Array | None = backward(*call, output_mask=(True, False, False)).input if input_grad else None
         # Equations (3) and (4) write, or add, to the parameters' own arrays.
-        parameters = list(self._parameters.values())
-        accumulate = any(parameter.grad is not None for parameter in parameters)
-        grads = [parameter.grad_buffer(accumulate=accumulate) for parameter in parameters]
-        out = ops.ConvGrads(None, grads[0], grads[1] if len(grads) == 2 else None)
-        backward(*call, output_mask=(False, True, len(grads) == 2), out=out, accumulate=accumulate)
-        for parameter in parameters:
-            parameter.mark_fresh()
+        with written_gradients(list(self._parameters.values())) as (grads, accumulate):
+            out = ops.ConvGrads(None, grads[0], grads[1] if len(grads) == 2 else None)
+            backward(*call, output_mask=(False, True, len(grads) == 2), out=out, accumulate=accumulate)
         return dx
 
 

@@ -12,7 +12,7 @@ from .convolution import uniform
 from .elementwise import passed
 from .generator import generator
 from .module import Layer
-from .parameter import ParameterData, ParameterGrad
+from .parameter import ParameterData, ParameterGrad, written_gradients
 
 __all__ = ["Linear"]
 
@@ -88,11 +88,12 @@ class Linear(Layer):
         if relu is not None:
             grad_output = passed(grad_output, relu)
         rows, weight = grad_output.reshape(-1, self.out_features, 1), self.weight[..., np.newaxis]
-        mask = (input_grad, True, self.bias is not None)
-        grads = ops.conv1d_backward(rows, x.reshape(-1, self.in_features, 1), weight, output_mask=mask)
-        for name, parameter in self._parameters.items():
-            parameter.add_grad(getattr(grads, name).reshape(parameter.shape))
-        return grads.input.reshape(x.shape) if grads.input is not None else None
+        call = (rows, x.reshape(-1, self.in_features, 1), weight)
+        dx = ops.conv1d_backward(*call, output_mask=(True, False, False)).input if input_grad else None
+        with written_gradients(list(self._parameters.values())) as (grads, accumulate):
+            out = ops.ConvGrads(None, grads[0][..., np.newaxis], grads[1] if len(grads) == 2 else None)
+            ops.conv1d_backward(*call, output_mask=(False, True, len(grads) == 2), out=out, accumulate=accumulate)
+        return None if dx is None else dx.reshape(x.shape)
 
     def extra_repr(self) -> str:
         """Arguments to show in the repr."""

@@ -1,22 +1,28 @@
 """Optimisers with PyTorch's update rules.
 
-Each reads ``grad`` and updates ``data`` of its parameters in place.  A parameter whose gradient is stale or was never
-computed is skipped.
+Each reads ``grad`` and updates ``data`` of its parameters in place, those of all parameters in one parallel loop.  A parameter
+whose gradient is stale or was never computed is skipped.
 """
 
 from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
+from ..kernels import updates
+from ..tasks import Task
 from .checks import Array, as_array, check_shape, number
 from .parameter import Parameter
 
 __all__ = ["SGD", "Adam", "AdamW"]
+
+
+NO_NUMBERS = np.zeros(1, np.int64)
+"""What is passed to a task that needs none."""
 
 
 class Optimiser(abc.ABC):
@@ -54,14 +60,40 @@ class Optimiser(abc.ABC):
 
     def step(self) -> None:
         """Update every parameter that has a gradient."""
-        for index, parameter in enumerate(self.parameters):
-            if parameter.grad is not None:
-                self._steps[index] += 1
-                self._update(parameter.data, parameter.grad, self._arrays[index], self._steps[index])
+        fresh = [index for index, parameter in enumerate(self.parameters) if parameter.grad is not None]
+        dtypes = dict.fromkeys(self.parameters[index].data.dtype for index in fresh)
+        for index in fresh:
+            self._steps[index] += 1
+        for dtype in dtypes:
+            self._update([index for index in fresh if self.parameters[index].data.dtype == dtype])
 
     @abc.abstractmethod
-    def _update(self, data: Array, grad: Array, arrays: dict[str, Array], step: int) -> None:
-        """Update ``data`` in place; ``arrays`` holds what lasts from step to step, ``grad`` is only read."""
+    def _update(self, indices: Sequence[int]) -> None:
+        """Update these parameters, which have one dtype and fresh gradients."""
+
+    def _slot(self, index: int, name: str) -> Array:
+        """Return an array of a parameter's state, at first of zeros."""
+        arrays = self._arrays[index]
+        if name not in arrays:
+            arrays[name] = np.zeros_like(self.parameters[index].data)
+        return arrays[name]
+
+    def _run(self, task: Task, indices: Sequence[int], slots: Sequence[str], factors: Sequence[Sequence[float]]) -> None:
+        """Run a task of `fastconv.kernels.updates` on these parameters, each with its row of ``factors``."""
+        rows = np.zeros((len(indices), updates.COLUMNS), np.int64)
+        for row, index in enumerate(indices):
+            parameter = self.parameters[index]
+            arrays = (parameter.data, parameter.grad_buffer(accumulate=True), *(self._slot(index, s) for s in slots))
+            addresses = (array.__array_interface__["data"][0] for array in arrays)
+            rows[row, : 2 + len(arrays)] = (row, parameter.data.size, *addresses)
+        pieces = -(-rows[:, 1] // updates.PIECE)
+        tables = np.repeat(rows, pieces, axis=0)
+        first = updates.PIECE * (np.arange(len(tables)) - np.repeat(np.cumsum(pieces) - pieces, pieces))
+        dtype = self.parameters[indices[0]].data.dtype
+        tables[:, 1] = np.minimum(updates.PIECE, tables[:, 1] - first)
+        tables[:, 2:] += first[:, np.newaxis] * dtype.itemsize
+        flat = np.array(factors, dtype).reshape(-1)
+        task(len(tables), NO_NUMBERS, tables.reshape(-1), flat, alone=rows[:, 1].sum() <= updates.PIECE)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next steps depend on but the parameters: a flat dict of numbers and copied arrays.
@@ -169,17 +201,13 @@ class SGD(Optimiser):
                 f"nesterov needs a momentum above 0 and dampening 0: they are {self.momentum} and {self.dampening}"
             )
 
-    def _update(self, data: Array, grad: Array, arrays: dict[str, Array], step: int) -> None:
-        if self.weight_decay:
-            grad = grad + self.weight_decay * data
-        if self.momentum:
-            if "momentum" not in arrays:
-                arrays["momentum"] = grad.copy()
-            else:
-                arrays["momentum"] *= self.momentum
-                arrays["momentum"] += (1 - self.dampening) * grad
-            grad = grad + self.momentum * arrays["momentum"] if self.nesterov else arrays["momentum"]
-        data -= self.lr * grad
+    def _update(self, indices: Sequence[int]) -> None:
+        factors = []
+        for index in indices:
+            begun = "momentum" in self._arrays[index]
+            keep, gain = (self.momentum, 1 - self.dampening) if begun else (0.0, 1.0)
+            factors.append((self.lr, self.weight_decay, self.momentum, keep, gain, self.nesterov))
+        self._run(updates.sgd, indices, self.slots if self.momentum else (), factors)
 
 
 class Adam(Optimiser):
@@ -231,21 +259,17 @@ class Adam(Optimiser):
         self.eps = number("eps", eps, 0.0)
         self.weight_decay = number("weight_decay", weight_decay, 0.0)
 
-    def _update(self, data: Array, grad: Array, arrays: dict[str, Array], step: int) -> None:
-        if self.weight_decay and self.decoupled:
-            data *= 1 - self.lr * self.weight_decay
-        elif self.weight_decay:
-            grad = grad + self.weight_decay * data
-        if not arrays:
-            arrays.update({name: np.zeros_like(data) for name in self.slots})
-        mean, square = arrays["mean"], arrays["square"]
-        mean += (1 - self.beta1) * (grad - mean)
-        square *= self.beta2
-        square += (1 - self.beta2) * np.square(grad)
-        scale = np.sqrt(square)
-        scale /= math.sqrt(1 - self.beta2**step)
-        scale += self.eps
-        data -= self.lr / (1 - self.beta1**step) * (mean / scale)
+    def _update(self, indices: Sequence[int]) -> None:
+        decay, shrink = self.weight_decay, 1.0
+        if self.decoupled:
+            decay, shrink = 0.0, 1 - self.lr * self.weight_decay
+        rest = (1 - self.beta1, self.beta2, 1 - self.beta2, self.eps)
+        factors = []
+        for index in indices:
+            step = self._steps[index]
+            root = math.sqrt(1 - self.beta2**step)
+            factors.append((self.lr / (1 - self.beta1**step), decay, shrink, root, *rest))
+        self._run(updates.adam, indices, self.slots, factors)
 
 
 class AdamW(Adam):

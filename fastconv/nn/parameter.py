@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from .checks import Array, as_array, check_dtype, check_shape, float_array
 if TYPE_CHECKING:
     from .module import Module
 
-__all__ = ["Parameter", "ParameterData", "ParameterGrad"]
+__all__ = ["Parameter", "ParameterData", "ParameterGrad", "written_gradients"]
 
 
 class Parameter:
@@ -93,8 +95,8 @@ class Parameter:
         With ``accumulate``, a stale gradient reads as zeros.
         """
         if self._buffer is None:
-            self._buffer = np.zeros_like(self._data)
-        elif accumulate and not self._fresh:
+            self._buffer = np.empty_like(self._data)
+        if accumulate and not self._fresh:
             self._buffer.fill(0)
         return self._buffer
 
@@ -118,6 +120,18 @@ class Parameter:
     def __repr__(self) -> str:
         grad = "with" if self._fresh else "without"
         return f"Parameter({self.name!r}, shape={self.shape}, dtype={self._data.dtype}, {grad} gradient)"
+
+
+@contextlib.contextmanager
+def written_gradients(parameters: Sequence[Parameter]) -> Iterator[tuple[list[Array], bool]]:
+    """Give a layer its parameters' own arrays to write gradients to, or, with the flag beside them, to add to.
+
+    When the block has ended well, the gradients are fresh.
+    """
+    accumulate = any(parameter.grad is not None for parameter in parameters)
+    yield [parameter.grad_buffer(accumulate=accumulate) for parameter in parameters], accumulate
+    for parameter in parameters:
+        parameter.mark_fresh()
 
 
 class ParameterData:
