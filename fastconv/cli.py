@@ -127,6 +127,11 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="share out each batch among processes that torchrun has started, on one machine or many (needs PyTorch)",
     )
+    train.add_argument(
+        "--profile",
+        action="store_true",
+        help="tell where the time of a step goes, layer by layer: profile.txt and .png",
+    )
     _add_threads(train)
     train.set_defaults(run=_train)
 
@@ -220,8 +225,8 @@ def _add_bench(commands: Any) -> None:
         type=_some_of(peers),
         default=(),
         metavar="LIST",
-        help="whom to time too, of torch,compile,jax,ncnn (default: none); compile is torch.compile, with --models only; ncnn has "
-        "no pass but prepared, of single images",
+        help="whom to time too, of torch,compile,jax,ncnn (default: none); compile is torch.compile, with --models only; ncnn "
+        "has no pass but prepared, of single images",
     )
     bench.add_argument(
         "--layouts",
@@ -323,6 +328,8 @@ def _train(arguments: argparse.Namespace) -> int:
         given["data"] = str(Path(arguments.data).absolute())
     trainer: training.Trainer | None
     if arguments.distributed:
+        if arguments.profile:
+            raise training.RunError("--profile does not go with --distributed, whose steps are PyTorch's")
         try:
             from fastconv import distributed
         except ImportError as error:
@@ -331,7 +338,7 @@ def _train(arguments: argparse.Namespace) -> int:
         if trainer is None:  # the first process tells about the run
             return OK
     else:
-        trainer = training.run(given, folder, resume=arguments.resume)
+        trainer = training.run(given, folder, resume=arguments.resume, profile=arguments.profile)
     last = trainer.history[-1]
     print(f"test accuracy {last['test_accuracy']:.2%} ({last['test_right']} of {len(trainer.dataset.y_test)} images)")
     print(f"run folder {folder}: {', '.join(sorted(path.name for path in Path(folder).iterdir()))}")

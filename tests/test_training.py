@@ -426,21 +426,6 @@ def test_a_failed_save_keeps_the_last_checkpoint(images, tmp_path, monkeypatch):
     assert training.run({}, tmp_path, resume=True).epoch == 3
 
 
-def test_one_blas_thread_while_training(monkeypatch):
-    threadpoolctl = pytest.importorskip("threadpoolctl")
-
-    def threads() -> list[int]:
-        return [pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
-
-    before = threads()
-    with training._one_blas_thread():
-        assert threads() == [1] * len(before)
-    assert threads() == before
-    monkeypatch.setitem(sys.modules, "threadpoolctl", None)
-    with training._one_blas_thread():
-        assert threads() == before
-
-
 def test_without_matplotlib(images, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     training.run(QUICK | {"data": images, "epochs": 1}, tmp_path)

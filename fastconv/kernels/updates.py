@@ -29,7 +29,7 @@ SGD_FACTORS, ADAM_FACTORS = 6, 8
 def sgd(
     task: int, room: Array, numbers: Array, tables: Array, factors: Array, _: Array, __: Array, ___: Array
 ) -> None:  # fmt: skip
-    """m = keep*m + gain*g with g = grad + decay*data, then data -= lr*m, or with Nesterov's rule lr*(g + momentum*m)."""
+    """With g = grad + decay*data: m = keep*m + gain*g, then data -= lr*m, or with Nesterov's rule lr*(g + momentum*m)."""
     at = task * COLUMNS
     row, size = tables[at] * SGD_FACTORS, tables[at + 1]
     lr, decay, momentum = factors[row], factors[row + 1], factors[row + 2]
@@ -53,7 +53,7 @@ def sgd(
 def adam(
     task: int, room: Array, numbers: Array, tables: Array, factors: Array, _: Array, __: Array, ___: Array
 ) -> None:  # fmt: skip
-    """m += (1 - beta1)*(g - m) and v = beta2*v + (1 - beta2)*g*g, then data -= lr*m / (sqrt(v)/root + eps).
+    """With g = grad: m += (1 - beta1)*(g - m) and v = beta2*v + (1 - beta2)*g*g, then data -= lr*m / (sqrt(v)/root + eps).
 
     ``lr`` and ``root`` hold what makes up for m and v having begun at 0.  Decoupled decay first makes data ``shrink`` times
     as large; the other adds ``decay*data`` to the gradient.

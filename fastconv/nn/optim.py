@@ -78,7 +78,9 @@ class Optimiser(abc.ABC):
             arrays[name] = np.zeros_like(self.parameters[index].data)
         return arrays[name]
 
-    def _run(self, task: Task, indices: Sequence[int], slots: Sequence[str], factors: Sequence[Sequence[float]]) -> None:
+    def _run(
+        self, task: Task, indices: Sequence[int], slots: Sequence[str], factors: Sequence[Sequence[float]]
+    ) -> None:
         """Run a task of `fastconv.kernels.updates` on these parameters, each with its row of ``factors``."""
         rows = np.zeros((len(indices), updates.COLUMNS), np.int64)
         for row, index in enumerate(indices):
