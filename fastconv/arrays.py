@@ -134,8 +134,9 @@ def plain(array: Array, shape: Sequence[int], dtype: np.dtype[Any], ndim: int = 
         return _channels_last_view(plain(_channels_to_end(array, ndim), (-1,), dtype), shape)
     flags = array.flags
     if array.dtype != dtype or not (flags.c_contiguous and flags.aligned and array.dtype.isnative):
-        require_memory(f"a copy of an array of shape {array.shape}", array.size * dtype.itemsize)
-        array = np.array(array, dtype, order="C")
+        copy = empty("a copy of an array", array.shape, dtype)
+        np.copyto(copy, array, casting="unsafe")
+        array = copy
     elif not flags.writeable:
         array = np.asarray(_Writable(array))
     return array.reshape(shape)
@@ -158,10 +159,8 @@ def empty(name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
         If it is larger than what is free: asking the system could succeed, and using it could not.
     """
     size = math.prod(shape) * dtype.itemsize
-    if size < LEAST_ALIGNED:
-        return np.empty(shape, dtype)
     if size < LEAST_POOLED:
-        return from_line(np.empty(size + LINE, np.uint8), size).view(dtype).reshape(shape)
+        return np.empty(shape, dtype)
     return np.asarray(_Lease(f"{name} of shape {tuple(shape)}", size)).view(dtype).reshape(shape)
 
 
@@ -174,11 +173,12 @@ def from_line(memory: Array, size: int) -> Array:
 LINE = 64
 """Bytes of a line of the cache.  Arrays begin with one, so that a vector lies in one line, not in two."""
 
-LEAST_ALIGNED, LEAST_POOLED, MOST_POOLED = 2**18, 2**20, 2**28
-"""Bytes from which on an array is aligned, or takes memory of arrays that are gone; and bytes of such memory to keep.
+LEAST_POOLED, MOST_POOLED = 2**18, 2**28
+"""Bytes from which on an array is aligned and takes memory of arrays that are gone; and bytes of such memory to keep.
 
 The system gives large arrays fresh pages and takes them back at once.  To have each page cleared by it at the first touch
-takes longer than to write a result.
+takes longer than to write a result.  Smaller arrays come from a heap that it leaves to the process, and sooner from there: a
+lease takes some microseconds.
 """
 
 _pool: list[Array] = []

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import pathlib
-import re
 import signal
 import subprocess
 import sys
@@ -19,12 +18,12 @@ import pytest
 
 import fastconv
 from fastconv import bench, training
-from fastconv.bench import errors, measure, models, table, worker
+from fastconv.bench import errors, measure, table, worker
 from fastconv.bench.contenders import CONTENDERS, PASSES, Fastconv, arrays, channels_last
-from fastconv.bench.layers import BenchError, chosen, read_shapes
+from fastconv.bench.layers import chosen, read_shapes
 from fastconv.bench.processes import Worker
 from fastconv.bench.results import OURS, Report, Timing
-from fastconv.cli import _parser, main
+from fastconv.cli import main
 from fastconv.kernels.peak import copy, peak
 from fastconv.simd import ACCUMULATORS, lanes
 from fastconv.suites import SUITES, TRAINED, Layer
@@ -415,7 +414,7 @@ def test_layouts():
     assert (x.dtype, x.flags.c_contiguous) == (np.float32, True)
     assert y.transpose(0, 2, 3, 1).flags.c_contiguous
     np.testing.assert_array_equal(x, y)
-    assert list(CONTENDERS) == [OURS, "torch", "jax", "ncnn"]
+    assert list(CONTENDERS) == [OURS, "torch", "compile", "jax", "ncnn"]
     contender = Fastconv(1)
     for layout, last in (("nchw", False), ("channels_last", True)):
         calls = contender.calls(layer, "float32", layout)
@@ -614,66 +613,6 @@ def test_plot(report, tmp_path, peers):
     assert (tmp_path / "r.png").stat().st_size > 10_000
     report.threads, report.ways = 1, ["nchw"]
     draw(report, tmp_path / "r.png")
-
-
-# Whole models
-
-
-def model_report():
-    seconds = {
-        "fastconv": {"nchw": [0.2, 0.1], "channels_last": [0.08]},
-        "torch": {"nchw": [0.3], "channels_last": [0.12]},
-    }
-    versions = {"fastconv": {"fastconv": "1"}, "torch": {"torch": "2"}}
-    return models.ModelReport("today", {"cpu": "a CPU"}, versions, 2, 3, ["nchw", "best"], {"resnet18": seconds})
-
-
-def test_models_table():
-    title, _, head, row = models.text(model_report()).splitlines()
-    assert title == "a CPU, 2 threads, float32, best of 3 rounds; fastconv 1, torch 2"
-    columns = [
-        "fastconv nchw, ms",
-        "fastconv best, ms",
-        "torch nchw, ms",
-        "torch best, ms",
-        "x torch nchw",
-        "x torch best",
-    ]
-    assert re.split(r"\s{2,}", head) == ["a step", *columns]
-    assert re.split(r"\s{2,}", row) == ["resnet18 64 x 3 x 64 x 64", "100.0", "80.0", "300.0", "120.0", "3.00", "1.50"]
-
-
-def test_a_model_that_not_all_can_train():
-    """The table has a place for it: networks of fastconv's own layers need not have a peer."""
-    report = model_report()
-    del report.seconds["resnet18"]["torch"]
-    assert np.isnan(report.ratio("resnet18", "torch", "best"))
-    assert "nan" in models.text(report).splitlines()[-1]
-
-
-@pytest.mark.parametrize("name", ["lenet", "resnet8", "vgg11"])
-def test_layers_and_their_translation_have_the_same_losses(name):
-    pytest.importorskip("torch")
-    model = dataclasses.replace(models.MODELS[name], batch=4)
-    ours, theirs = (model.steps[who](model, "nchw") for who in ("fastconv", "torch"))
-    for _ in range(2):
-        assert ours() == pytest.approx(theirs(), rel=models.TOLERANCE)
-
-
-def test_models_must_agree_on_the_loss():
-    models._compare({("fastconv", "nchw"): 2.3, ("torch", "nchw"): 2.3001}, "m")
-    for other in (2.31, float("nan")):
-        with pytest.raises(BenchError, match="m: torch in nchw has a loss of"):
-            models._compare({("fastconv", "nchw"): 2.3, ("torch", "nchw"): other}, "m")
-
-
-def test_options_that_do_not_go_with_models(capsys):
-    assert main(["bench", "--models", "resnet18", "--suite", "small"]) == 2
-    assert capsys.readouterr().err == "fastconv: --suite does not go with --models\n"
-    assert _parser().parse_args(["bench", "--models"]).models == tuple(models.MODELS)
-    with pytest.raises(SystemExit):
-        main(["bench", "--models", "lenet9000"])
-    assert "'lenet9000' is none of lenet, resnet8, vgg11, resnet18" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------------------------------------------------------

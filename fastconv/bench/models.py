@@ -242,7 +242,8 @@ def _losses(report: ModelReport) -> list[list[str]]:
             theirs = trained["torch"]
             ours = min(distance(trained[OURS]["nchw"], losses) for losses in theirs.values())
             apart = distance(theirs["channels_last"], theirs["nchw"])
-            rows.append([str(MODELS[name]), f"{ours:.1e}", f"{apart:.1e}", f"{ours / apart:.2f}"])
+            times = ours / apart if apart else math.inf if ours else 1.0
+            rows.append([str(MODELS[name]), f"{ours:.1e}", f"{apart:.1e}", f"{times:.2f}"])
     return rows
 
 
