@@ -136,9 +136,10 @@ def _layers(dtype: np.dtype[Any]) -> None:
         nn.Flatten(),
         nn.Linear(16, 10, dtype=dtype, rng=0),
     )
-    loss, optimiser = nn.CrossEntropyLoss(), nn.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    loss = nn.CrossEntropyLoss()
     x, y = np.ones((4, 3, 16, 16), dtype), np.zeros(4, np.int64)
     loss(model(x), y)
     model.backward(loss.backward(), input_grad=True)
-    optimiser.step()
+    for optimiser in (nn.SGD(model.parameters(), lr=0.1, momentum=0.9), nn.Adam(model.parameters())):
+        optimiser.step()
     model.eval()(x)

@@ -265,6 +265,20 @@ def test_an_edit_never_meets_a_stale_kernel(copy):
     assert run(CALL, copy, cache) == ["103 20.0", "from the cache"]
 
 
+@COMPILED
+def test_what_is_in_the_cache_is_loaded_without_the_compiler(copy):
+    """Numba would import all that it needs to compile, and with that SciPy, which takes longer than a first call."""
+    cache = copy / "cache"
+    program = dedent(CALL) + "import sys; print('numba.np.arraymath' in sys.modules)\n"
+    assert run(program, copy, cache) == ["3 12.0", "compiled", "True"]
+    assert run(program, copy, cache) == ["3 12.0", "from the cache", "False"]
+    more = program.replace("np.arange(4.0)", "np.arange(4)")
+    assert run(more, copy, cache)[0] == "3 12"  # one from the cache, and then the compiler
+    with_threads = dedent(CONVOLVE) + "import sys; print('numba.np.arraymath' in sys.modules)\n"
+    assert run(with_threads, copy, cache) == ["288.0", "True"]
+    assert run(with_threads, copy, cache) == ["288.0", "False"]
+
+
 DAMAGES = {
     "half": lambda content: content[: len(content) // 2],
     "foreign": lambda content: b"something else entirely",

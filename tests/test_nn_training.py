@@ -1,9 +1,13 @@
 """Losses, optimisers and schedules: finite differences, PyTorch's numbers, and states that can be restored."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 
 from fastconv import archive, nn
+from fastconv.kernels import updates
 
 
 def random(shape, seed=0, dtype=np.float64):
@@ -229,6 +233,64 @@ def test_stale_parameters_are_skipped_and_gradients_only_read(name):
         np.testing.assert_array_equal(arrays[i], before[i])
     np.testing.assert_array_equal(ours[0].grad, np.ones(SHAPES[0]))
     assert all(parameter.data is array for parameter, array in zip(ours, arrays, strict=True))
+
+
+@each_optimiser
+def test_pieces_of_all_parameters(name):
+    """Parameters of several pieces, of one number and of another dtype: each as if it were alone."""
+    make, options = OPTIMISERS[name]
+    sizes = [3 * updates.PIECE + 5, 1, updates.PIECE, 7]
+    dtypes = [np.float32, np.float32, np.float64, np.float32]
+
+    def trained(indices):
+        ours = {i: nn.Parameter(f"p{i}", random((sizes[i],), i, dtypes[i])) for i in indices}
+        optimiser = make(list(ours.values()), **options)
+        for step in range(3):
+            for i, parameter in ours.items():
+                parameter.grad = random((sizes[i],), 10 * step + i + 20, dtypes[i])
+            optimiser.step()
+        return {i: parameter.data for i, parameter in ours.items()}
+
+    together = trained(range(4))
+    for i, data in together.items():
+        np.testing.assert_array_equal(data, trained([i])[i])
+        assert (data != random((sizes[i],), i, dtypes[i])).all()
+
+
+@each_optimiser
+def test_a_copy_has_parameters_and_a_state_of_its_own(name):
+    make, options = OPTIMISERS[name]
+    ours = parameters()
+    optimiser = make(ours, **options)
+    for parameter in ours:
+        parameter.grad = np.ones(parameter.shape)
+    optimiser.step()
+    before = [parameter.data.copy() for parameter in ours]
+    twin = pickle.loads(pickle.dumps(copy.deepcopy(optimiser)))
+    twin.step()
+    for parameter, data, other in zip(ours, before, twin.parameters, strict=True):
+        np.testing.assert_array_equal(parameter.data, data)
+        assert (other.data != data).all()
+    optimiser.step()
+    for parameter, other in zip(ours, twin.parameters, strict=True):
+        np.testing.assert_array_equal(parameter.data, other.data)
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(2, 3, 1, rng=0), nn.Linear(2, 3, rng=0)])
+def test_stale_gradients_are_overwritten(layer):
+    """They are not zeroed first: what is no number is gone all the same, and the array is the one that was there."""
+    x = np.ones((2, 2, 1, 1) if isinstance(layer, nn.Conv2d) else (2, 2), np.float32)
+    for parameter in layer.parameters():
+        parameter.grad = np.full(parameter.shape, np.nan, np.float32)
+    arrays = [parameter.grad for parameter in layer.parameters()]
+    layer.zero_grad()
+    assert all(np.isnan(array).all() for array in arrays)
+    layer.backward(np.ones_like(layer(x)))
+    for parameter, array in zip(layer.parameters(), arrays, strict=True):
+        assert parameter.grad is array
+        np.testing.assert_array_equal(array, 2)
+    layer.backward(np.ones_like(layer(x)))
+    assert all((array == 4).all() for array in arrays)
 
 
 def test_optimiser_state_is_a_copy_and_checked():

@@ -45,6 +45,7 @@ from .padding import (
 from .parameter import Parameter
 from .pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 from .schedule import CosineAnnealingLR, StepLR
+from .summary import LayerSummary, Summary
 from .weights import load, save
 
 __all__ = [
@@ -67,6 +68,7 @@ __all__ = [
     "Flatten",
     "IncompatibleKeys",
     "Layer",
+    "LayerSummary",
     "Linear",
     "MSELoss",
     "MaxPool2d",
@@ -82,6 +84,7 @@ __all__ = [
     "Residual",
     "Sequential",
     "StepLR",
+    "Summary",
     "ZeroPad1d",
     "ZeroPad2d",
     "ZeroPad3d",

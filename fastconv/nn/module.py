@@ -8,13 +8,16 @@ in `fastconv.nn.containers`.
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, Self
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
 from .checks import Array, as_array, check_dtype, check_shape, float_array
 from .parameter import Parameter
+
+if TYPE_CHECKING:
+    from .summary import Summary
 
 __all__ = ["IncompatibleKeys", "Layer", "Module", "StateDict"]
 
@@ -190,6 +193,40 @@ class Module(abc.ABC):
         for name, value in values.items():
             np.copyto(own[name], value, casting="same_kind")
         return keys
+
+    def summary(self, input_shape: Sequence[int]) -> Summary:
+        """Tell what the model does to arrays of a shape: a table, and an object with its numbers.
+
+        It runs on zeros, as a copy: nothing changes here.
+
+        Parameters
+        ----------
+        input_shape : sequence of int
+            Of a batch, or of one sample where the model can tell.
+
+        Returns
+        -------
+        Summary
+            Of each layer shapes, parameters, operations, bytes, the rows of `fastconv.explain` and scratch memory; and the most
+            memory that a step of training takes.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If input_shape is no shape, or none that the model takes.
+
+        Examples
+        --------
+        >>> from fastconv import nn
+        >>> summary = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)).summary((2, 1, 8, 8))
+        >>> [layer.output_shape for layer in summary.layers]
+        [(2, 4, 6, 6), (2, 4, 6, 6), (2, 144), (2, 10)]
+        >>> summary.parameters, summary.flops
+        (1490, 10944)
+        """
+        from .summary import summarise
+
+        return summarise(self, input_shape)
 
     def _state(self) -> StateDict:
         state: StateDict = {}
