@@ -27,6 +27,14 @@ with event.install_recorder("numba:compile") as compiled:
     run(program)
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+def test_import_leaves_the_collector_as_it_was(enabled):
+    assert (
+        run(f"import gc; gc.{'enable' if enabled else 'disable'}(); import fastconv; print(gc.isenabled())")
+        == f"{enabled}\n"
+    )
+
+
 @pytest.mark.parametrize("package", ["matplotlib", "safetensors", "scipy", "sklearn", "torch", "tqdm"])
 def test_import_leaves_optional_packages_alone(package):
     # Numba itself imports a part of SciPy.

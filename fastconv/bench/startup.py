@@ -69,6 +69,7 @@ def seconds_to_first_step(contenders: Sequence[str], threads: int, rounds: int) 
 
 def _seconds(who: str, threads: int) -> float:
     environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads))}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # installed packages have theirs
     start = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAMS[who] + DONE],
