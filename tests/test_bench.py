@@ -164,7 +164,7 @@ def test_bad_arguments(tmp_path, capsys, shapes):
     ("arguments", "text"),
     [
         (["--passes", "fwd,db"], "'db' is none of fwd, dx, dw"),
-        (["--peers", "tensorflow"], "'tensorflow' is none of torch, jax"),
+        (["--peers", "tensorflow"], "'tensorflow' is none of torch, compile, jax"),
         (["--layouts", ""], "'' is none of nchw, best"),
         (["--rounds", "0"], "'0' is not a whole number of at least 1"),
         (["--dtype", "float16"], "invalid choice: 'float16'"),

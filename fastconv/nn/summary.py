@@ -199,19 +199,20 @@ def _plan(module: Module, x: Array, output: Array, padding: Any) -> tuple[Any, S
 
 def _peak_of_step(model: Module, x: Array) -> int:
     """Measure the most memory that arrays of a step take at one time, gradients and scratch memory included."""
-    scratch.release()
-    arrays.release()
-    for parameter in model.parameters():
-        parameter._buffer = None
     started = not tracemalloc.is_tracing()
     if started:
         tracemalloc.start()
     try:
-        tracemalloc.reset_peak()
-        before, _ = tracemalloc.get_traced_memory()
-        output = model(x)
-        model.backward(np.zeros_like(output))
-        _, peak = tracemalloc.get_traced_memory()
+        for _ in range(2):  # the first one also makes tables that are kept
+            scratch.release()
+            arrays.release()
+            for parameter in model.parameters():
+                parameter._buffer = None
+                parameter.zero_grad()
+            tracemalloc.reset_peak()
+            before = tracemalloc.get_traced_memory()[0]
+            model.backward(np.zeros_like(model(x)))
+            peak = tracemalloc.get_traced_memory()[1]
     finally:
         if started:
             tracemalloc.stop()
