@@ -15,7 +15,7 @@ from .trainer import Trainer
 
 __all__ = ["Profile", "Row"]
 
-PASS = re.compile("_?(forward|backward)")
+PASS = re.compile("_?(?:fused_)?(forward|backward)")
 """How the methods begin that compute a module's passes, fused or not."""
 
 
