@@ -118,6 +118,7 @@ def other(key, value, arguments, rng):
         "output_mask": ((True, False, True), *WRONG_MASKS),
         "accumulate": (True, *WRONG_FLAGS),
         "per_sample": (True, *WRONG_FLAGS),
+        "relu": (True, *WRONG_FLAGS),
         "precision": ("highest", *WRONG_MODES),
         "bias_shape": WRONG_BIAS_SHAPES,
     }

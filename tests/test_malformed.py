@@ -206,7 +206,7 @@ def wrong_outs(shape, dtype):
 
 INTS = ("stride", "dilation", "output_padding")
 SIZES = ("input_size", "weight_size", "input_shape", "weight_shape")
-FLAGS = ("accumulate", "per_sample")
+FLAGS = ("accumulate", "per_sample", "relu")
 
 
 def valid_call(rng):
@@ -224,7 +224,9 @@ def valid_call(rng):
     # As a transposed convolution x has the filters, and the result the channels.
     transposed = {**common, "output_padding": 0}
     calls = {
-        f"conv{ndim}d": {"x": x, "weight": weight, "bias": bias, **common, "out": None, "algorithm": "loops"},
+        f"conv{ndim}d": {
+            "x": x, "weight": weight, "bias": bias, **common, "out": None, "relu": False, "algorithm": "loops",
+        },
         f"conv{ndim}d_backward": {
             "grad_output": grad_output, "x": x, "weight": weight, **common, **backward, "out": None, "accumulate": False,
             "per_sample": False, "algorithm": "loops",
@@ -317,8 +319,7 @@ def wrong_value(name, key, arguments, rng):
         return pick([*WRONG_INTS, 0, 4, 5, 2**31 - 1], rng), {key}
     choices = {
         "algorithm": WRONG_ALGORITHMS, "mode": WRONG_MODES, "dtype": WRONG_DTYPES, "output_mask": WRONG_MASKS,
-        "accumulate": WRONG_FLAGS, "per_sample": WRONG_FLAGS, "precision": WRONG_MODES,
-        "bias_shape": WRONG_BIAS_SHAPES,
+        **dict.fromkeys(FLAGS, WRONG_FLAGS), "precision": WRONG_MODES, "bias_shape": WRONG_BIAS_SHAPES,
     }  # fmt: skip
     return pick(choices[key], rng), {key}
 

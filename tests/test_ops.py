@@ -38,7 +38,7 @@ ORDINARY = simple(2, channels=4, filters=6, size=(7, 6), padding=((1, 2), (0, 1)
 # ---------------------------------------------------------------------------------------------------------------------
 
 SIGNATURES = {
-    "conv{}d": "x weight bias stride padding dilation groups * out algorithm",
+    "conv{}d": "x weight bias stride padding dilation groups * out relu algorithm",
     "conv{}d_backward": "grad_output x weight stride padding dilation groups * output_mask bias_shape out accumulate "
     "per_sample algorithm",
     "conv_transpose{}d": "x weight bias stride padding output_padding groups dilation",
