@@ -27,14 +27,9 @@ import numpy as np
 
 from ..arrays import Array
 from ..jit import inlined, prange, signed, streaming_kernel, unsigned
+from .sums import rows_of
 
 __all__ = ["grad_input", "grad_sums", "moments", "normalise"]
-
-
-@inlined
-def rows_of(block: int, blocks: int, rows: int) -> tuple[int, int]:
-    """First row of a block, and the one behind its last."""
-    return block * rows // blocks, (block + 1) * rows // blocks
 
 
 @inlined

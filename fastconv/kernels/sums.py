@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from ..jit import prange, signed, streaming_kernel, unsigned
+from ..jit import inlined, prange, signed, streaming_kernel, unsigned
 from ..tasks import task
 
-__all__ = ["blocks_of", "joined_rows", "sum_of_pixels", "sums"]
+__all__ = ["blocks_of", "joined_rows", "rows_of", "sum_of_pixels", "sums"]
 
 Array = np.ndarray[Any, Any]
 
@@ -41,6 +41,12 @@ def blocks_of(rows: Array) -> int:
     return min(BLOCKS, len(rows))
 
 
+@inlined
+def rows_of(block: int, blocks: int, rows: int) -> tuple[int, int]:
+    """First row of a block, and the one behind its last."""
+    return block * rows // blocks, (block + 1) * rows // blocks
+
+
 def sum_of_pixels(pixels: Array) -> Array:
     """Sum (pixels, channels) over the pixels, in double precision: equation (4) of a gradient that lies channels-last."""
     rows, repeat = joined_rows(pixels)
@@ -56,9 +62,10 @@ def sums_of_rows(rows: Array, sums: Array) -> None:
     count, channels = rows.shape
     flat = rows.reshape(rows.size)
     for block in prange(len(sums)):
+        first, last = rows_of(signed(block), len(sums), count)
         own = sums[signed(block)]
         own[:] = 0
-        for i in range(signed(block) * count // len(sums), (signed(block) + 1) * count // len(sums)):
+        for i in range(first, last):
             for c in range(unsigned(channels)):
                 own[c] += flat[unsigned(i * channels) + c]
 

@@ -17,7 +17,7 @@ from .elementwise import passed, summed
 from .linear import Linear
 from .module import EVALUATED, FAILED, USED_UP, Module
 from .normalisation import BatchNorm2d
-from .padding import ZeroPadding
+from .padding import ZeroPadding, total_pairs
 from .pooling import MaxPool2d
 
 __all__ = ["Residual", "Sequential"]
@@ -385,9 +385,7 @@ def fused(modules: Iterable[Module]) -> Iterator[Step]:
         module, taken = rest.popleft(), list[Module](pads)
         joined: dict[str, Any] = {}
         if is_own(module, Convolution):
-            sides = zip(*(pad.pairs for pad in pads), strict=True)  # for each axis, the pairs of all pads
-            padding = tuple((sum(p[0] for p in axis), sum(p[1] for p in axis)) for axis in sides)
-            joined = {"channels_last": True, "padding": padding}
+            joined = {"channels_last": True, "padding": total_pairs(pads)}
         if type(module) is ReLU and rest and is_own(rest[0], MaxPool2d):
             taken.append(module)
             module = rest.popleft()

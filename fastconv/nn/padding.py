@@ -5,6 +5,7 @@ A layer takes PyTorch's order: last axis first, left before right, so ``(left, r
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from ..padding import pad, pad_backward
@@ -271,3 +272,15 @@ class CircularPad3d(Padding):
 
     ndim = 3
     mode = "circular"
+
+
+def total_pairs(pads: Iterable[Padding]) -> tuple[tuple[int, int], ...]:
+    """Add up what layers one behind the other put around each axis; of no layer that is nothing at all.
+
+    Examples
+    --------
+    >>> total_pairs([ZeroPad2d(1), ZeroPad2d((0, 1, 0, 2))])
+    ((1, 3), (1, 2))
+    """
+    axes = zip(*(pad.pairs for pad in pads), strict=True)
+    return tuple((sum(left for left, _ in axis), sum(right for _, right in axis)) for axis in axes)

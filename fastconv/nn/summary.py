@@ -18,7 +18,7 @@ from .containers import Residual, Sequential
 from .convolution import Convolution, ConvTranspose2d
 from .linear import Linear
 from .module import Module
-from .padding import ZeroPadding
+from .padding import ZeroPadding, total_pairs
 
 __all__ = ["LayerSummary", "Summary", "summarise"]
 
@@ -149,9 +149,7 @@ def _walk(module: Module, x: Array, path: str, layers: list[LayerSummary]) -> Ar
             unpadded = unpadded if pads else x
             x = _walk(child, x, f"{path}{name}.", layers)
             if isinstance(child, Convolution) and pads:  # which it takes over
-                sides = zip(*(pad.pairs for pad in pads), strict=True)
-                padding = tuple((sum(pair[0] for pair in axis), sum(pair[1] for pair in axis)) for axis in sides)
-                layers[-1] = _layer(child, f"{path}{name}", unpadded, x, padding=padding)
+                layers[-1] = _layer(child, f"{path}{name}", unpadded, x, padding=total_pairs(pads))
             pads = [*pads, child] if isinstance(child, ZeroPadding) and module.fusing else []
         return x
     if type(module) is Residual:
