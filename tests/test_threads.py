@@ -145,18 +145,20 @@ def test_a_forked_child_computes(tmp_path, layer):
 @LAYERS
 def test_a_fork_may_come_while_kernels_run(tmp_path, layer):
     program = """
-    stop, found = [], []
+    stop, found, begun = [], [], threading.Event()
     x, w = np.ones((8, 64, 32, 32), np.float32), np.ones((64, 64, 3, 3), np.float32)
     out = fastconv.conv2d(x, w).tobytes()
     def busy():
         while not stop:
             fastconv.conv2d(x, w)
+            begun.set()
     def convolve():
         if threads.layer() != "workqueue" and fastconv.get_num_threads() > 1:
             return 2  # it might do well, or hang
         return int(fastconv.conv2d(x, w).tobytes() != out)
     caller = threading.Thread(target=busy)
     caller.start()
+    begun.wait()  # until then one thread alone has run kernels, and a child of TBB may use threads
     for _ in range(40):
         found.append(child(convolve))
         if found[-1]:
