@@ -21,23 +21,44 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["LARGEST_TILE", "POINTS", "SLOTS", "input_matrix", "output_matrix", "slots", "weight_matrix"]
+__all__ = ["POINTS", "TAPS", "input_matrix", "output_matrix", "points_of", "slots", "tile_of", "weight_matrix"]
 
 Array = np.ndarray[Any, Any]
 
-POINTS = (0.0, 5 / 8, -5 / 8, 3 / 2, -3 / 2)
-"""Finite points.  Their products are short fractions, and no power of one is much larger than those of the others."""
+POINTS = (0.0, 5 / 8, -5 / 8, 3 / 2, -3 / 2, 1.0, -1.0)
+"""Finite points.  Their products are short fractions, and no power of one is much larger than those of the others.  Up to five
+taps have the first five of them, seven taps have all; infinity is the last point."""
 
-SLOTS = len(POINTS) + 1
-"""Points in all: infinity is the last."""
+TAPS = (3, 5, 7, 1)
+"""How many taps there may be along an axis.  With one there is nothing to save: a tile is one number, at one point."""
 
-LARGEST_TILE = SLOTS - 2
-"""Outputs of the largest tile with three taps."""
+
+def points_of(taps: int) -> int:
+    """Count the points along an axis.
+
+    >>> [points_of(taps) for taps in TAPS]
+    [6, 6, 8, 1]
+    """
+    return {1: 1, 7: 8}.get(taps, 6)
+
+
+def tile_of(taps: int) -> int:
+    """Count the outputs of the largest tile along an axis.
+
+    >>> [tile_of(taps) for taps in TAPS]
+    [4, 2, 2, 1]
+    """
+    return points_of(taps) + 1 - taps
 
 
 def slots(n: int) -> tuple[int, ...]:
-    """Return which of the points a correlation with n inputs uses: the first n - 1, and infinity."""
-    return (*range(n - 1), SLOTS - 1)
+    """Return which of the points a correlation with n inputs uses: the first n - 1, and infinity.
+
+    >>> slots(4), slots(7)
+    ((0, 1, 2, 5), (0, 1, 2, 3, 4, 5, 7))
+    """
+    points = next(points for points in (1, 6, 8) if points >= n)
+    return (*range(n - 1), points - 1)
 
 
 def input_matrix(n: int, points: tuple[float, ...] = POINTS) -> Array:
@@ -74,7 +95,7 @@ def weight_matrix(r: int, points: tuple[float, ...] = POINTS) -> Array:
     array([[1.      , 0.      , 0.      ],
            [1.      , 0.625   , 0.390625]])
     """
-    return _powers(r, points)
+    return _powers(r, points[: points_of(r) - 1])
 
 
 def _powers(count: int, finite: tuple[float, ...]) -> Array:

@@ -1,4 +1,4 @@
-"""Winograd's convolution, between the plan and the kernels: what each pass of a 3x3 geometry means in tables.
+"""Winograd's convolution, between the plan and the kernels: what each pass with a small kernel means in tables.
 
 `fastconv.engine` does the same for direct convolution.  Strips are cut along whole tiles; what else they are is the same.
 """
@@ -15,7 +15,7 @@ import numpy as np
 
 from .algorithm import Algorithm
 from .arrays import Array
-from .cook_toom import LARGEST_TILE, SLOTS, slots
+from .cook_toom import TAPS, points_of, slots, tile_of
 from .geometry import ConvGeometry, ceil_div
 from .kernels import winograd as kernels
 from .kernels.pack import unpack_panel
@@ -53,9 +53,6 @@ from .strips import (
 
 __all__ = ["WINOGRAD", "describe", "nanoseconds", "objection"]
 
-POINTS = SLOTS * SLOTS
-TAPS = kernels.TAPS * kernels.TAPS
-
 VALUES_BYTES = 5 << 20
 """Most bytes of a strip's input at the points: each is used for as many products as there are filters, so it may stand in the
 third-level cache."""
@@ -72,9 +69,12 @@ MOST_SCRATCH = 4
 STAGE_BYTES = 512 << 10
 """Most bytes of a weight at the points that a task evaluates at once."""
 
-TILE_TERMS, READING, INPUT, OUTPUT, EVALUATION = 12, 100, 170, 110, 360
+TILE_TERMS, READING, INPUT, OUTPUT, EVALUATION = 12, 2.8, 2.8, 2.75, 6.7
 """Time, in that of one multiplication of vectors, beside the multiplications: to begin and end a tile; to read a vector of the
-weight at all points for a strip; to evaluate a tile's vector of the input, or of the products; and one of the weight."""
+weight at a point for a strip; and for each vector that is written where the input, the products or the weight are evaluated."""
+
+ALONG_ONE_AXIS = 1.2
+"""What rows and columns alone take in proportion to the estimate: they have few products for what has to be evaluated."""
 
 REEVALUATED = 40_000
 """Most numbers of a weight that tasks evaluate more than once between them."""
@@ -83,8 +83,8 @@ REEVALUATED = 40_000
 def objection(g: ConvGeometry) -> str | None:
     """Say why Winograd's algorithm is not for a geometry; None if it is."""
     g = g.volume
-    if g.kernel != (1, 3, 3) or max(g.stride) > 1 or max(g.dilation[1:]) > 1 or g.padding[0] != (0, 0):
-        return "it computes 3x3 kernels with stride 1 and dilation 1 only"
+    if not can_be_cut(g.kernel) or max(g.stride) > 1 or max(g.dilation[1:]) > 1 or g.padding[0] != (0, 0):
+        return "it computes kernels of 1, 3, 5 or 7 rows and columns, but not 7 of both, with stride 1 and dilation 1"
     if is_depthwise(g):
         return "channels do not mix, so there is no matrix product"
     return None
@@ -95,30 +95,77 @@ def objection(g: ConvGeometry) -> str | None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def tile_sizes(n: int) -> list[int]:
+def can_be_cut(kernel: Ints) -> bool:
+    """Say whether there are tiles for a kernel that spare multiplications.  Errors of 7x7 would be some 1e-5."""
+    return kernel[0] == 1 and kernel[1] in TAPS and kernel[2] in TAPS and kernel[1:] not in ((1, 1), (7, 7))
+
+
+@dataclass(frozen=True)
+class Form:
+    """Tiles for a kernel of so many taps down its columns and across its rows.
+
+    >>> Form(5, 3).points, Form(5, 3).tile
+    ((6, 6), (2, 4))
+    """
+
+    down: int
+    across: int
+
+    @property
+    def terms(self) -> int:
+        """Taps of the kernel."""
+        return self.down * self.across
+
+    @property
+    def points(self) -> tuple[int, int]:
+        """Points along (columns, rows)."""
+        return points_of(self.down), points_of(self.across)
+
+    @property
+    def tile(self) -> tuple[int, int]:
+        """(rows, columns) of the largest tile."""
+        return tile_of(self.down), tile_of(self.across)
+
+    @property
+    def written(self) -> tuple[int, int, int]:
+        """Vectors that maps write: for a tile of the input, one of the products, and a depth of the weight."""
+        (points_y, points_x), (tile_y, tile_x) = self.points, self.tile
+        return points_y * (tile_x + points_x), tile_y * (points_x + tile_x), points_y * (self.across + points_x)
+
+    def count(self, height: int, width: int) -> int:
+        """Count the tiles of an image."""
+        return ceil_div(height, self.tile[0]) * ceil_div(width, self.tile[1])
+
+
+def form_of(g: ConvGeometry) -> Form:
+    """Return the tiles for a geometry."""
+    return Form(*g.kernel[1:])
+
+
+def tile_sizes(n: int, taps: int) -> list[int]:
     """Cut ``n`` outputs into tiles: the largest, and what is left.
 
-    >>> tile_sizes(14)
+    >>> tile_sizes(14, taps=3)
     [4, 4, 4, 2]
     """
-    return [min(LARGEST_TILE, n - first) for first in range(0, n, LARGEST_TILE)]
+    return [min(tile_of(taps), n - first) for first in range(0, n, tile_of(taps))]
 
 
-def tiles_at(sizes: tuple[int, int, int]) -> Array:
+def tiles_at(sizes: tuple[int, int, int], form: Form) -> Array:
     """Count for each point the tiles of (images, rows, columns) that use it, as an array of tile numbers each."""
-    images, height, width = sizes
-    used = [np.array([slot in slots(m + 2) for m in tile_sizes(n) for slot in range(SLOTS)]) for n in (height, width)]
-    rows, columns = (table.reshape(-1, SLOTS).T for table in used)
-    return np.broadcast_to(
-        rows[:, None, None, :, None] & columns[None, :, None, None, :],
-        (SLOTS, SLOTS, images, rows.shape[1], columns.shape[1]),
-    ).reshape(POINTS, -1)
+    images, *pixels = sizes
+    used = [
+        np.array([[slot in slots(m + taps - 1) for m in tile_sizes(n, taps)] for slot in range(points_of(taps))])
+        for n, taps in zip(pixels, (form.down, form.across), strict=True)
+    ]
+    tiles = used[0][:, None, None, :, None] & used[1][None, :, None, None, :]
+    return np.repeat(tiles, images, axis=2).reshape(math.prod(form.points), -1)
 
 
 @functools.lru_cache(maxsize=1024)
-def product_rows(images: int, height: int, width: int) -> int:
+def product_rows(images: int, height: int, width: int, form: Form) -> int:
     """Count the rows of the tiles that multiply a strip: at all points, filled up to whole tiles."""
-    counts = tiles_at((images, height, width)).sum(1)
+    counts = tiles_at((images, height, width), form).sum(1)
     return int(sum(ceil_div(int(count), ROWS) * ROWS for count in counts))
 
 
@@ -128,6 +175,8 @@ class Work:
 
     Attributes
     ----------
+    form : Form
+        The tiles.
     sizes : tuple of int
         Output pixels along (images, depth, height, width).
     depth, lane_count, groups : int
@@ -140,6 +189,7 @@ class Work:
         Whether the weight at the points is there already.
     """
 
+    form: Form
     sizes: Ints
     depth: int
     lane_count: int
@@ -168,18 +218,21 @@ class Work:
         """Say whether tasks evaluate the weight themselves: few or none would do so again."""
         return (
             not self.prepared
-            and (self.split(strip)[0] - 1) * self.groups * self.depth * self.lane_count * TAPS <= REEVALUATED
+            and (self.split(strip)[0] - 1) * self.groups * self.depth * self.lane_count * self.form.terms <= REEVALUATED
         )
 
     def cost(self, strip: Ints) -> float:
         """Estimate the time of all tasks."""
         strips, parts = self.split(strip)
-        tiles = strips * strip[0] * len(tile_sizes(strip[2])) * len(tile_sizes(strip[3]))
+        tiles = strips * strip[0] * self.form.count(*strip[2:])
         summed, computed = self.vectors
-        work = strips * product_rows(strip[0], strip[2], strip[3]) * (self.depth + TILE_TERMS) * computed
-        work += tiles * (INPUT * summed * parts + OUTPUT * computed)
-        each = strips * EVALUATION if self.owns(strip) else strips * READING + EVALUATION * (not self.prepared)
-        return work + each * self.depth * computed
+        of_input, of_products, of_weight = self.form.written
+        rows = product_rows(strip[0], strip[2], strip[3], self.form)
+        work: float = strips * rows * (self.depth + TILE_TERMS) * computed
+        work += tiles * (INPUT * of_input * summed * parts + OUTPUT * of_products * computed)
+        evaluating, reading = EVALUATION * of_weight, READING * math.prod(self.form.points)
+        each = strips * evaluating if self.owns(strip) else strips * reading + evaluating * (not self.prepared)
+        return (work + each * self.depth * computed) * (ALONG_ONE_AXIS if 1 in self.form.points else 1.0)
 
     def strip(self, most: int = MOST_TILES) -> Ints:
         """Choose the (images, 1, rows, columns) of a strip that takes the least time: whole rows of tiles if it can.
@@ -187,11 +240,12 @@ class Work:
         It has ``most`` tiles or less.
         """
         batch, _, height, width = self.sizes
-        bytes_of_tile = POINTS * whole_lanes(self.depth, self.itemsize) * self.itemsize
+        bytes_of_tile = math.prod(self.form.points) * whole_lanes(self.depth, self.itemsize) * self.itemsize
         most = max(FEWEST_TILES, min(most, VALUES_BYTES // bytes_of_tile))
-        along, down = len(tile_sizes(width)), len(tile_sizes(height))
+        tile_y, tile_x = self.form.tile
+        down, along = ceil_div(height, tile_y), ceil_div(width, tile_x)
         choices = {
-            (b, 1, min(LARGEST_TILE * y, height), min(LARGEST_TILE * x, width))
+            (b, 1, min(tile_y * y, height), min(tile_x * x, width))
             for x in parts_of(along)
             for y in (parts_of(down) if x == along else {1})
             for b in (parts_of(batch) if y == down and x == along else {1})
@@ -228,6 +282,12 @@ def odd_lines(count: int, itemsize: int) -> int:
     return (ceil_div(count, line) | 1) * line
 
 
+def rows_of_tiles(form: Form, strip: Ints) -> int:
+    """Vectors to turn a row of tiles into, and to copy one of the input to; at least those of a tile of products twice."""
+    points_y, points_x = form.points
+    return 2 * points_y * (strip[3] + form.across - 1) + points_y * points_x
+
+
 class Room:
     """Lays parts of a task's scratch memory one behind the other, from the beginning of a cache line on."""
 
@@ -249,7 +309,7 @@ class Room:
 def work_of(p: Pixels) -> Work:
     """Say what equation (1) or (2) has to do."""
     sizes = (max(1, p.sizes[0]), *p.sizes[1:])
-    return Work(sizes, p.depth, p.channels // p.g.groups, p.g.groups, p.itemsize, p.tasks, p.prepared)
+    return Work(form_of(p.g), sizes, p.depth, p.channels // p.g.groups, p.g.groups, p.itemsize, p.tasks, p.prepared)
 
 
 def _multiply_program(p: Pixels) -> Program:
@@ -259,7 +319,8 @@ def _multiply_program(p: Pixels) -> Program:
     pitch = panel_pitch(lane_count, itemsize)
     blocks = ceil_div(lane_count, tile_width(itemsize))
     work = work_of(p)
-    strip = work.strip()
+    form, strip = work.form, work.strip()
+    points_y, points = form.points[0], math.prod(form.points)
     _, parts = work.split(strip)
     kinds, source = _kinds_and_source(g, p.axes, p.in_shape, p.in_last, itemsize, strip, parts > 1)
     tables = Tables()
@@ -268,41 +329,44 @@ def _multiply_program(p: Pixels) -> Program:
     pixel = whole_lanes(depth, itemsize)
     lists = []
     for _, segments in kinds.all():
-        for used in tiles_at(sizes_of(segments)):
+        for used in tiles_at(sizes_of(segments), form):
             tiles = np.flatnonzero(used)
             at = fill_tiles(tiles * pixel)
             lists.append((tables.add(at), tables.add(fill_tiles(tiles * pitch)), at.size // ROWS))
     numbers |= {"runs_at": 0, "run_list_at": tables.add(lists)}
-    count = strip[0] * len(tile_sizes(strip[2])) * len(tile_sizes(strip[3]))
+    count = strip[0] * form.count(*strip[2:])
     values, products = odd_lines(count * pixel, itemsize), odd_lines(count * pitch, itemsize)
     size, own = math.prod(g.weight_shape), work.owns(strip)
-    depths = min(depth, max(n, STAGE_BYTES // (POINTS * pitch * itemsize) // n * n)) if own else depth
+    depths = min(depth, max(n, STAGE_BYTES // (points * pitch * itemsize) // n * n)) if own else depth
     plane = odd_lines(depths * pitch, itemsize)
     room = Room(source.box_size)
     # The row of each (depth, tap): in the order in which the input meets the taps.
     order = [[k for k, _ in axis.phases[0].taps] for axis in p.axes[1:]]
-    place = np.empty((3, 3), np.int64)
+    place = np.empty(g.kernel[1:], np.int64)
     for (y, k_y), (x, k_x) in itertools.product(*(enumerate(taps) for taps in order)):
-        place[k_y, k_x] = 3 * y + x
-    rows = np.arange(depth)[:, None] * TAPS + place.reshape(-1)
-    told = (depth, TAPS, lane_count, *p.weight_steps, size)
+        place[k_y, k_x] = form.across * y + x
+    rows = np.arange(depth)[:, None] * form.terms + place.reshape(-1)
+    told = (depth, form.terms, lane_count, *p.weight_steps, size)
     numbers |= {
-        "values_at": room.take(POINTS * values), "values": values,
-        "products_at": room.take(POINTS * products), "products": products,
-        "columns_at": room.take(max(2 * SLOTS * (strip[3] + 2) * n + SLOTS * SLOTS * n, kernels.TAPS * SLOTS * pitch)),
+        "values_at": room.take(points * values), "values": values,
+        "products_at": room.take(points * products), "products": products,
+        "columns_at": room.take(max(rows_of_tiles(form, strip) * n, points_y * form.across * pitch)),
         "pixels_at": room.take(0 if p.out_last else math.prod(strip) * pitch),
         "pairs_at": tables.add(np.arange(depth)[:, None] * (1, pitch)), "group_step": depth * source.pitches[1],
-        "parts": parts, "groups": groups, "stages": ceil_div(depth, depths), "depths": depths,
-        "own": room.take(POINTS * plane) if own else 0, "plane": plane,
-        "taps_at": room.take(TAPS * kernels.DEPTHS * pitch if own else 0),
+        "down": form.down, "across": form.across, "parts": parts, "groups": groups,
+        "stages": ceil_div(depth, depths), "depths": depths,
+        "own": room.take(points * plane) if own else 0, "plane": plane,
+        "taps_at": room.take(form.terms * kernels.DEPTHS * pitch if own else 0),
         "rows_at": tables.add(rows) if own else 0, "pitch": pitch, "told": told,
     }  # fmt: skip
     packing = None
     if not own:
         chunk = max(kernels.DEPTHS, ceil_div(depth, ceil_div(TASKS, groups * blocks)))
         packing = Packing(
-            kernels.transform_weight, groups * blocks * ceil_div(depth, chunk), np.array((pitch, chunk, plane, *told), np.int64),
-            rows.reshape(-1), groups * blocks * POINTS * plane, (TAPS * kernels.DEPTHS + kernels.TAPS * SLOTS) * pitch,
+            kernels.transform_weight, groups * blocks * ceil_div(depth, chunk),
+            np.array((pitch, chunk, plane, form.down, form.across, *told), np.int64),
+            rows.reshape(-1), groups * blocks * points * plane,
+            (form.terms * kernels.DEPTHS + points_y * form.across) * pitch,
         )  # fmt: skip
     return Program(
         kernels.multiply, source.strips * parts, lay_numbers(**numbers), tables.whole(), room.size, p.tasks == 1, source,
@@ -328,7 +392,9 @@ def _correlate_program(
     sizes = (max(1, g.batch), *g.output)
     depths = ceil_div(depth, ceil_div(depth, MOST_DEPTHS))
     parts = ceil_div(depth, depths)
-    strip = Work(sizes, depths, filters, 1, itemsize, 1).strip(most)
+    form = form_of(g)
+    points = math.prod(form.points)
+    strip = Work(form, sizes, depths, filters, 1, itemsize, 1).strip(most)
     if per_sample:
         strip = (1, *strip[1:])
     counts = [ceil_div(a, b) for a, b in zip(sizes, strip, strict=True)]
@@ -341,7 +407,7 @@ def _correlate_program(
     pixel = whole_lanes(depths, itemsize)
     lists = []
     for _, segments in kinds.all():
-        for used in tiles_at(sizes_of(segments)):
+        for used in tiles_at(sizes_of(segments), form):
             tiles = np.flatnonzero(used)
             lists.append((tables.add(tiles[:, None] * (pixel, pitch)), tiles.size))
     rows_of_parts = []
@@ -349,28 +415,31 @@ def _correlate_program(
         rows = fill_tiles(np.arange(min(depths, depth - part * depths)))
         rows_of_parts.append((tables.add(rows), tables.add(rows * pitch), rows.size // ROWS))
     numbers |= {"runs_at": 0, "run_list_at": tables.add(lists)}
-    count = strip[0] * len(tile_sizes(strip[2])) * len(tile_sizes(strip[3]))
+    count = strip[0] * form.count(*strip[2:])
     values, gradients, products = (odd_lines(size, itemsize) for size in (count * pixel, count * pitch, depths * pitch))
-    each = blocks * depth * TAPS * pitch
+    each = blocks * depth * form.terms * pitch
     sums_of, units = (1, chunks * groups) if per_sample else (chunks, groups)
     own = chunks == 1
     room = Room(source.box_size)
-    values_at = room.take(max(POINTS * values, depths * TAPS * pitch if own else 0))  # at the end the taps lie there
+    taps = depths * form.terms * pitch if own else 0  # at the end they lie where the values did
+    values_at = room.take(max(points * values, taps))
     numbers |= {
         "values_at": values_at, "values": values,
-        "products_at": room.take(POINTS * products), "products": products,
-        "columns_at": room.take(2 * SLOTS * (strip[3] + 2) * n),
+        "products_at": room.take(points * products), "products": products,
+        "columns_at": room.take(rows_of_tiles(form, strip) * n),
         "pixels_at": room.take(0 if grad_last else math.prod(strip) * pitch),
         "pairs_at": 0, "group_step": depth * source.pitches[1],
-        "gradients_at": room.take(POINTS * gradients), "gradients": gradients, "per_chunk": per_chunk, "parts": parts,
+        "down": form.down, "across": form.across,
+        "gradients_at": room.take(points * gradients), "gradients": gradients, "per_chunk": per_chunk, "parts": parts,
         "groups": groups, "depths": depths, "depth": depth, "filters": filters, "pitch": pitch, "each": each, "own": own,
-        "rows_at": tables.add(np.arange(depths * TAPS)), "taps_at": values_at if own else 0,
+        "rows_at": tables.add(np.arange(depths * form.terms)), "taps_at": values_at if own else 0,
         "parts_at": tables.add(rows_of_parts),
     }  # fmt: skip
     packing = None
     if not own:
-        told = np.array((sums_of, each, filters, depth * TAPS, pitch), np.int64)
-        packing = Packing(unpack_panel, units * ceil_div(filters, n), told, np.arange(depth * TAPS), chunks * each)
+        terms = depth * form.terms
+        told = np.array((sums_of, each, filters, terms, pitch), np.int64)
+        packing = Packing(unpack_panel, units * ceil_div(filters, n), told, np.arange(terms), chunks * each)
     return Program(
         kernels.correlate, chunks * blocks * parts, lay_numbers(**numbers), tables.whole(), room.size, count_tasks(g) == 1,
         source, (1, pitch, whole_lanes(pitch, itemsize), 0), packing,
@@ -387,7 +456,9 @@ WINOGRAD = Algorithm(_multiply_program, _weights_program)
 
 def describe(computes: str, geometry: ConvGeometry, itemsize: int) -> str:
     """Say how a pass is computed, as the end of a sentence."""
-    tiles = f"tiles of {LARGEST_TILE}x{LARGEST_TILE} pixels at {SLOTS}x{SLOTS} points"
+    form = form_of(geometry.volume)
+    (tile_y, tile_x), (points_y, points_x) = form.tile, form.points
+    tiles = f"tiles of {tile_y}x{tile_x} pixels at {points_y}x{points_x} points"
     return f"{tiles}, summed over tiles" if computes == "grad_weight" else tiles
 
 
@@ -397,7 +468,7 @@ def nanoseconds(computes: str, geometry: ConvGeometry, itemsize: int) -> float:
     g = geometry.volume
     if computes == "grad_weight":
         channels, filters = g.channels // g.groups, g.filters // g.groups
-        work = Work((max(1, g.batch), *g.output), channels, filters, g.groups, itemsize, count_tasks(g))
+        work = Work(form_of(g), (max(1, g.batch), *g.output), channels, filters, g.groups, itemsize, count_tasks(g))
     else:
         work = work_of((grad_input_pixels if computes == "grad_input" else output_pixels)(g, True, True, itemsize))
     if WINOGRAD.scratch_bytes(computes, g, itemsize, threads=2) > MOST_SCRATCH * g.bytes(itemsize):

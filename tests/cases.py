@@ -159,6 +159,21 @@ SPECIAL = (
     *(simple(2, batch=1, channels=3, filters=5, size=(n, 10 - n), kernel=3, padding=1) for n in range(1, 10)),
     *(simple(2, channels=16, filters=18, size=(6, 5), kernel=3, padding=((0, p), (p, 1))) for p in (0, 2, 3, 5)),
     simple(2, batch=9, channels=2, filters=3, size=15, kernel=3),
+    # The same of other kernels that are cut into tiles.
+    *(
+        simple(2, batch=1, channels=3, filters=5, size=(n, 10 - n), kernel=k, padding=2)
+        for n in (1, 4, 8)
+        for k in ((5, 5), (3, 5))
+    ),
+    *(
+        simple(2, channels=5, filters=18, size=(6, 7), kernel=k, padding=(k[0] - 1, k[1] // 2))
+        for k in ((1, 3), (3, 1), (1, 5))
+    ),
+    *(
+        simple(2, channels=18, filters=5, size=(9, 4), kernel=k, padding=(k[0] // 2, k[1]))
+        for k in ((5, 1), (1, 7), (7, 1), (7, 3))
+    ),
+    *(simple(1, batch=2, channels=3, filters=17, size=n, kernel=k, padding=2) for k, n in ((3, 29), (5, 30), (7, 23))),
     simple(2, batch=1, channels=2, filters=2, size=(5, 150), kernel=3, padding=1),
     # Numbers that 32 bits would not hold.
     simple(1, size=5, kernel=2, stride=2**31 - 1),
@@ -171,6 +186,8 @@ LARGE = (
     simple(2, batch=3, channels=12, filters=140, size=(13, 6), kernel=3, padding=1, groups=2),
     simple(2, batch=1, channels=300, filters=20, size=7, kernel=3, padding=1),
     simple(2, batch=2, channels=140, filters=70, size=(9, 5), kernel=3, padding=1),
+    simple(2, batch=3, channels=150, filters=20, size=(13, 10), kernel=(5, 5), padding=2),
+    simple(2, batch=2, channels=70, filters=140, size=(9, 25), kernel=(1, 7), padding=(0, 3), groups=2),
 )
 
 CASES = tuple(dict.fromkeys((*product(), *SPECIAL, *(() if INTERPRETED else LARGE))))

@@ -12,6 +12,7 @@ from numba import config
 
 import fastconv
 from fastconv import ConvGrads, explain, grad, plan, reference, winograd
+from fastconv.cook_toom import tile_of
 
 DIMENSIONS = (1, 2, 3)
 CONV = {n: getattr(fastconv, f"conv{n}d") for n in DIMENSIONS}
@@ -683,6 +684,8 @@ OWN_AXES = {"output": (1,), "grad_input": (1,), "grad_weight": (0, 1)}  # sums o
         simple(2, channels=4, filters=6, size=(7, 9), padding=1, groups=2),
         simple(2, size=9, stride=3, kernel=2, padding=1),
         simple(2, size=(11, 6), padding=1),
+        simple(2, size=(7, 9), kernel=(1, 5), padding=(0, 1)),
+        simple(1, size=40, kernel=7, padding=2),
         simple(1, size=40, dilation=2),
     ],
     ids=str,
@@ -713,15 +716,16 @@ def test_what_is_not_finite_stays_in_its_windows(row, case, value, rng):
             apart = tuple(axis for axis in range(result.ndim) if axis not in OWN_AXES[row.computes])
             holds = holds.any(axis=apart, keepdims=True) & np.ones(result.shape, bool)
         if not row.exact:
-            holds = over_tiles(holds, 3 if row.computes == "grad_weight" else 4)
+            taps = case.geometry.volume.kernel[1:]
+            holds = over_tiles(holds, taps if row.computes == "grad_weight" else [tile_of(n) for n in taps])
         assert not reached[~holds].any(), names[position]
 
 
-def over_tiles(holds, size):
+def over_tiles(holds, sizes):
     """Spread True over the whole of each tile of the last two axes."""
     holds = holds.copy()
-    for y, x in itertools.product(*(range(0, n, size) for n in holds.shape[-2:])):
-        tile = holds[..., y : y + size, x : x + size]
+    for y, x in itertools.product(*(range(0, n, size) for n, size in zip(holds.shape[-2:], sizes, strict=True))):
+        tile = holds[..., y : y + sizes[0], x : x + sizes[1]]
         tile[...] = tile.any(axis=(-2, -1), keepdims=True)
     return holds
 

@@ -360,7 +360,7 @@ def check_maps(dtype):
             for tile in (run, maps._map_twin(of_sizes)):
                 result = out.copy()
                 tile(
-                    size, source, 3, 40 * n, 7 * n, result, 2, 9 * n, n + 3, count,
+                    *size, source, 3, 40 * n, 7 * n, result, 2, 9 * n, n + 3, count,
                     *((start, 5, floor_at) if starts else ()),
                 )  # fmt: skip
                 np.testing.assert_array_equal(result != MARK, written)

@@ -36,7 +36,7 @@ CANDIDATES = (
     (2 / 3, 3 / 2),
     (3 / 4, 3 / 2),
     (5 / 8, 5 / 4),
-    POINTS[1::2],
+    (POINTS[1], POINTS[3]),
 )
 """Points p and q, which stand for 0, p, -p, q, -q and infinity."""
 

@@ -17,26 +17,30 @@ from llvmlite import ir
 from numba import config
 from numba.core import cgutils
 
-from ..cook_toom import LARGEST_TILE, SLOTS, input_matrix, output_matrix, slots, weight_matrix
+from ..cook_toom import TAPS, input_matrix, output_matrix, points_of, slots, tile_of, weight_matrix
 from .words import I64, Array, Words, address_of, call_first, lanes, private_function, tile_intrinsic
 
 __all__ = ["gradient_map", "input_map", "output_map", "weight_gradient_map", "weight_map"]
 
-TAPS = 3
-
 Map = tuple[Array, Sequence[int], Sequence[int]]
 """A matrix, and where its inputs and its outputs lie."""
 
-SIZES = range(LARGEST_TILE, 0, -1)
-"""Outputs of a tile along an axis; the most frequent first."""
+Maps = dict[tuple[int, int], Map]
+"""Maps by the rows and columns of their matrices; the most frequent first."""
 
-INPUT: dict[int, Map] = {m: (input_matrix(m + TAPS - 1), range(m + TAPS - 1), slots(m + TAPS - 1)) for m in SIZES}
-OUTPUT: dict[int, Map] = {m: (output_matrix(m, m + TAPS - 1), slots(m + TAPS - 1), range(m)) for m in SIZES}
-GRADIENT: dict[int, Map] = {m: (matrix.T, outputs, inputs) for m, (matrix, inputs, outputs) in OUTPUT.items()}
-WEIGHT: dict[int, Map] = {TAPS: (weight_matrix(TAPS), range(TAPS), range(SLOTS))}
-WEIGHT_GRADIENT: dict[int, Map] = {TAPS: (weight_matrix(TAPS).T, range(SLOTS), range(TAPS))}
 
-NAMES = "size, source, source_at, source_step, source_next, target, target_at, target_step, target_next, count"
+def _tiles() -> list[tuple[int, int]]:
+    """(outputs, inputs) of all tiles along an axis."""
+    return [(m, m + taps - 1) for taps in TAPS for m in range(tile_of(taps), 0, -1)]
+
+
+INPUT: Maps = {(n, n): (input_matrix(n), range(n), slots(n)) for _, n in _tiles()}
+OUTPUT: Maps = {(m, n): (output_matrix(m, n), slots(n), range(m)) for m, n in _tiles()}
+GRADIENT: Maps = {(n, m): (matrix.T, outputs, inputs) for (m, n), (matrix, inputs, outputs) in OUTPUT.items()}
+WEIGHT: Maps = {(points_of(r), r): (weight_matrix(r), range(r), range(points_of(r))) for r in TAPS}
+WEIGHT_GRADIENT: Maps = {(r, n): (matrix.T, slots, taps) for (n, r), (matrix, taps, slots) in WEIGHT.items()}
+
+NAMES = "rows, columns, source, source_at, source_step, source_next, target, target_at, target_step, target_next, count"
 
 STARTS = "start, start_at, floor_at"
 
@@ -104,14 +108,15 @@ def _write_map(function: Any, dtype: Any, map_: Map, starts: bool) -> None:
     b.ret_void()
 
 
-def _map_twin(maps: dict[int, Map]) -> Any:
-    """Return the tile that applies the map of a size in plain Python."""
+def _map_twin(maps: Maps) -> Any:
+    """Return the tile that applies a map in plain Python."""
 
     def twin(
-        size: int, source: Array, source_at: int, source_step: int, source_next: int, target: Array, target_at: int,
-        target_step: int, target_next: int, count: int, start: Array | None = None, start_at: int = 0, floor_at: int = 0,
+        rows: int, columns: int, source: Array, source_at: int, source_step: int, source_next: int, target: Array,
+        target_at: int, target_step: int, target_next: int, count: int, start: Array | None = None, start_at: int = 0,
+        floor_at: int = 0,
     ) -> None:  # fmt: skip
-        matrix, inputs, outputs = maps[size]
+        matrix, inputs, outputs = maps[rows, columns]
         lane = np.arange(lanes(source.itemsize))
         for turn in range(count):
             at = source_at + turn * source_next + np.array(inputs)[:, None] * source_step + lane
@@ -126,18 +131,23 @@ def _map_twin(maps: dict[int, Map]) -> Any:
     return twin
 
 
-def _map_tile(name: str, maps: dict[int, Map], starts: bool = False) -> Any:
-    """Make a tile that applies the map of a size."""
+def _map_tile(name: str, maps: Maps, starts: bool = False) -> Any:
+    """Make a tile that applies the map whose matrix has so many rows and columns."""
 
     def codegen(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]) -> None:
         dtype = named["source"][0].dtype
         w = Words(builder, dtype)
         calls = []
-        for size, map_ in maps.items():
-            function, new = private_function(builder.module, f"{name}_map_{w.suffix}_{size}", 9 if starts else 7)
+        for (rows, columns), map_ in maps.items():
+            function, new = private_function(
+                builder.module, f"{name}_map_{w.suffix}_{rows}_{columns}", 9 if starts else 7
+            )
             if new:
                 _write_map(function, dtype, map_, starts)
-            calls.append((builder.icmp_signed("==", named["size"][1], I64(size)), function))
+            equal = (
+                builder.icmp_signed("==", named[axis][1], I64(n)) for axis, n in (("rows", rows), ("columns", columns))
+            )
+            calls.append((builder.and_(*equal), function))
         source, target, *begin = (
             w.at(
                 address_of(context, builder, *named[at.partition("_")[0] if at != "floor_at" else "start"]),
@@ -152,12 +162,12 @@ def _map_tile(name: str, maps: dict[int, Map], starts: bool = False) -> Any:
 
 
 input_map = _map_tile("input", INPUT)
-"""B^T: the inputs of ``size`` outputs, size + 2 of them, at the points that a tile of this size uses.
+"""B^T: the inputs of a tile, at the points that it uses.
 
 Parameters
 ----------
-size : int
-    Outputs, 1 to LARGEST_TILE.
+rows, columns : int
+    Of the matrix; here both are the inputs, those of a tile of `fastconv.cook_toom`.
 source, source_at, source_step, source_next : flat array, offset and distances
     The first input, and the distances of inputs and of turns.
 target, target_at, target_step, target_next : flat array, offset and distances
@@ -167,14 +177,14 @@ count : int
 """
 
 output_map = _map_tile("output", OUTPUT, starts=True)
-"""A^T, and a vector is added: the ``size`` outputs, from what the points have; ``start`` holds the vector at ``start_at``, and at
-``floor_at`` a number: what is less becomes that."""
+"""A^T, and a vector is added: the outputs of a tile (rows), from what the points of its inputs (columns) have; ``start`` holds
+the vector at ``start_at``, and at ``floor_at`` a number: what is less becomes that."""
 
 gradient_map = _map_tile("gradient", GRADIENT)
-"""A: ``size`` gradients of outputs, at the points that a tile of this size uses."""
+"""A: the gradients of a tile's outputs (columns), at the points of its inputs (rows)."""
 
 weight_map = _map_tile("weight", WEIGHT)
-"""G: the three taps, at all points; ``size`` is 3."""
+"""G: the taps (columns), at all points (rows)."""
 
 weight_gradient_map = _map_tile("weight_gradient", WEIGHT_GRADIENT)
-"""G^T: the gradients of three taps, from those of all points; ``size`` is 3."""
+"""G^T: the gradients of the taps (rows), from those of all points (columns)."""
