@@ -178,7 +178,8 @@ def _add_bench(commands: Any) -> None:
         metavar="NAME",
         dest="suites",
         default=[],
-        help="layers to time: resnet50, vgg16, mobile, small or inference; can be given again (default: the first four)",
+        help="layers to time: resnet50, vgg16, mobile, small, inference or inception; can be given again (default: the first "
+        "four)",
     )
     bench.add_argument(
         "--shapes",
@@ -200,19 +201,19 @@ def _add_bench(commands: Any) -> None:
         action="store_true",
         help="time what calls cost beside their arithmetic instead, under each framework that is installed",
     )
-    kinds = ("kernels", "points", "digits")
+    kinds = ("kernels", "shapes", "points", "digits")
     bench.add_argument(
         "--errors",
         type=_some_of(kinds),
         nargs="?",
-        const=("kernels", "points"),
+        const=("kernels", "shapes", "points"),
         metavar="LIST",
-        help="time nothing: print how far results are from those in double precision, for all algorithms of 3x3 kernels and "
-        "for other points of Winograd's; with digits, the accuracy of networks that were trained with either "
-        "(default: kernels,points)",
+        help="time nothing: print how far results are from those in double precision, for all algorithms of 3x3 kernels, for "
+        "kernels of other shapes and for other points of Winograd's; with digits, the accuracy of networks that were trained "
+        "with either (default: kernels,shapes,points)",
     )
     bench.add_argument("--limit", type=_count, metavar="N", help="time the first N layers of each suite only")
-    passes, peers, layouts = ("fwd", "dx", "dw"), ("torch", "compile", "jax", "ncnn"), ("nchw", "best")
+    passes, peers, layouts = ("fwd", "dx", "dw"), ("torch", "compile", "jax", "ncnn", "direct"), ("nchw", "best")
     bench.add_argument(
         "--passes",
         type=_some_of((*passes, "prepared")),
@@ -225,8 +226,8 @@ def _add_bench(commands: Any) -> None:
         type=_some_of(peers),
         default=(),
         metavar="LIST",
-        help="whom to time too, of torch,compile,jax,ncnn (default: none); compile is torch.compile, with --models only; ncnn "
-        "has no pass but prepared, of single images",
+        help="whom to time too, of torch,compile,jax,ncnn,direct (default: none); compile is torch.compile, with --models only; "
+        "ncnn has no pass but prepared, of single images; direct is fastconv without Winograd's algorithm",
     )
     bench.add_argument(
         "--layouts",

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .geometry import ConvGeometry, conv_geometry
 
@@ -28,15 +29,18 @@ SMALL_BATCHES = (1, 16, 128)
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A convolution of square images with square filters; its string is its name.
+    """A convolution of square images; its string is its name.
 
     Attributes
     ----------
     batch, channels, size : int
         N, n_ch, and h = w.
-    filters, kernel : int
-        n_f, and f_r = f_c.
-    stride, padding, groups : int
+    filters : int
+        n_f.
+    kernel : int or tuple of int
+        (f_r, f_c), or both in one.
+    stride, groups : int
+    padding : int or tuple of int
         As in `fastconv.conv2d`.
     """
 
@@ -44,10 +48,15 @@ class Layer:
     channels: int
     size: int
     filters: int
-    kernel: int
+    kernel: int | tuple[int, int]
     stride: int = 1
-    padding: int = 0
+    padding: int | tuple[int, int] = 0
     groups: int = 1
+
+    @property
+    def taps(self) -> tuple[int, int]:
+        """(f_r, f_c)."""
+        return pair(self.kernel)
 
     @property
     def name(self) -> str:
@@ -62,8 +71,10 @@ class Layer:
         else:
             channels = f"{self.channels}->{self.filters} g{self.groups}"
         stride = f"/{self.stride}" if self.stride > 1 else ""
-        padding = f" p{self.padding}" if self.padding != self.kernel // 2 else ""
-        return f"{self.batch}x {channels}@{self.size} {self.kernel}x{self.kernel}{stride}{padding}"
+        rows, columns = pair(self.padding)
+        at_half = (rows, columns) == tuple(n // 2 for n in self.taps)
+        padding = "" if at_half else f" p{rows}" if rows == columns else f" p{rows},{columns}"
+        return f"{self.batch}x {channels}@{self.size} {self.taps[0]}x{self.taps[1]}{stride}{padding}"
 
     def __str__(self) -> str:
         return self.name
@@ -72,13 +83,23 @@ class Layer:
     def geometry(self) -> ConvGeometry:
         """Sizes of all arrays, FLOPs and bytes."""
         x_shape = (self.batch, self.channels, self.size, self.size)
-        weight_shape = (self.filters, self.channels // self.groups, self.kernel, self.kernel)
+        weight_shape = (self.filters, self.channels // self.groups, *self.taps)
         return conv_geometry(x_shape, weight_shape, self.stride, self.padding, 1, self.groups)
 
     @property
-    def parameters(self) -> dict[str, int]:
+    def parameters(self) -> dict[str, Any]:
         """Keyword arguments of `fastconv.conv2d` and its gradients."""
         return {"stride": self.stride, "padding": self.padding, "groups": self.groups}
+
+
+def pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    """Return a value for rows and one for columns.
+
+    >>> pair(3), pair((1, 7))
+    ((3, 3), (1, 7))
+    """
+    rows, columns = value if isinstance(value, tuple) else (value, value)
+    return rows, columns
 
 
 def with_largest_batch(layer: Layer) -> Layer:
@@ -156,9 +177,16 @@ SUITES: dict[str, tuple[Layer, ...]] = {
             (64, 56, 64), (128, 28, 128), (256, 14, 256), (512, 7, 512), (64, 112, 128), (256, 56, 256),
         )
     ),
+    "inception": _suite([
+        Layer(1, channels, size, filters, (rows, columns), 1, (rows // 2, columns // 2))
+        for channels, size, filters, rows, columns in (
+            (48, 35, 64, 5, 5), (128, 17, 128, 1, 7), (128, 17, 128, 7, 1), (192, 17, 192, 1, 7), (192, 17, 192, 7, 1),
+            (384, 8, 384, 1, 3), (384, 8, 384, 3, 1), (64, 56, 64, 1, 5), (64, 56, 64, 5, 1), (64, 27, 192, 5, 5),
+        )
+    ]),
 }  # fmt: skip
-"""The layers of ResNet-50, of VGG-16, of mobile networks, and small ones at batch sizes 1, 16 and 128; and for inference those
-3x3 layers of the first two that are met with single images."""
+"""The layers of ResNet-50, of VGG-16, of mobile networks, and small ones at batch sizes 1, 16 and 128; for inference those 3x3
+layers of the first two that are met with single images; and those of Inception-v3 and others whose kernels have other shapes."""
 
 TRAINED = ("resnet50", "vgg16", "mobile", "small")
 """Suites that are timed unless others are asked for."""

@@ -33,6 +33,7 @@ TINY = [
     {"batch": 1, "channels": 4, "size": 5, "filters": 4, "kernel": 2, "stride": 2, "groups": 4},
 ]
 LAYERS = [Layer(**fields) for fields in TINY]
+LONG = Layer(2, 3, 8, 5, (1, 5), 1, (0, 2))
 PROC = pathlib.Path("/proc")
 needs_proc = pytest.mark.skipif(not PROC.joinpath("self", "stat").exists(), reason="looks at processes in /proc")
 
@@ -121,6 +122,12 @@ GOOD = TINY[0]
         ([{"batch": 1}], "layer 1 has no field 'channels': expected at least batch"),
         ([{**GOOD, "stride": 0}], "layer 1: stride is 0: expected a whole number of at least 1"),
         ([{**GOOD, "padding": -1}], "layer 1: padding is -1: expected a whole number of at least 0"),
+        ([{**GOOD, "padding": [0, -1]}], "layer 1: padding is [0, -1]: expected a whole number of at least 0, or two of them"),
+        (
+            [{**GOOD, "kernel": [3, 3, 3]}],
+            "layer 1: kernel is [3, 3, 3]: expected a whole number of at least 1, or two",
+        ),
+        ([{**GOOD, "stride": [1, 1]}], "layer 1: stride is [1, 1]: expected a whole number of at least 1"),
         ([{**GOOD, "batch": True}], "layer 1: batch is True: expected a whole number"),
         ([{**GOOD, "size": 2.5}], "layer 1: size is 2.5: expected a whole number"),
         ([{**GOOD, "groups": 2}], "layer 1: channels is 3: expected a multiple of groups, which is 2"),
@@ -390,10 +397,11 @@ def test_session_reports_errors():
     assert ask({"do": "time", "computes": "fwd", "layout": "nchw", "seconds": 0}) == [{"error": "KeyError: 'nchw'"}]
 
 
-@pytest.mark.parametrize("name", ["torch", "jax"])
-@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("name", ["torch", "jax", "direct"])
+@pytest.mark.parametrize("layer", [*LAYERS, LONG], ids=str)
 def test_peers_compute_the_same(name, layer):
-    pytest.importorskip(name)
+    if name != "direct":
+        pytest.importorskip(name)
     # In a process of its own: it changes settings of the library.
     with Worker(name, 1) as process:
         process.ask("hello")
@@ -414,7 +422,7 @@ def test_layouts():
     assert (x.dtype, x.flags.c_contiguous) == (np.float32, True)
     assert y.transpose(0, 2, 3, 1).flags.c_contiguous
     np.testing.assert_array_equal(x, y)
-    assert list(CONTENDERS) == [OURS, "torch", "compile", "jax", "ncnn"]
+    assert list(CONTENDERS) == [OURS, "direct", "torch", "compile", "jax", "ncnn"]
     contender = Fastconv(1)
     for layout, last in (("nchw", False), ("channels_last", True)):
         calls = contender.calls(layer, "float32", layout)
@@ -623,13 +631,16 @@ def test_plot(report, tmp_path, peers):
 def test_errors(monkeypatch, capsys):
     monkeypatch.setattr(errors, "CHANNELS", (16, 32))
     monkeypatch.setattr(errors, "SIZE", 6)
+    monkeypatch.setattr(errors, "SUMMED", 16)
     assert main(["bench", "--errors"]) == 0
-    kernels, points = (table.splitlines() for table in capsys.readouterr().out.strip().split("\n\n"))
+    kernels, shapes, points = (table.splitlines() for table in capsys.readouterr().out.strip().split("\n\n"))
     assert [line.split()[0] for line in kernels[1:]] == ["forward"] * 2 + ["dX"] * 2 + ["dW"] * 2
     for line in kernels[1:]:
         direct, _, winograd, _ = map(float, line.split()[-4:])
         assert 0 < direct < 1e-6
         assert 0 < winograd < 1e-5
+    assert len(shapes) == 1 + 4 * 4 - 2
+    assert all(0 < float(error) < 2e-5 for line in shapes[1:] for error in line.split()[1:])
     assert len(points) == 1 + len(errors.CANDIDATES)
     assert all(0 < float(line.split()[-1]) < 1e-5 for line in points[1:])
 
@@ -648,9 +659,9 @@ def test_errors_of_training(monkeypatch, capsys):
     assert fastconv.get_precision() == "high"
 
 
-def test_ncnn_computes_the_same():
+@pytest.mark.parametrize("layer", [Layer(1, 3, 9, 5, 3, 1, 1), Layer(1, 3, 9, 5, (5, 1), 1, (2, 0))], ids=str)
+def test_ncnn_computes_the_same(layer):
     pytest.importorskip("ncnn")
-    layer = Layer(1, 3, 9, 5, 3, 1, 1)
     results = [
         contender(1).result("prepared", "nchw", contender(1).calls(layer, "float32", "nchw")["prepared"]())
         for contender in (Fastconv, CONTENDERS["ncnn"])

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from fastconv.suites import SUITES, Layer, with_largest_batch
+from fastconv.suites import SUITES, Layer, pair, with_largest_batch
 
 LAYERS = [pytest.param(suite, layer, id=f"{suite}-{layer}") for suite, layers in SUITES.items() for layer in layers]
 
@@ -16,6 +16,7 @@ def test_suites_have_their_layers():
         "mobile": 19,
         "small": 3 * 8,
         "inference": 6,
+        "inception": 10,
     }
 
 
@@ -42,8 +43,8 @@ def test_padding_keeps_the_size_unless_said(suite, layer):
     geometry = layer.geometry
     assert geometry.input_shape == (layer.batch, layer.channels, layer.size, layer.size)
     without = suite == "small" and layer.size in (28, 13)
-    assert layer.padding == (0 if without else layer.kernel // 2)
-    size = (layer.size - layer.kernel) // layer.stride + 1 if without else -(-layer.size // layer.stride)
+    assert pair(layer.padding) == ((0, 0) if without else tuple(n // 2 for n in layer.taps))
+    size = (layer.size - layer.taps[0]) // layer.stride + 1 if without else -(-layer.size // layer.stride)
     assert geometry.output == (size, size)
 
 
@@ -55,6 +56,8 @@ def test_padding_keeps_the_size_unless_said(suite, layer):
         (Layer(16, 32, 13, 64, 3), "16x 32->64@13 3x3 p0"),
         (Layer(32, 96, 56, 96, 7, 1, 3, 96), "32x dw 96@56 7x7"),
         (Layer(2, 8, 9, 16, 3, 1, 1, 4), "2x 8->16 g4@9 3x3"),
+        (Layer(2, 8, 9, 16, (1, 7), 1, (0, 3)), "2x 8->16@9 1x7"),
+        (Layer(2, 8, 9, 16, (5, 3), 2, (2, 0)), "2x 8->16@9 5x3/2 p2,0"),
     ],
 )
 def test_name(layer, name):

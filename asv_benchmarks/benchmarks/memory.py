@@ -16,7 +16,7 @@ class PeakMemory:
     def setup(self, layer, computes):
         """Hold the arrays, and what compiled code takes: the call to measure, on one small image."""
         layer = LAYERS[layer]
-        calls(computes, dataclasses.replace(layer, batch=1, size=2 * layer.kernel), "float32")[0]()
+        calls(computes, dataclasses.replace(layer, batch=1, size=2 * max(layer.taps)), "float32")[0]()
         self.call, _ = calls(computes, layer, "float32")
 
     def peakmem_setup_alone(self, layer, computes):

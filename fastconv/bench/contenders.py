@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..suites import Layer
+from ..suites import Layer, pair
 
 __all__ = ["CONTENDERS", "LAYOUTS", "PASSES", "PREPARED", "Contender", "arrays"]
 
@@ -70,6 +70,8 @@ def channels_last(array: Array) -> Array:
 class Fastconv:
     """Our own."""
 
+    options: dict[str, Any] = {}  # noqa: RUF012
+
     def __init__(self, threads: int) -> None:
         import llvmlite
         import numba
@@ -91,9 +93,9 @@ class Fastconv:
         x, weight, grad_output = arrays(layer, dtype)
         if layout == "channels_last":
             x, grad_output = channels_last(x), channels_last(grad_output)
-        forward, backward, options = self.fastconv.conv2d, self.fastconv.conv2d_backward, layer.parameters
-        dx, dw = (True, False, False), (False, True, False)
-        prepared = self.fastconv.prepare(weight, **options)
+        forward, backward = self.fastconv.conv2d, self.fastconv.conv2d_backward
+        dx, dw, options = (True, False, False), (False, True, False), layer.parameters | self.options
+        prepared = self.fastconv.prepare(weight, **layer.parameters)
         return {
             PREPARED: lambda: forward(x, prepared, **options),
             "fwd": lambda: forward(x, weight, **options),
@@ -104,6 +106,16 @@ class Fastconv:
     def result(self, computes: str, layout: str, value: Any) -> Array:
         """Return a pass's result as an array whose shape is that of `nchw`."""
         return np.asarray(value)
+
+
+class Direct(Fastconv):
+    """Our own, without Winograd's algorithm."""
+
+    options = {"algorithm": "direct"}  # noqa: RUF012
+
+    def __init__(self, threads: int) -> None:
+        super().__init__(threads)
+        self.versions = {"direct": self.versions["fastconv"]}
 
 
 class Torch:
@@ -124,7 +136,7 @@ class Torch:
             for array in arrays(layer, dtype)
         )
         conv2d, backward = self.torch.nn.functional.conv2d, self.torch.ops.aten.convolution_backward
-        stride, padding, groups = [layer.stride] * 2, [layer.padding] * 2, layer.groups
+        stride, padding, groups = [layer.stride] * 2, list(pair(layer.padding)), layer.groups
         rest = (None, stride, padding, [1, 1], False, [0, 0], groups)
         return {
             PREPARED: lambda: conv2d(x, weight, None, stride, padding, 1, groups),  # it has no such weights
@@ -178,7 +190,7 @@ class Jax:
 
         def convolve(x: Any, weight: Any) -> Any:
             return jax.lax.conv_general_dilated(
-                x, weight, (layer.stride,) * 2, ((layer.padding,) * 2,) * 2, dimension_numbers=names,
+                x, weight, (layer.stride,) * 2, [(p, p) for p in pair(layer.padding)], dimension_numbers=names,
                 feature_group_count=layer.groups,
             )  # fmt: skip
 
@@ -209,12 +221,13 @@ class Ncnn:
 
     def calls(self, layer: Layer, dtype: str, layout: str) -> dict[str, Call]:
         """Return the one pass that it has; it has a layout of its own."""
+        (rows, columns), (top, left) = layer.taps, pair(layer.padding)
         if layer.batch != 1 or layer.groups != 1 or dtype != "float32":
             raise ValueError("ncnn takes batches of one image, one group and float32")
         x, weight, _ = arrays(layer, dtype)
         net = self.ncnn.Net()
         net.opt.num_threads = self.threads
-        what = f"0={layer.filters} 1={layer.kernel} 3={layer.stride} 4={layer.padding} 5=0 6={weight.size}"
+        what = f"0={layer.filters} 1={columns} 11={rows} 3={layer.stride} 4={left} 14={top} 5=0 6={weight.size}"
         text = f"7767517\n2 2\nInput in 0 1 in\nConvolution conv 1 1 in out {what}\n"
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, "param").write_text(text)
@@ -241,6 +254,7 @@ LAST = (0, 2, 3, 1)
 
 CONTENDERS: dict[str, Callable[[int], Contender]] = {
     "fastconv": Fastconv,
+    "direct": Direct,
     "torch": Torch,
     "compile": Compiled,
     "jax": Jax,

@@ -7,6 +7,7 @@ are drawn from a normal distribution.  Both algorithms see the same numbers.
 from __future__ import annotations
 
 import io
+import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr
@@ -15,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from .. import ops, plan
-from ..cook_toom import POINTS, input_matrix, output_matrix, weight_matrix
+from ..cook_toom import POINTS, TAPS, input_matrix, output_matrix, weight_matrix
+from ..winograd import can_be_cut
 from .table import aligned
 
 __all__ = ["KINDS", "text"]
@@ -26,6 +28,10 @@ CHANNELS = (16, 32, 64, 128, 256, 512, 1024, 2048)
 SIZE, LANES = 14, 32
 """Sides of images, and channels that are not summed up."""
 
+SUMMED = 256
+"""Channels of the kernels of several shapes."""
+
+PASSES = ("forward", "dX", "dW")
 ALGORITHMS = ("direct", "winograd")
 
 CANDIDATES = (
@@ -58,7 +64,7 @@ def _kernels() -> Iterator[list[str]]:
     """The passes of a 3x3 layer, by the length of their sums."""
     yield ["pass", "channels", *(f"{name}, {kind}" for name in ALGORITHMS for kind in ("largest", "norm"))]
     rng = np.random.default_rng(0)
-    for computes in ("forward", "dX", "dW"):
+    for computes in PASSES:
         for channels in CHANNELS:
             summed, images = (LANES, channels // 16) if computes == "dW" else (channels, 1)
             x, weight, g = (
@@ -75,14 +81,33 @@ def _kernels() -> Iterator[list[str]]:
 
 def _run(computes: str, arrays: list[Array], algorithm: str) -> Array:
     x, weight, g = arrays
+    padding = tuple(n // 2 for n in weight.shape[2:])
     if computes == "forward":
-        return ops.conv2d(x, weight, None, 1, 1, algorithm=algorithm)
+        return ops.conv2d(x, weight, None, 1, padding, algorithm=algorithm)
     wanted = computes == "dX", computes == "dW", False
     if computes == "dX":  # its sums run over filters
         x, weight, g = g, np.ascontiguousarray(weight.swapaxes(0, 1)), x
-    grads = ops.conv2d_backward(g, x, weight, 1, 1, output_mask=wanted, algorithm=algorithm)
+    grads = ops.conv2d_backward(g, x, weight, 1, padding, output_mask=wanted, algorithm=algorithm)
     result = next(grad for grad in grads if grad is not None)
     return result
+
+
+def _shapes() -> Iterator[list[str]]:
+    """Winograd's algorithm for kernels of all the shapes that it takes."""
+    yield ["kernel", *(f"{computes}, {kind}" for computes in PASSES for kind in ("largest", "norm"))]
+    rng = np.random.default_rng(0)
+    for taps in itertools.product(sorted(TAPS), repeat=2):
+        if not can_be_cut((1, *taps)):
+            continue
+        x, weight, g = (
+            rng.standard_normal(shape, np.float32)
+            for shape in ((2, SUMMED, SIZE, SIZE), (LANES, SUMMED, *taps), (2, LANES, SIZE, SIZE))
+        )
+        found: list[float] = []
+        for computes in PASSES:
+            exact = _run(computes, [array.astype(np.float64) for array in (x, weight, g)], "direct")
+            found += errors(_run(computes, [x, weight, g], "winograd"), exact)
+        yield [f"{taps[0]}x{taps[1]}", *(f"{error:.1e}" for error in found)]
 
 
 def _points() -> Iterator[list[str]]:
@@ -127,5 +152,10 @@ def _digits() -> Iterator[list[str]]:
     yield ["mean", f"{high:.2f}", f"{highest:.2f}", f"{high - highest:+.2f}"]
 
 
-KINDS: dict[str, Callable[[], Iterator[list[str]]]] = {"kernels": _kernels, "points": _points, "digits": _digits}
-"""What can be asked for: the passes of the kernels, other points, and what becomes of a network."""
+KINDS: dict[str, Callable[[], Iterator[list[str]]]] = {
+    "kernels": _kernels,
+    "shapes": _shapes,
+    "points": _points,
+    "digits": _digits,
+}
+"""What can be asked for: the passes of 3x3 kernels, kernels of other shapes, other points, and what becomes of a network."""

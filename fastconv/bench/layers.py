@@ -13,6 +13,10 @@ from ..suites import SUITES, TRAINED, Layer
 __all__ = ["BenchError", "chosen", "layer_of", "read_shapes"]
 
 
+PAIRS = ("kernel", "padding")
+"""Fields that may have one number for rows and another for columns."""
+
+
 class BenchError(ValueError):
     """Something that a benchmark cannot go on with; its text is one line for whoever started it."""
 
@@ -87,9 +91,12 @@ def layer_of(value: Any, place: str) -> Layer:
         raise BenchError(f"{place} has no field {missing[0]!r}: expected at least {', '.join(needed)}")
     for name, number in value.items():
         least = 0 if name == "padding" else 1
-        if type(number) is not int or number < least:
-            raise BenchError(f"{place}: {name} is {number!r}: expected a whole number of at least {least}")
-    layer = Layer(**value)
+        pair = name in PAIRS and isinstance(number, list) and len(number) == 2
+        if any(type(n) is not int or n < least for n in (number if pair else [number])):
+            or_two = ", or two of them" if name in PAIRS else ""
+            raise BenchError(f"{place}: {name} is {number!r}: expected a whole number of at least {least}{or_two}")
+    described: dict[str, Any] = {name: tuple(n) if isinstance(n, list) else n for name, n in value.items()}
+    layer = Layer(**described)
     for name in ("channels", "filters"):
         if value[name] % layer.groups:
             raise BenchError(

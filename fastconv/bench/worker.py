@@ -30,8 +30,8 @@ from typing import Any
 
 import numpy as np
 
-from ..suites import Layer
 from .contenders import CONTENDERS, Call
+from .layers import layer_of
 
 __all__ = ["Session", "main", "serve"]
 
@@ -79,10 +79,11 @@ class Session:
         measured: dict[str, Any] = self.machine.measure(seconds)
         return measured
 
-    def prepare(self, layer: dict[str, int], dtype: str, layouts: list[str]) -> dict[str, Any]:
+    def prepare(self, layer: dict[str, Any], dtype: str, layouts: list[str]) -> dict[str, Any]:
         """Make a layer's arrays, and forget the last one's."""
         self.calls = {}
-        self.calls = {layout: self.contender.calls(Layer(**layer), dtype, layout) for layout in layouts}
+        described = layer_of(layer, "the layer")
+        self.calls = {layout: self.contender.calls(described, dtype, layout) for layout in layouts}
         return {}
 
     def prepare_model(self, name: str, layout: str) -> dict[str, Any]:
