@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -20,6 +21,7 @@ from .geometry import ConvGeometry, ceil_div
 from .kernels import winograd as kernels
 from .kernels.pack import unpack_panel
 from .programs import (
+    CHUNK_PIXELS,
     Packing,
     Pixels,
     Program,
@@ -75,6 +77,12 @@ weight at a point for a strip; and for each vector that is written where the inp
 
 ALONG_ONE_AXIS = 1.2
 """What rows and columns alone take in proportion to the estimate: they have few products for what has to be evaluated."""
+
+SHARING = 60_000
+"""The same for what threads wait where they evaluate the weight together: the others' parts lie in the others' caches."""
+
+ENOUGH_TASKS, NARROW = 8, 1.05
+"""With fewer tasks, blocks of half the width are worth a thought; and the time they take in proportion to whole ones."""
 
 REEVALUATED = 40_000
 """Most numbers of a weight that tasks evaluate more than once between them."""
@@ -187,6 +195,8 @@ class Work:
         Tasks to cut the pass into at least.
     prepared : bool
         Whether the weight at the points is there already.
+    narrow : bool
+        Whether blocks have half as many lanes as they could.
     """
 
     form: Form
@@ -197,11 +207,18 @@ class Work:
     itemsize: int
     tasks: int
     prepared: bool = False
+    narrow: bool = False
+
+    @property
+    def pitch(self) -> int:
+        """Lanes of a block, up to whole vectors."""
+        pitch = panel_pitch(self.lane_count, self.itemsize)
+        return whole_lanes(ceil_div(pitch, 2), self.itemsize) if self.narrow else pitch
 
     @property
     def blocks(self) -> int:
         """Blocks of lanes of all groups."""
-        return self.groups * ceil_div(self.lane_count, tile_width(self.itemsize))
+        return self.groups * ceil_div(self.lane_count, self.pitch)
 
     @property
     def vectors(self) -> tuple[int, int]:
@@ -232,7 +249,19 @@ class Work:
         work += tiles * (INPUT * of_input * summed * parts + OUTPUT * of_products * computed)
         evaluating, reading = EVALUATION * of_weight, READING * math.prod(self.form.points)
         each = strips * evaluating if self.owns(strip) else strips * reading + evaluating * (not self.prepared)
-        return (work + each * self.depth * computed) * (ALONG_ONE_AXIS if 1 in self.form.points else 1.0)
+        work += each * self.depth * computed + SHARING * (not self.owns(strip) and not self.prepared)
+        return work * (ALONG_ONE_AXIS if 1 in self.form.points else 1.0) * (NARROW if self.narrow else 1.0)
+
+    def time(self, strip: Ints) -> float:
+        """Estimate the time of all tasks, and of the threads that have none."""
+        return self.cost(strip) * (imbalance(math.prod(self.split(strip))) if self.tasks > 1 else 1.0)
+
+    def best(self) -> Work:
+        """Choose the width of blocks: narrow ones make more tasks where there are few."""
+        if self.tasks == 1 or math.prod(self.split(self.strip())) >= ENOUGH_TASKS:
+            return self
+        narrow = dataclasses.replace(self, narrow=True)
+        return min(self, narrow, key=lambda work: work.time(work.strip()))
 
     def strip(self, most: int = MOST_TILES) -> Ints:
         """Choose the (images, 1, rows, columns) of a strip that takes the least time: whole rows of tiles if it can.
@@ -251,11 +280,7 @@ class Work:
             for b in (parts_of(batch) if y == down and x == along else {1})
             if b * y * x <= most
         }
-
-        def time(strip: Ints) -> float:
-            return self.cost(strip) * (imbalance(math.prod(self.split(strip))) if self.tasks > 1 else 1.0)
-
-        return min(sorted(choices, reverse=True), key=time)
+        return min(sorted(choices, reverse=True), key=self.time)
 
 
 def parts_of(n: int) -> set[int]:
@@ -309,16 +334,16 @@ class Room:
 def work_of(p: Pixels) -> Work:
     """Say what equation (1) or (2) has to do."""
     sizes = (max(1, p.sizes[0]), *p.sizes[1:])
-    return Work(form_of(p.g), sizes, p.depth, p.channels // p.g.groups, p.g.groups, p.itemsize, p.tasks, p.prepared)
+    work = Work(form_of(p.g), sizes, p.depth, p.channels // p.g.groups, p.g.groups, p.itemsize, p.tasks, p.prepared)
+    return work.best()
 
 
 def _multiply_program(p: Pixels) -> Program:
     g, itemsize, depth, groups = p.g, p.itemsize, p.depth, p.g.groups
     n = lanes(itemsize)
     lane_count = p.channels // groups
-    pitch = panel_pitch(lane_count, itemsize)
-    blocks = ceil_div(lane_count, tile_width(itemsize))
     work = work_of(p)
+    pitch, blocks = work.pitch, work.blocks // groups
     form, strip = work.form, work.strip()
     points_y, points = form.points[0], math.prod(form.points)
     _, parts = work.split(strip)
@@ -375,22 +400,26 @@ def _multiply_program(p: Pixels) -> Program:
 
 
 def _weights_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: bool, itemsize: int) -> Program:
-    """Take strips so large that scratch memory stays in proportion, supposing two threads."""
-    for most in range(MOST_TILES, FEWEST_TILES - 1, -FEWEST_TILES):
-        program = _correlate_program(g, per_sample, x_last, grad_last, itemsize, most)
+    """Take strips, then depths, so few that scratch memory stays in proportion, supposing two threads."""
+    tiles = [(most, MOST_DEPTHS) for most in range(MOST_TILES, FEWEST_TILES, -FEWEST_TILES)]
+    for most, depths in (*tiles, *((FEWEST_TILES, MOST_DEPTHS >> n) for n in range(3))):
+        program = _correlate_program(g, per_sample, x_last, grad_last, itemsize, most, depths)
         if program.scratch_bytes(itemsize, threads=2) <= MOST_SCRATCH * g.bytes(itemsize):
             break
     return program
 
 
 def _correlate_program(
-    g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: bool, itemsize: int, most: int
+    g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: bool, itemsize: int, most: int, most_depths: int
 ) -> Program:  # fmt: skip
     axes, groups, n = forward_axes(g), g.groups, lanes(itemsize)
     filters, depth, pitch = g.filters // groups, g.channels // groups, panel_pitch(g.filters // groups, itemsize)
     blocks = groups * ceil_div(filters, tile_width(itemsize))
     sizes = (max(1, g.batch), *g.output)
-    depths = ceil_div(depth, ceil_div(depth, MOST_DEPTHS))
+    parts = ceil_div(depth, most_depths)
+    if count_tasks(g) > 1 and blocks * parts * (math.prod(sizes) // CHUNK_PIXELS) < 2:
+        parts = max(parts, min(2, ceil_div(depth, n)))  # there would be one task
+    depths = ceil_div(depth, parts)
     parts = ceil_div(depth, depths)
     form = form_of(g)
     points = math.prod(form.points)

@@ -354,10 +354,10 @@ def correlate(
     valid = min(pitch, filters - block * pitch)
     whole = (valid + n - 1) // n * n
     pixel = (depths + n - 1) // n * n
-    clear(room, products_at, products_at + points * products)
     strips = counts[0] * counts[1] * counts[2] * counts[3]
     rows = parts_at + 3 * part
-    for number in range(s * per_chunk, min((s + 1) * per_chunk, strips)):
+    first = s * per_chunk
+    for number in range(first, min(first + per_chunk, strips)):
         n0, z0, y0, x0, kind = place_strip(number, numbers, tables)
         base = open_strip(numbers, x, n0, z0, y0, x0, room) + g * group_step + part * depths
         sizes = (min(strip[0], out_shape[0] - n0), min(strip[2], out_shape[3] - y0), min(strip[3], out_shape[4] - x0))
@@ -384,7 +384,7 @@ def correlate(
             outer_tile(
                 room, gradients_at + point * gradients, tables, tables[at], tables[at + 1], room, values_at + point * values,
                 tables[rows], room, products_at + point * products, tables[rows + 1], tables[rows + 2], zeros, 0,
-                (pitch + n - 1) // n * n, 1, whole,
+                (pitch + n - 1) // n * n, number - first, whole,
             )  # fmt: skip
     panels = room if own else out
     panel = taps_at if own else s * each + (g_block * depth + part * depths) * terms * pitch
