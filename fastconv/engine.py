@@ -54,6 +54,7 @@ from .strips import (
     choose_padding,
     choose_strip,
     fill_tiles,
+    filled,
     find_kinds,
     grid_offsets,
     imbalance,
@@ -149,7 +150,7 @@ def _gather_program(p: Pixels) -> Program:
     last = p.in_last or lanes(itemsize) <= p.in_shape[1]
 
     def work(pixels: int, taps: int) -> int:
-        return ceil_div(pixels, ROWS) * (taps * depth + TILE_TERMS) * groups * blocks
+        return filled(pixels) * (taps * depth + TILE_TERMS) * groups * blocks // ROWS
 
     def try_strip(strip: Ints) -> tuple[float, Ints, int, Kinds, bool]:
         strips = math.prod(ceil_div(n, m) for n, m in zip(p.sizes, strip, strict=True))
@@ -186,7 +187,7 @@ def _gather_program(p: Pixels) -> Program:
             firsts = (axis.phases[n].first for axis, n in zip(axes, phases, strict=True))
             to = grid_offsets(run, (steps[0], *inside)) + sum(f * s for f, s in zip(firsts, steps[2:], strict=True))
             at = fill_tiles(grid_offsets(run, source.pixel_steps))
-            runs.append((pairs[taps], len(met), tables.add(at), tables.add(fill_tiles(to)), at.size // ROWS))
+            runs.append((pairs[taps], len(met), tables.add(at), tables.add(fill_tiles(to)), at.size))
         first_run.append(len(runs))
     numbers |= {"runs_at": tables.add(first_run), "run_list_at": tables.add(runs)}
     size = math.prod(g.weight_shape)
@@ -382,7 +383,7 @@ def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_las
     last = x_last or lanes(itemsize) <= g.channels
 
     def work(pixels: int, taps: int) -> int:
-        return ceil_div(taps * depths, ROWS) * (pixels + TILE_TERMS) * parts * blocks
+        return filled(taps * depths) * (pixels + TILE_TERMS) * parts * blocks // ROWS
 
     packing_work = math.prod(g.input_shape) // lanes(itemsize) // 6
     _, kinds, packs = choose_padding(g.batch, axes, strip, by_tap, x_last == last, work, packing_work)
@@ -406,7 +407,7 @@ def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_las
                 for part in range(parts):
                     mine = table[part * depths * len(met) : (part + 1) * depths * len(met)]
                     at, to = fill_tiles(mine[:, 0]), fill_tiles(mine[:, 1] * pitch)
-                    taken[taps] += [tables.add(at), tables.add(to), at.size // ROWS]
+                    taken[taps] += [tables.add(at), tables.add(to), at.size]
             at = grid_offsets(run, source.pixel_steps)
             if reads:
                 pixels = [grid_offsets(run, (out_steps[0], *out_steps[2:]))] * 2

@@ -22,7 +22,7 @@ import numpy as np
 
 from .arrays import Array
 from .geometry import ceil_div
-from .simd import ROWS, VECTORS, lanes
+from .simd import FEW_ROWS, ROWS, VECTORS, lanes
 
 Ints = tuple[int, ...]
 
@@ -272,9 +272,19 @@ def grid_offsets(sizes: Sequence[Segment], steps: Ints) -> Array:
     return result
 
 
-def fill_tiles(offsets: Array, rows: int = ROWS) -> Array:
-    """Fill a table of rows up to whole tiles, with copies of the last."""
-    return offsets[np.minimum(np.arange(ceil_div(offsets.size, rows) * rows), offsets.size - 1)]
+def filled(rows: int) -> int:
+    """Count the rows of a column of outer tiles that has room for so many.
+
+    >>> [filled(rows) for rows in (0, 1, 5, 6, 49)]
+    [0, 4, 6, 6, 50]
+    """
+    return max(FEW_ROWS, ceil_div(rows, 2) * 2) if rows else 0
+
+
+def fill_tiles(offsets: Array, height: int = 0) -> Array:
+    """Fill a table of rows up to a column of outer tiles, or to whole tiles of a height, with copies of the last."""
+    rows = ceil_div(offsets.size, height) * height if height else filled(offsets.size)
+    return offsets[np.minimum(np.arange(rows), offsets.size - 1)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -326,10 +336,10 @@ def imbalance(tasks: int) -> float:
 def _waste(n: int, size: int, inside: int, others: int) -> float:
     """Work per pixel, of the busiest of two or four threads, if n*inside pixels are cut into strips of a size."""
     whole, rest = divmod(n, size)
-    tiles = others * (whole * ceil_div(size * inside, ROWS) + ceil_div(rest * inside, ROWS))
+    rows = others * (whole * filled(size * inside) + filled(rest * inside))
     strips = others * (whole + (rest > 0))
     tasks = strips * ceil_div(TASKS, strips)  # few strips are shared by tasks that compute different lanes
-    return tiles * ROWS / (n * inside * others) * imbalance(tasks)
+    return rows / (n * inside * others) * imbalance(tasks)
 
 
 @dataclass(frozen=True)

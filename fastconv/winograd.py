@@ -32,7 +32,7 @@ from .programs import (
     is_depthwise,
     output_pixels,
 )
-from .simd import ROWS, lanes
+from .simd import lanes
 from .strips import (
     TASKS,
     Axis,
@@ -42,6 +42,7 @@ from .strips import (
     Tables,
     by_output,
     fill_tiles,
+    filled,
     find_kinds,
     imbalance,
     lay_numbers,
@@ -174,7 +175,7 @@ def tiles_at(sizes: tuple[int, int, int], form: Form) -> Array:
 def product_rows(images: int, height: int, width: int, form: Form) -> int:
     """Count the rows of the tiles that multiply a strip: at all points, filled up to whole tiles."""
     counts = tiles_at((images, height, width), form).sum(1)
-    return int(sum(ceil_div(int(count), ROWS) * ROWS for count in counts))
+    return sum(filled(int(count)) for count in counts)
 
 
 @dataclass(frozen=True)
@@ -357,7 +358,7 @@ def _multiply_program(p: Pixels) -> Program:
         for used in tiles_at(sizes_of(segments), form):
             tiles = np.flatnonzero(used)
             at = fill_tiles(tiles * pixel)
-            lists.append((tables.add(at), tables.add(fill_tiles(tiles * pitch)), at.size // ROWS))
+            lists.append((tables.add(at), tables.add(fill_tiles(tiles * pitch)), at.size))
     numbers |= {"runs_at": 0, "run_list_at": tables.add(lists)}
     count = strip[0] * form.count(*strip[2:])
     values, products = odd_lines(count * pixel, itemsize), odd_lines(count * pitch, itemsize)
@@ -442,7 +443,7 @@ def _correlate_program(
     rows_of_parts = []
     for part in range(parts):
         rows = fill_tiles(np.arange(min(depths, depth - part * depths)))
-        rows_of_parts.append((tables.add(rows), tables.add(rows * pitch), rows.size // ROWS))
+        rows_of_parts.append((tables.add(rows), tables.add(rows * pitch), rows.size))
     numbers |= {"runs_at": 0, "run_list_at": tables.add(lists)}
     count = strip[0] * form.count(*strip[2:])
     values, gradients, products = (odd_lines(size, itemsize) for size in (count * pixel, count * pitch, depths * pitch))

@@ -122,7 +122,10 @@ GOOD = TINY[0]
         ([{"batch": 1}], "layer 1 has no field 'channels': expected at least batch"),
         ([{**GOOD, "stride": 0}], "layer 1: stride is 0: expected a whole number of at least 1"),
         ([{**GOOD, "padding": -1}], "layer 1: padding is -1: expected a whole number of at least 0"),
-        ([{**GOOD, "padding": [0, -1]}], "layer 1: padding is [0, -1]: expected a whole number of at least 0, or two of them"),
+        (
+            [{**GOOD, "padding": [0, -1]}],
+            "layer 1: padding is [0, -1]: expected a whole number of at least 0, or two of them",
+        ),
         (
             [{**GOOD, "kernel": [3, 3, 3]}],
             "layer 1: kernel is [3, 3, 3]: expected a whole number of at least 1, or two",

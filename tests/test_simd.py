@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from itertools import product
+from itertools import cycle, product
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -17,7 +17,21 @@ from numba import config, types
 
 from fastconv import simd
 from fastconv.jit import kernel
-from fastconv.simd import ROWS, SHORT, SLIDES, SPAN, VECTORS, copying, lanes, maps, outer, slide, transpose, words
+from fastconv.simd import (
+    FEW_ROWS,
+    ROWS,
+    SHORT,
+    SLIDES,
+    SPAN,
+    VECTORS,
+    copying,
+    lanes,
+    maps,
+    outer,
+    slide,
+    transpose,
+    words,
+)
 
 compiled = pytest.mark.skipif(bool(config.DISABLE_JIT), reason="without the JIT the twins are all there is")
 
@@ -164,15 +178,15 @@ def with_floor(start, floor):
     return np.append(start, start.dtype.type(floor)), start.size
 
 
-def sums(rng, dtype, height, width, valid, count, add):
-    """Draw what an outer tile is given, where to write, and what is written.
+def sums(rng, dtype, number, width, valid, count, add):
+    """Draw what an outer tile is given for a number of rows, where to write, and what is written.
 
-    Vectors and rows lie anywhere, and the last tile's last row comes twice.
+    Vectors and rows lie anywhere, and the last row comes twice.
     """
-    tiles, pitch = 2, width + 3
-    order = rng.permutation(tiles * height)
-    order[-1] = order[-min(2, height)]
-    rows, targets = rng.permutation(3 * tiles * height)[order], order * pitch
+    pitch = width + 3
+    order = rng.permutation(number)
+    order[-1] = order[-min(2, number // 2)]
+    rows, targets = rng.permutation(3 * number)[order], order * pitch
     pairs = np.stack([rng.integers(0, 200, count), rng.permutation(count) * pitch], 1)
     tables = np.concatenate([[AWAY], pairs.reshape(-1), [AWAY], rows, [AWAY], targets])
     rows_at = 2 + 2 * count
@@ -193,7 +207,7 @@ def sums(rng, dtype, height, width, valid, count, add):
         "out": out,
         "out_at": 5,
         "targets_at": rows_at + rows.size + 1,
-        "tiles": tiles,
+        "rows": number,
         "start": start,
         "start_at": 4,
         "floor_at": floor_at,
@@ -204,15 +218,15 @@ def sums(rng, dtype, height, width, valid, count, add):
 
 
 def check_outer(dtype):
-    """Every number of lanes; sums that are short, and that are taken in chunks."""
+    """Every number of lanes; sums that are short, and that are taken in chunks; tiles of six rows and of four."""
     rng, n = np.random.default_rng(0), lanes(np.dtype(dtype).itemsize)
     width = VECTORS * n
     cases = [*product(range(1, width + 1), (0, 1, 4, 5), (0, 1))]
     cases += product(
         (1, n, width), (outer.TERMS - 1, outer.TERMS, outer.TERMS + 1, 2 * outer.TERMS, 2 * outer.TERMS + 3), (0, 1)
     )
-    for valid, count, add in cases:
-        arguments, *results = sums(rng, dtype, ROWS, width, valid, count, add)
+    for number, (valid, count, add) in zip(cycle((12, 4, 8, 10, 14, 6, 16)), cases, strict=False):
+        arguments, *results = sums(rng, dtype, number, width, valid, count, add)
         compare(run_outer, outer._tile_twin, in_order(outer.TILE, **arguments), *results)
 
 
@@ -222,7 +236,7 @@ def check_short(dtype):
     for height, vectors in (*SHORT.items(), (ROWS, VECTORS)):
         width = vectors * n
         for valid, count, add in product((1, n + 1, width), (0, 1, 4, 5, 2 * outer.TERMS + 3), (0, 1)):
-            arguments, *results = sums(rng, dtype, height, width, valid, count, add)
+            arguments, *results = sums(rng, dtype, 2 * height, width, valid, count, add)
             compare(run_short, outer._short_tile_twin, [height, *in_order(outer.TILE, **arguments)], *results)
 
 
@@ -458,7 +472,7 @@ def test_machine_code(machine, dtype, monkeypatch):
     monkeypatch.setattr(words, "VECTOR_BYTES", vector_bytes)
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
-    for height, width in ((ROWS, vectors), *SHORT.items()):
+    for height, width in ((ROWS, vectors), (FEW_ROWS, vectors), *SHORT.items()):
         products, spills = assemble(machine, outer._write_tile, 12, dtype, height, width)
         assert products == 3 * height * width  # two terms in a turn, and one that may be left
         assert not spills or (machine == "AVX2" and height == 3), (height, width)

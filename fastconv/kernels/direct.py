@@ -171,7 +171,7 @@ def gather_planes(
     n0, z0, y0, x0, kind = place_strip(task, numbers, tables)
     open_strip(numbers, x, n0, z0, y0, x0, room)
     box_size = numbers[35]
-    tiles, floor = (lane_count + height - 1) // height, start[groups * lane_count + width + 1]
+    rows, floor = (lane_count + height - 1) // height * height, start[groups * lane_count + width + 1]
     for b in range(min(strip[0], out_shape[0] - n0)):
         for g in range(groups):
             for run in range(tables[numbers[53] + kind], tables[numbers[53] + kind + 1]):
@@ -182,7 +182,7 @@ def gather_planes(
                 for q in range(0, pixels, width):
                     short_tile(
                         height, room, b * box_steps[0] + g * group_step + q, tables, tables[at], tables[at + 1], weight,
-                        g * weight_step, tables[at + 2], room, box_size + q, tables[at + 3], tiles, start,
+                        g * weight_step, tables[at + 2], room, box_size + q, tables[at + 3], rows, start,
                         groups * lane_count, groups * lane_count + width, 0, width,
                     )  # fmt: skip
                 to = (n0 + b) * out_steps[0] + (out_step[0] * z0 + tables[at + 4]) * out_steps[2]
@@ -266,7 +266,7 @@ def correlate(
             vectors = gradient if reads else room
             for run in range(tables[numbers[53] + kind], tables[numbers[53] + kind + 1]):
                 # A run are taps that meet the same pixels: their pairs in two widths, how many, and for each part the table of
-                # rows, that of their targets, and tiles.
+                # rows, that of their targets, and how many.
                 at = numbers[54] + (3 + 3 * parts) * run
                 mine = at + 3 + 3 * part
                 outer_tile(

@@ -63,7 +63,7 @@ CORRELATE = (
 """Behind PLACES: the gradient at the points and the distance of its points, strips of a chunk, parts of the depths for tasks of
 their own, groups, depths of a part and of a group, filters of a group, numbers in a row of a panel, the distance of chunks'
 panels, whether the task writes the weight itself, where tables hold the row of each term, where in its room the taps' gradients
-lie, and where tables hold the rows of each part, that of their targets, and tiles."""
+lie, and where tables hold the rows of each part, that of their targets, and how many."""
 
 DEPTHS = 16
 """Depths of a weight that are turned over at once: their taps fill whole squares of lanes, and stay in the cache."""

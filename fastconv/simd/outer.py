@@ -1,4 +1,7 @@
-"""The outer tile: vectors times scalars."""
+"""The outer tile: vectors times scalars.
+
+A column of tiles has any even number of rows but two: tiles of six, and at the end one or two of four.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ from numba.core import cgutils
 from ..jit import ROWS, VECTORS
 from .words import I64, Array, Words, address_of, call_first, lanes, private_function, tile_intrinsic
 
-__all__ = ["SHORT", "TERMS", "outer_tile", "short_tile"]
+__all__ = ["FEW_ROWS", "SHORT", "TERMS", "outer_tile", "short_tile"]
+
+FEW_ROWS = 4
+"""Rows of the tiles at the end of a column."""
 
 
 def _write_tile(function: Any, dtype: Any, height: int, vectors: int) -> None:
@@ -102,7 +108,7 @@ SHORT = {1: 8, 2: 4, 3: 3}
 """Vectors in the tiles with fewer rows: as many accumulators as hide the time that a multiply-add takes, with 16 registers."""
 
 TILE = (
-    "vectors, vector_at, tables, pairs_at, count, scalars, scalar_at, rows_at, out, out_at, targets_at, tiles, start, start_at, "
+    "vectors, vector_at, tables, pairs_at, count, scalars, scalar_at, rows_at, out, out_at, targets_at, rows, start, start_at, "
     "floor_at, add, valid"
 )
 """What the outer tile is given."""
@@ -110,39 +116,37 @@ TILE = (
 
 def _tile_twin(
     vectors: Array, vector_at: int, tables: Array, pairs_at: int, count: int, scalars: Array, scalar_at: int, rows_at: int,
-    out: Array, out_at: int, targets_at: int, tiles: int, start: Array, start_at: int, floor_at: int, add: int, valid: int,
-    height: int = ROWS,
+    out: Array, out_at: int, targets_at: int, rows: int, start: Array, start_at: int, floor_at: int, add: int, valid: int,
 ) -> None:  # fmt: skip
     """The outer tile in plain Python."""
     width = -(-valid // lanes(out.itemsize)) * lanes(out.itemsize)
     pairs = tables[pairs_at : pairs_at + 2 * count].reshape(-1, 2)
-    for t in range(tiles):
-        ends = [out_at + tables[targets_at + t * height + m] for m in range(height)]
-        old = [out[end : end + valid].copy() for end in ends]
-        for m, end in enumerate(ends):
-            total = np.zeros(width, out.dtype)
-            acc = start[start_at : start_at + width].copy()
-            row = scalar_at + tables[rows_at + t * height + m]
-            with np.errstate(over="ignore", invalid="ignore"):  # the compiled tile has nobody to warn
-                for k, (offset, column) in enumerate(pairs):
-                    acc += vectors[vector_at + column : vector_at + column + width] * scalars[row + offset]
-                    if count > TERMS and (k % TERMS == TERMS - 1 or k == count - 1):
-                        total += acc
-                        acc[:] = 0
-                result = (total if count > TERMS else acc)[:valid]
-                result = old[m] + result if add else result
-                out[end : end + valid] = np.where(result < start[floor_at], start[floor_at], result)
+    ends = [out_at + tables[targets_at + m] for m in range(rows)]
+    old = [out[end : end + valid].copy() for end in ends]  # before any is stored: rows may repeat
+    for m, end in enumerate(ends):
+        total = np.zeros(width, out.dtype)
+        acc = start[start_at : start_at + width].copy()
+        row = scalar_at + tables[rows_at + m]
+        with np.errstate(over="ignore", invalid="ignore"):  # the compiled tile has nobody to warn
+            for k, (offset, column) in enumerate(pairs):
+                acc += vectors[vector_at + column : vector_at + column + width] * scalars[row + offset]
+                if count > TERMS and (k % TERMS == TERMS - 1 or k == count - 1):
+                    total += acc
+                    acc[:] = 0
+            result = (total if count > TERMS else acc)[:valid]
+            result = old[m] + result if add else result
+            out[end : end + valid] = np.where(result < start[floor_at], start[floor_at], result)
 
 
 def _short_tile_twin(
     height: int, vectors: Array, vector_at: int, tables: Array, pairs_at: int, count: int, scalars: Array, scalar_at: int,
-    rows_at: int, out: Array, out_at: int, targets_at: int, tiles: int, start: Array, start_at: int, floor_at: int, add: int,
+    rows_at: int, out: Array, out_at: int, targets_at: int, rows: int, start: Array, start_at: int, floor_at: int, add: int,
     valid: int,
 ) -> None:  # fmt: skip
     """The tiles with fewer rows in plain Python."""
     _tile_twin(
-        vectors, vector_at, tables, pairs_at, count, scalars, scalar_at, rows_at, out, out_at, targets_at, tiles, start,
-        start_at, floor_at, add, valid, height,
+        vectors, vector_at, tables, pairs_at, count, scalars, scalar_at, rows_at, out, out_at, targets_at, rows, start,
+        start_at, floor_at, add, valid,
     )  # fmt: skip
 
 
@@ -159,7 +163,7 @@ def _tile_arguments(context: Any, builder: Any, named: dict[str, tuple[Any, Any]
 
     return dtype, w, [
         address("vectors", "vector_at"), address("tables", "pairs_at", 8), number("count"), address("scalars", "scalar_at"),
-        address("tables", "rows_at", 8), address("out", "out_at"), address("tables", "targets_at", 8), number("tiles"),
+        address("tables", "rows_at", 8), address("out", "out_at"), address("tables", "targets_at", 8), number("rows"),
         address("start", "start_at"), address("start", "floor_at"), number("add"), number("valid"),
     ]  # fmt: skip
 
@@ -172,21 +176,36 @@ def _tile_function(module: Any, w: Words, dtype: Any, height: int, vectors: int)
 
 
 def _call_tile(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]) -> None:
-    """Emit the call of the tile that has as many vectors as ``valid`` lanes need."""
+    """Emit the calls of the tiles that have as many vectors as ``valid`` lanes need, and six and four rows."""
     dtype, w, passed = _tile_arguments(context, builder, named)
-    calls = []
-    for n in range(1, VECTORS + 1):
-        few = builder.icmp_signed("<=", passed[-1], I64(n * w.lanes))
-        calls.append((few, _tile_function(builder.module, w, dtype, ROWS, n)))
-    call_first(builder, calls, passed)
+    rows_at, targets_at, rows = (passed[n] for n in (4, 6, 7))
+
+    def call(height: int, begin: Any, tiles: Any) -> None:
+        some = [*passed]
+        some[4], some[6], some[7] = w.at(rows_at, begin, 8), w.at(targets_at, begin, 8), tiles
+        calls = []
+        for n in range(1, VECTORS + 1):
+            enough = builder.icmp_signed("<=", passed[-1], I64(n * w.lanes))
+            calls.append((enough, _tile_function(builder.module, w, dtype, height, n)))
+        call_first(builder, calls, some)
+
+    rest = builder.srem(rows, I64(ROWS))  # 4 of one tile with four rows, 2 of two of them
+    few = builder.srem(builder.sdiv(builder.sub(I64(ROWS), rest), I64(2)), I64(3))
+    whole = builder.sub(rows, builder.mul(few, I64(FEW_ROWS)))
+    with builder.if_then(builder.icmp_signed(">", whole, I64(0))):
+        call(ROWS, I64(0), builder.sdiv(whole, I64(ROWS)))
+    with builder.if_then(builder.icmp_signed(">", few, I64(0))):
+        call(FEW_ROWS, whole, few)
 
 
 def _call_short_tile(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]) -> None:
     """Emit the call of the tile with ``height`` rows."""
     dtype, w, passed = _tile_arguments(context, builder, named)
+    height = named["height"][1]
+    passed[7] = builder.sdiv(passed[7], height)
     calls = []
     for rows, vectors in (*SHORT.items(), (ROWS, VECTORS)):
-        this = builder.icmp_signed("==", named["height"][1], I64(rows))
+        this = builder.icmp_signed("==", height, I64(rows))
         calls.append((this, _tile_function(builder.module, w, dtype, rows, vectors)))
     call_first(builder, calls, passed)
 
@@ -205,11 +224,11 @@ pairs_at, count : int
 scalars, scalar_at : flat array and offset
     What the rows are counted from.
 rows_at : int
-    For each row of each tile, ROWS a tile, where its factors lie.
+    For each row where its factors lie.
 out, out_at, targets_at : flat array and offset, int
-    For each row where its sums go.  Rows of one tile may repeat: they then store the same twice.
-tiles : int
-    Number of tiles.
+    For each row where its sums go.  The last rows may repeat: they then store the same twice.
+rows : int
+    Number of rows, what `fastconv.strips.filled` makes of those that are needed.
 start, start_at, floor_at : flat array and offsets
     The vectors that every row of accumulators begins with, and a number: what is less becomes that.
 add : int
@@ -219,4 +238,5 @@ valid : int
 """
 
 short_tile = _short_tile_twin if config.DISABLE_JIT else tile_intrinsic(f"height, {TILE}", _call_short_tile)
-"""The same with ``height`` rows a tile, one of SHORT or ROWS, and as many vectors as SHORT says, or VECTORS."""
+"""The same with ``height`` rows a tile, one of SHORT or ROWS, of which ``rows`` is a multiple, and as many vectors as SHORT says,
+or VECTORS."""
