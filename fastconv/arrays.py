@@ -115,14 +115,26 @@ def is_channels_last(array: Array, ndim: int) -> bool:
 
 
 def _channels_to_end(array: Array, ndim: int) -> Array:
-    first = array.ndim - ndim
-    return array.transpose(*range(first - 1), *range(first, array.ndim), first - 1)
+    return array.transpose(_to_end(array.ndim, ndim))
+
+
+@functools.cache
+def _to_end(axes: int, ndim: int) -> tuple[int, ...]:
+    """Order axes, of which so many are spatial, as they lie channels-last."""
+    first = axes - ndim
+    return (*range(first - 1), *range(first, axes), first - 1)
+
+
+@functools.cache
+def _from_end(axes: int) -> tuple[int, ...]:
+    """Order the axes (N, *spatial, C) as (N, C, *spatial)."""
+    return (0, axes - 1, *range(1, axes - 1))
 
 
 def _channels_last_view(memory: Array, shape: Sequence[int]) -> Array:
     """View contiguous memory (N, *spatial, C) as ``shape`` (N, C, *spatial)."""
     n, c, *sizes = shape
-    return memory.reshape(n, *sizes, c).transpose(0, len(shape) - 1, *range(1, len(shape) - 1))
+    return memory.reshape(n, *sizes, c).transpose(_from_end(len(shape)))
 
 
 def plain(array: Array, shape: Sequence[int], dtype: np.dtype[Any], ndim: int = 0) -> Array:
@@ -130,9 +142,11 @@ def plain(array: Array, shape: Sequence[int], dtype: np.dtype[Any], ndim: int = 
 
     That is C-contiguous; or, where ``ndim`` spatial axes are named and the array lies channels-last, as a channels-last view.
     """
-    if ndim and is_channels_last(array, ndim):
-        return _channels_last_view(plain(_channels_to_end(array, ndim), (-1,), dtype), shape)
     flags = array.flags
+    if ndim and not flags.c_contiguous:
+        turned = _channels_to_end(array, ndim)
+        if turned.flags.c_contiguous:
+            return _channels_last_view(plain(turned, (-1,), dtype), shape)
     if array.dtype != dtype or not (flags.c_contiguous and flags.aligned and array.dtype.isnative):
         copy = empty("a copy of an array", array.shape, dtype)
         np.copyto(copy, array, casting="unsafe")

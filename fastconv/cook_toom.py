@@ -21,7 +21,17 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["POINTS", "TAPS", "input_matrix", "output_matrix", "points_of", "slots", "tile_of", "weight_matrix"]
+__all__ = [
+    "POINTS",
+    "TAPS",
+    "can_be_cut",
+    "input_matrix",
+    "output_matrix",
+    "points_of",
+    "slots",
+    "tile_of",
+    "weight_matrix",
+]
 
 Array = np.ndarray[Any, Any]
 
@@ -49,6 +59,15 @@ def tile_of(taps: int) -> int:
     [4, 2, 2, 1]
     """
     return points_of(taps) + 1 - taps
+
+
+def can_be_cut(down: int, across: int) -> bool:
+    """Say whether there are tiles that spare multiplications for so many taps down and across.  Errors of 7x7 would be some 1e-5.
+
+    >>> can_be_cut(5, 1), can_be_cut(1, 1), can_be_cut(4, 4)
+    (True, False, False)
+    """
+    return down in TAPS and across in TAPS and (down, across) not in ((1, 1), (7, 7))
 
 
 def slots(n: int) -> tuple[int, ...]:

@@ -95,6 +95,13 @@ REPACKED = 64_000
 """Most numbers that tasks pack more than once between them: what one packs for all has to be waited for, and to pass from cache
 to cache."""
 
+PACKED, SHARING = 20, 10_000
+"""Numbers of a weight that are packed in the time of one of a tile's terms, and how many of these threads wait where they pack it
+together."""
+
+ENOUGH_BLOCKS, NARROW = 4, 1.05
+"""With fewer blocks of lanes, those of half the width are worth a thought; and the time they take in proportion to whole ones."""
+
 FIRST_PANEL = 16
 """Numbers in front of a panel in scratch memory: it does not begin at 0, which stands for none."""
 
@@ -142,28 +149,38 @@ def _gather_program(p: Pixels) -> Program:
     """Rows are pixels, lanes are channels."""
     g, axes, itemsize, T = p.g, p.axes, p.itemsize, p.T
     width, depth, groups = tile_width(itemsize), p.depth, p.g.groups
-    lane_count = p.channels // groups
-    pitch, padded = panel_pitch(lane_count, itemsize), whole_lanes(lane_count, itemsize)
-    blocks = ceil_div(lane_count, width)
+    lane_count, size = p.channels // groups, math.prod(g.weight_shape)
     # A box lies channels-last but for images of few planes: tiles that read planes as they lie were slower than turning
     # the planes over.
     last = p.in_last or lanes(itemsize) <= p.in_shape[1]
 
     def work(pixels: int, taps: int) -> int:
-        return filled(pixels) * (taps * depth + TILE_TERMS) * groups * blocks // ROWS
+        return filled(pixels) * (taps * depth + TILE_TERMS) * groups * ceil_div(lane_count, width) // ROWS
 
-    def try_strip(strip: Ints) -> tuple[float, Ints, int, Kinds, bool]:
+    def owns(strips: int) -> bool:
+        return not p.prepared and (strips - 1) * size <= REPACKED
+
+    def try_strip(strip: Ints, pitch: int) -> tuple[float, Ints, int, int, Kinds, bool]:
         strips = math.prod(ceil_div(n, m) for n, m in zip(p.sizes, strip, strict=True))
-        parts = min(groups * blocks, ceil_div(p.tasks, max(1, strips)))
+        parts = min(groups * ceil_div(lane_count, pitch), ceil_div(p.tasks, max(1, strips)))
         cost, kinds, packs = choose_padding(g.batch, axes, strip, by_output, p.in_last == last, work, packing_work)
-        return cost * (1 if p.tasks == 1 else imbalance(strips * parts)), strip, parts, kinds, packs
+        if pitch < widest:
+            cost *= NARROW
+        if not p.prepared:
+            cost += size / PACKED * (strips if owns(strips) else 1) + (0 if owns(strips) or p.tasks == 1 else SHARING)
+        return cost * (1 if p.tasks == 1 else imbalance(strips * parts)), strip, pitch, parts, kinds, packs
 
     packing_work = math.prod(p.in_shape) // lanes(itemsize) // 6
     least = FEWEST_PIXELS // 2 // math.prod(len(axis.phases) for axis in axes)
     strips = candidate_strips(
         p.sizes, p.in_shape[1] * itemsize * math.prod(p.stride), MOST_PIXELS, p.tasks, max(ROWS, least)
     )
-    _, strip, parts, kinds, packs = min(map(try_strip, strips), key=lambda tried: tried[0])
+    widest = panel_pitch(lane_count, itemsize)
+    few = p.tasks > 1 and groups * ceil_div(lane_count, width) < ENOUGH_BLOCKS
+    pitches = {widest, whole_lanes(ceil_div(widest, 2), itemsize)} if few else {widest}
+    tried = (try_strip(strip, pitch) for strip in strips for pitch in sorted(pitches, reverse=True))
+    _, strip, pitch, parts, kinds, packs = min(tried, key=lambda result: result[0])
+    blocks, padded = ceil_div(lane_count, pitch), whole_lanes(lane_count, itemsize)
     together = (parts - 1) * math.prod(p.in_shape) > REPACKED
     source = make_source(p.in_shape, p.in_last, itemsize, g.batch, axes, strip, last, packs, together)
     stage_bytes = SMALL_STAGE_BYTES if T == max(p.out_step) == 1 else STAGE_BYTES
@@ -171,7 +188,7 @@ def _gather_program(p: Pixels) -> Program:
     depths = max(1, ceil_div(depth, stages))
     rows = _term_rows(depth, T, depths, source.pitches[1] == 1)
     out_steps = steps_of_image(p.out_shape, p.out_last)
-    steps = out_steps if p.out_last else p.scratch_steps(strip, width)
+    steps = out_steps if p.out_last else p.scratch_steps(strip, pitch)
     inside = tuple(s * step for s, step in zip(p.out_step, steps[2:], strict=True))
     tables = Tables()
     numbers = strip_numbers(source, kinds, tables, p.out_shape, out_steps, p.out_step)
@@ -190,9 +207,8 @@ def _gather_program(p: Pixels) -> Program:
             runs.append((pairs[taps], len(met), tables.add(at), tables.add(fill_tiles(to)), at.size))
         first_run.append(len(runs))
     numbers |= {"runs_at": tables.add(first_run), "run_list_at": tables.add(runs)}
-    size = math.prod(g.weight_shape)
-    own = not p.prepared and (source.strips - 1) * size <= REPACKED
-    room = whole_lanes(source.box_size + p.scratch_size(strip, width), 1) + FIRST_PANEL
+    own = owns(source.strips)
+    room = whole_lanes(source.box_size + p.scratch_size(strip, pitch), 1) + FIRST_PANEL
     told = (depth, T, lane_count, *p.weight_steps, size)
     numbers |= {
         "parts": parts, "groups": groups, "pitch": pitch, "group_step": depth * source.pitches[1],

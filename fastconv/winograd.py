@@ -16,7 +16,7 @@ import numpy as np
 
 from .algorithm import Algorithm
 from .arrays import Array
-from .cook_toom import TAPS, points_of, slots, tile_of
+from .cook_toom import can_be_cut, points_of, slots, tile_of
 from .geometry import ConvGeometry, ceil_div
 from .kernels import winograd as kernels
 from .kernels.pack import unpack_panel
@@ -92,7 +92,13 @@ REEVALUATED = 40_000
 def objection(g: ConvGeometry) -> str | None:
     """Say why Winograd's algorithm is not for a geometry; None if it is."""
     g = g.volume
-    if not can_be_cut(g.kernel) or max(g.stride) > 1 or max(g.dilation[1:]) > 1 or g.padding[0] != (0, 0):
+    if (
+        g.kernel[0] > 1
+        or not can_be_cut(*g.kernel[1:])
+        or max(g.stride) > 1
+        or max(g.dilation[1:]) > 1
+        or g.padding[0] != (0, 0)
+    ):
         return "it computes kernels of 1, 3, 5 or 7 rows and columns, but not 7 of both, with stride 1 and dilation 1"
     if is_depthwise(g):
         return "channels do not mix, so there is no matrix product"
@@ -102,11 +108,6 @@ def objection(g: ConvGeometry) -> str | None:
 # ---------------------------------------------------------------------------------------------------------------------
 # Strips of tiles
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def can_be_cut(kernel: Ints) -> bool:
-    """Say whether there are tiles for a kernel that spare multiplications.  Errors of 7x7 would be some 1e-5."""
-    return kernel[0] == 1 and kernel[1] in TAPS and kernel[2] in TAPS and kernel[1:] not in ((1, 1), (7, 7))
 
 
 @dataclass(frozen=True)
@@ -346,7 +347,7 @@ def _multiply_program(p: Pixels) -> Program:
     work = work_of(p)
     pitch, blocks = work.pitch, work.blocks // groups
     form, strip = work.form, work.strip()
-    points_y, points = form.points[0], math.prod(form.points)
+    points = math.prod(form.points)
     _, parts = work.split(strip)
     kinds, source = _kinds_and_source(g, p.axes, p.in_shape, p.in_last, itemsize, strip, parts > 1)
     tables = Tables()
@@ -376,7 +377,7 @@ def _multiply_program(p: Pixels) -> Program:
     numbers |= {
         "values_at": room.take(points * values), "values": values,
         "products_at": room.take(points * products), "products": products,
-        "columns_at": room.take(max(rows_of_tiles(form, strip) * n, points_y * form.across * pitch)),
+        "columns_at": room.take(rows_of_tiles(form, strip) * n),
         "pixels_at": room.take(0 if p.out_last else math.prod(strip) * pitch),
         "pairs_at": tables.add(np.arange(depth)[:, None] * (1, pitch)), "group_step": depth * source.pitches[1],
         "down": form.down, "across": form.across, "parts": parts, "groups": groups,
@@ -391,8 +392,7 @@ def _multiply_program(p: Pixels) -> Program:
         packing = Packing(
             kernels.transform_weight, groups * blocks * ceil_div(depth, chunk),
             np.array((pitch, chunk, plane, form.down, form.across, *told), np.int64),
-            rows.reshape(-1), groups * blocks * points * plane,
-            (form.terms * kernels.DEPTHS + points_y * form.across) * pitch,
+            rows.reshape(-1), groups * blocks * points * plane, form.terms * kernels.DEPTHS * pitch,
         )  # fmt: skip
     return Program(
         kernels.multiply, source.strips * parts, lay_numbers(**numbers), tables.whole(), room.size, p.tasks == 1, source,

@@ -473,8 +473,13 @@ def test_scratch_memory_is_in_proportion():
     """Where "auto" takes Winograd's rows, two threads need at most 4 times the memory of the arrays."""
     fastconv.set_precision("high")
     taken = 0
-    for batch, channels, filters, size in itertools.product((1, 4, 32), (16, 64, 256), (16, 64, 256), (4, 7, 14, 56)):
-        geometry = fastconv.geometry.conv_geometry((batch, channels, size, size), (filters, channels, 3, 3), padding=1)
+    shapes = itertools.product((1, 4, 32), (16, 64, 256), (16, 64, 256), (4, 7, 14, 56))
+    for (batch, channels, filters, size), kernel in zip(
+        shapes, itertools.cycle(((3, 3), (5, 5), (1, 3))), strict=False
+    ):
+        geometry = fastconv.geometry.conv_geometry(
+            (batch, channels, size, size), (filters, channels, *kernel), padding=1
+        )
         for computes in PASSES[:3]:
             row = plan.choose(computes, geometry, np.dtype("float32"))
             if row.algorithm == "winograd":
@@ -482,7 +487,7 @@ def test_scratch_memory_is_in_proportion():
                 assert scratch <= 4 * geometry.bytes(4)
                 taken += 1
     assert taken > 100
-    small = fastconv.explain((32, 64, 4, 4), (16, 64, 3, 3), padding=1).grad_weight
+    small = fastconv.explain((32, 16, 4, 4), (16, 16, 3, 3), padding=1).grad_weight
     assert small.passed_over["winograd"] == "its scratch memory would be out of proportion"
 
 

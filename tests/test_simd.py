@@ -123,9 +123,9 @@ MAPS = (
     (run_input_map, maps.INPUT, False),
     (run_output_map, maps.OUTPUT, True),
     (run_gradient_map, maps.GRADIENT, False),
-    (run_weight_map, maps.WEIGHT, False),
-    (run_weight_gradient_map, maps.WEIGHT_GRADIENT, False),
 )
+
+PLANE_MAPS = ((run_weight_map, maps.WEIGHT), (run_weight_gradient_map, maps.WEIGHT_GRADIENT))
 
 
 def islands(draw, dtype, places, width, around=np.nan):
@@ -382,7 +382,41 @@ def check_maps(dtype):
                 assert (abs(found - wanted) <= 8 * np.finfo(dtype).eps * scale).all(), (run, size)
 
 
-CHECKS = (check_outer, check_short, check_slide, check_sum_slide, check_transpose, check_copy, check_maps)
+def check_plane_maps(dtype):
+    """The same of maps along columns and rows."""
+    rng, n = np.random.default_rng(0), lanes(np.dtype(dtype).itemsize)
+    for (run, planes), count in product(PLANE_MAPS, (0, 1, 3)):
+        for taps, (down, across) in planes.items():
+            turn = np.arange(count)[:, None, None]
+            read_places, written_places = (
+                turn * (n + 3) + np.arange(height)[:, None] * (200 * n) + np.arange(width) * (9 * n)
+                for height, width in zip(down.shape[::-1], across.shape[::-1], strict=True)
+            )
+            source = islands(rng.standard_normal, dtype, 3 + read_places.reshape(-1), n)
+            out, written = blank(dtype, 2 + written_places.reshape(-1), n)
+            read = source[(3 + read_places)[..., None] + np.arange(n)].astype(np.float64)
+            wanted, scale = (
+                np.einsum("ai,tijl,bj->tabl", a, r, b)
+                for a, r, b in ((down, read, across), (abs(down), abs(read), abs(across)))
+            )
+            for tile in (run, maps._plane_twin(planes)):
+                result = out.copy()
+                tile(*taps, source, 3, 200 * n, 9 * n, n + 3, result, 2, 200 * n, 9 * n, n + 3, count)
+                np.testing.assert_array_equal(result != MARK, written)
+                found = result[(2 + written_places)[..., None] + np.arange(n)]
+                assert (abs(found - wanted) <= 16 * np.finfo(dtype).eps * scale).all(), (run, taps)
+
+
+CHECKS = (
+    check_outer,
+    check_short,
+    check_slide,
+    check_sum_slide,
+    check_transpose,
+    check_copy,
+    check_maps,
+    check_plane_maps,
+)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -485,3 +519,6 @@ def test_machine_code(machine, dtype, monkeypatch):
         for size, map_ in of_sizes.items():
             _, spills = assemble(machine, maps._write_map, 9 if starts else 7, dtype, map_, starts)
             assert not spills, size
+    for _, planes in PLANE_MAPS:
+        _, spills = assemble(machine, maps._write_plane_map, 9, dtype, *planes[3, 3])
+        assert len(spills) < 10  # of 18 vectors between columns and rows

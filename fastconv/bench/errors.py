@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from .. import ops, plan
-from ..cook_toom import POINTS, TAPS, input_matrix, output_matrix, weight_matrix
-from ..winograd import can_be_cut
+from ..cook_toom import POINTS, TAPS, can_be_cut, input_matrix, output_matrix, weight_matrix
 from .table import aligned
 
 __all__ = ["KINDS", "text"]
@@ -97,7 +96,7 @@ def _shapes() -> Iterator[list[str]]:
     yield ["kernel", *(f"{computes}, {kind}" for computes in PASSES for kind in ("largest", "norm"))]
     rng = np.random.default_rng(0)
     for taps in itertools.product(sorted(TAPS), repeat=2):
-        if not can_be_cut((1, *taps)):
+        if not can_be_cut(*taps):
             continue
         x, weight, g = (
             rng.standard_normal(shape, np.float32)

@@ -111,8 +111,7 @@ def gather(
     n0, z0, y0, x0, kind = place_strip(number, numbers, tables)
     base = open_strip(numbers, x, n0, z0, y0, x0, room)
     n = lanes(out.itemsize)
-    width = VECTORS * n
-    blocks = (lane_count + width - 1) // width
+    blocks = (lane_count + pitch - 1) // pitch
     padded = (lane_count + n - 1) // n * n
     box_size, packs, out_last = numbers[35], numbers[34], out_steps[1] == 1
     first_run, last_run = tables[numbers[53] + kind], tables[numbers[53] + kind + 1]
@@ -123,13 +122,13 @@ def gather(
     panels = room if own else weight
     for g_block in range(part * groups * blocks // parts, (part + 1) * groups * blocks // parts):
         g, block = divmod(g_block, blocks)
-        valid = min(width, lane_count - block * width)
+        valid = min(pitch, lane_count - block * pitch)
         stored = valid if out_last else (valid + n - 1) // n * n  # in scratch there is room for whole vectors
-        target = corner + g * lane_count + block * width if out_last else box_size
+        target = corner + g * lane_count + block * pitch if out_last else box_size
         panel = g_block * depth * taps * pitch
         for stage in range(stages):
-            lane = g * padded + block * width if stage == 0 else groups * padded  # then begin with zeros
-            floor = groups * padded + width + (stage == stages - 1)
+            lane = g * padded + block * pitch if stage == 0 else groups * padded  # then begin with zeros
+            floor = groups * padded + VECTORS * n + (stage == stages - 1)
             taken = min(depths, depth - stage * depths)
             if own:
                 panel = own - stage * depths * taps * pitch
@@ -147,9 +146,9 @@ def gather(
                 )  # fmt: skip
         if not out_last:
             unpack_strip(
-                room, box_size, width, min(strip[0], out_shape[0] - n0), (z_out, y_out, x_out), out_step,
+                room, box_size, pitch, min(strip[0], out_shape[0] - n0), (z_out, y_out, x_out), out_step,
                 (strip[0], strip[1], strip[2], strip[3]), valid, out,
-                corner + (g * lane_count + block * width) * out_steps[1], out_shape, out_steps,
+                corner + (g * lane_count + block * pitch) * out_steps[1], out_shape, out_steps,
             )  # fmt: skip
 
 

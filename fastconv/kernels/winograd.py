@@ -188,7 +188,7 @@ def transform_products(
 @kernel
 def transform_depths(
     numbers: Array, at: int, tables: Array, rows_at: int, weight: Array, taps: Ints, g_block: int, first: int, last: int,
-    room: Array, turned_at: int, columns_at: int, panels: Array, panel: int, plane: int, pitch: int, blocks: int,
+    room: Array, turned_at: int, panels: Array, panel: int, plane: int, pitch: int, blocks: int,
 ) -> None:  # fmt: skip
     """Evaluate the taps of the depths ``first`` to ``last`` - 1 of a block of lanes at the points: panels[point, depth, lane].
 
@@ -196,19 +196,16 @@ def transform_depths(
     """
     compact()
     n = lanes(weight.itemsize)
-    points_y, points_x = points_along(taps[0]), points_along(taps[1])
-    row, each = taps[1] * pitch, taps[0] * taps[1] * pitch
+    points_x, each = points_along(taps[1]), taps[0] * taps[1] * pitch
     for some in range(first, last, DEPTHS):
         turned = turned_at - some * each
         taken = min(some + DEPTHS, last)
         pack_depths(numbers, at, tables, rows_at, weight, g_block, some, taken, room, turned, pitch, blocks)
         for k in range(some, taken):
-            here, to = turned + k * each, panel + (k - first) * pitch
-            weight_map(points_y, taps[0], room, here, row, n, room, columns_at, row, n, row // n)
-            for lane in range(0, pitch, n):
-                weight_map(
-                    points_x, taps[1], room, columns_at + lane, pitch, row, panels, to + lane, plane, points_x * plane, points_y
-                )  # fmt: skip
+            weight_map(
+                taps[0], taps[1], room, turned + k * each, taps[1] * pitch, pitch, n, panels, panel + (k - first) * pitch,
+                points_x * plane, plane, n, pitch // n,
+            )  # fmt: skip
 
 
 @task
@@ -227,8 +224,7 @@ def transform_weight(
     g_block, number = divmod(task, chunks)
     first = number * chunk
     transform_depths(
-        numbers, 5, tables, 0, weight, taps, g_block, first, min(first + chunk, depth), room, 0,
-        DEPTHS * taps[0] * taps[1] * pitch, panels,
+        numbers, 5, tables, 0, weight, taps, g_block, first, min(first + chunk, depth), room, 0, panels,
         g_block * points_along(taps[0]) * points_along(taps[1]) * plane + first * pitch, plane, pitch, blocks,
     )  # fmt: skip
 
@@ -296,7 +292,7 @@ def multiply(
             if own:
                 transform_depths(
                     numbers, OWN + 19, tables, rows_at, weight, taps, g_block, stage * depths, stage * depths + taken, room,
-                    taps_at, columns_at, room, own, plane, pitch, blocks,
+                    taps_at, room, own, plane, pitch, blocks,
                 )  # fmt: skip
             for point in range(points):
                 at = numbers[54] + 3 * (points * kind + point)
@@ -341,8 +337,8 @@ def correlate(
         numbers[OWN + 16], numbers[OWN + 17], numbers[OWN + 18], numbers[OWN + 19], numbers[OWN + 20], numbers[OWN + 21],
         numbers[OWN + 22], numbers[OWN + 23],
     )  # fmt: skip
-    points_y, points_x, terms = points_along(taps[0]), points_along(taps[1]), taps[0] * taps[1]
-    points = points_y * points_x
+    points_x, terms = points_along(taps[1]), taps[0] * taps[1]
+    points = points_along(taps[0]) * points_x
     strip, counts = four(numbers, 20), four(numbers, 24)
     out_shape, out_steps = five(numbers, 40), five(numbers, 45)
     n = lanes(out.itemsize)
@@ -389,15 +385,10 @@ def correlate(
     panels = room if own else out
     panel = taps_at if own else s * each + (g_block * depth + part * depths) * terms * pitch
     for k in range(taken):
-        for lane in range(0, whole, n):
-            weight_gradient_map(
-                taps[0], points_y, room, products_at + k * pitch + lane, points_x * products, products, room, columns_at,
-                points_x * n, n, points_x,
-            )  # fmt: skip
-            weight_gradient_map(
-                taps[1], points_x, room, columns_at, n, points_x * n, panels, panel + k * terms * pitch + lane, pitch,
-                taps[1] * pitch, taps[0],
-            )  # fmt: skip
+        weight_gradient_map(
+            taps[0], taps[1], room, products_at + k * pitch, points_x * products, products, n, panels,
+            panel + k * terms * pitch, taps[1] * pitch, pitch, n, whole // n,
+        )  # fmt: skip
     if own:
         to = ((g * filters + block * pitch) * depth + part * depths) * terms
         unpack_rows(room, taps_at, pitch, valid, out, to, depth * terms, tables, rows_at, taken * terms)

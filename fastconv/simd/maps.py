@@ -1,9 +1,10 @@
 """Linear maps of a few vectors: small constant matrices, applied along the rows or the columns of many tiles.
 
 A map reads its inputs ``source_step`` apart, multiplies their vector with a matrix that is part of the code, and writes its
-outputs ``target_step`` apart; it does so ``count`` times.  The matrices are those of `fastconv.cook_toom`.  Where two rows differ
-in the signs of some terms only, as those of the points p and -p do, both are the sum and the difference of two shorter sums;
-columns alike.
+outputs ``target_step`` apart; it does so ``count`` times.  Maps of planes do so along columns and then along rows.
+
+The matrices are those of `fastconv.cook_toom`.  Where two rows differ in the signs of some terms only, as those of the points p
+and -p do, both are the sum and the difference of two shorter sums; columns alike.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from llvmlite import ir
 from numba import config
 from numba.core import cgutils
 
-from ..cook_toom import TAPS, input_matrix, output_matrix, points_of, slots, tile_of, weight_matrix
+from ..cook_toom import TAPS, can_be_cut, input_matrix, output_matrix, slots, tile_of, weight_matrix
 from .words import I64, Array, Words, address_of, call_first, lanes, private_function, tile_intrinsic
 
 __all__ = ["gradient_map", "input_map", "output_map", "weight_gradient_map", "weight_map"]
@@ -28,6 +29,9 @@ Map = tuple[Array, Sequence[int], Sequence[int]]
 Maps = dict[tuple[int, int], Map]
 """Maps by the rows and columns of their matrices; the most frequent first."""
 
+Planes = dict[tuple[int, int], tuple[Array, Array]]
+"""Matrices for columns and for rows, by the taps down and across a kernel; the most frequent first."""
+
 
 def _tiles() -> list[tuple[int, int]]:
     """(outputs, inputs) of all tiles along an axis."""
@@ -37,8 +41,17 @@ def _tiles() -> list[tuple[int, int]]:
 INPUT: Maps = {(n, n): (input_matrix(n), range(n), slots(n)) for _, n in _tiles()}
 OUTPUT: Maps = {(m, n): (output_matrix(m, n), slots(n), range(m)) for m, n in _tiles()}
 GRADIENT: Maps = {(n, m): (matrix.T, outputs, inputs) for (m, n), (matrix, inputs, outputs) in OUTPUT.items()}
-WEIGHT: Maps = {(points_of(r), r): (weight_matrix(r), range(r), range(points_of(r))) for r in TAPS}
-WEIGHT_GRADIENT: Maps = {(r, n): (matrix.T, slots, taps) for (n, r), (matrix, taps, slots) in WEIGHT.items()}
+WEIGHT: Planes = {
+    (down, across): (weight_matrix(down), weight_matrix(across))
+    for down, across in itertools.product(TAPS, repeat=2)
+    if can_be_cut(down, across)
+}
+WEIGHT_GRADIENT: Planes = {taps: (down.T, across.T) for taps, (down, across) in WEIGHT.items()}
+
+PLANE_NAMES = (
+    "down, across, source, source_at, source_row, source_step, source_next, target, target_at, target_row, target_step, "
+    "target_next, count"
+)
 
 NAMES = "rows, columns, source, source_at, source_step, source_next, target, target_at, target_step, target_next, count"
 
@@ -161,6 +174,75 @@ def _map_tile(name: str, maps: Maps, starts: bool = False) -> Any:
     return _map_twin(maps) if config.DISABLE_JIT else tile_intrinsic(f"{NAMES}, {STARTS}" if starts else NAMES, codegen)
 
 
+def _write_plane_map(function: Any, dtype: Any, down: Array, across: Array) -> None:
+    """Emit a map of planes."""
+    b = ir.IRBuilder(function.append_basic_block("entry"))
+    w = Words(b, dtype)
+    source, target, *steps, count = function.args
+    source_row, source_step, source_next, target_row, target_step, target_next = (b.mul(n, I64(w.size)) for n in steps)
+
+    def place(first: Any, row: Any, step: Any, i: int, j: int) -> Any:
+        return b.add(first, b.add(b.mul(row, I64(i)), b.mul(step, I64(j))))
+
+    with cgutils.for_range(b, count) as turn:
+        here, there = (b.add(a, b.mul(turn.index, n)) for a, n in ((source, source_next), (target, target_next)))
+        columns = []
+        for j in range(across.shape[1]):
+            places = (place(here, source_row, source_step, i, j) for i in range(down.shape[1]))
+            columns.append(_multiply(w, down, [w.load(at, w.vector) for at in places]))
+        for i, row in enumerate(zip(*columns, strict=True)):
+            for j, value in enumerate(_multiply(w, across, list(row))):
+                w.store(value, place(there, target_row, target_step, i, j))
+    b.ret_void()
+
+
+def _plane_twin(planes: Planes) -> Any:
+    """Return the tile that applies a map of planes in plain Python."""
+
+    def twin(
+        down: int, across: int, source: Array, source_at: int, source_row: int, source_step: int, source_next: int,
+        target: Array, target_at: int, target_row: int, target_step: int, target_next: int, count: int,
+    ) -> None:  # fmt: skip
+        columns, rows = (matrix.astype(source.dtype) for matrix in planes[down, across])
+        lane = np.arange(lanes(source.itemsize))
+        for turn in range(count):
+            at, to = (
+                first + np.arange(m)[:, None, None] * row + np.arange(n)[:, None] * step + lane
+                for first, row, step, m, n in (
+                    (source_at + turn * source_next, source_row, source_step, columns.shape[1], rows.shape[1]),
+                    (target_at + turn * target_next, target_row, target_step, columns.shape[0], rows.shape[0]),
+                )
+            )
+            with np.errstate(over="ignore", invalid="ignore"):  # the compiled tile has nobody to warn
+                target[to] = np.einsum("ai,ijl,bj->abl", columns, source[at], rows)
+
+    return twin
+
+
+def _plane_tile(name: str, planes: Planes) -> Any:
+    """Make a tile that applies the map of planes for a kernel."""
+
+    def codegen(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]) -> None:
+        dtype = named["source"][0].dtype
+        w = Words(builder, dtype)
+        calls = []
+        for (down, across), matrices in planes.items():
+            function, new = private_function(builder.module, f"{name}_plane_{w.suffix}_{down}_{across}", 9)
+            if new:
+                _write_plane_map(function, dtype, *matrices)
+            equal = (
+                builder.icmp_signed("==", named[axis][1], I64(n)) for axis, n in (("down", down), ("across", across))
+            )
+            calls.append((builder.and_(*equal), function))
+        passed = [
+            w.at(address_of(context, builder, *named[array]), named[f"{array}_at"][1]) for array in ("source", "target")
+        ]
+        steps = [f"{array}_{step}" for array in ("source", "target") for step in ("row", "step", "next")]
+        call_first(builder, calls, [*passed, *(named[step][1] for step in (*steps, "count"))])
+
+    return _plane_twin(planes) if config.DISABLE_JIT else tile_intrinsic(PLANE_NAMES, codegen)
+
+
 input_map = _map_tile("input", INPUT)
 """B^T: the inputs of a tile, at the points that it uses.
 
@@ -183,8 +265,20 @@ the vector at ``start_at``, and at ``floor_at`` a number: what is less becomes t
 gradient_map = _map_tile("gradient", GRADIENT)
 """A: the gradients of a tile's outputs (columns), at the points of its inputs (rows)."""
 
-weight_map = _map_tile("weight", WEIGHT)
-"""G: the taps (columns), at all points (rows)."""
+weight_map = _plane_tile("weight", WEIGHT)
+"""G along columns and rows: the taps of kernels, at all points.
 
-weight_gradient_map = _map_tile("weight_gradient", WEIGHT_GRADIENT)
-"""G^T: the gradients of the taps (rows), from those of all points (columns)."""
+Parameters
+----------
+down, across : int
+    Taps of a column and of a row of the kernel.
+source, source_at, source_row, source_step, source_next : flat array, offset and distances
+    The first tap, and the distances of rows, of columns and of turns.
+target, target_at, target_row, target_step, target_next : flat array, offset and distances
+    The same of the points.
+count : int
+    Turns; there may be none.
+"""
+
+weight_gradient_map = _plane_tile("weight_gradient", WEIGHT_GRADIENT)
+"""G^T along columns and rows: the gradients of the taps (target), from those of all points (source)."""
