@@ -185,7 +185,7 @@ def _add_bench(commands: Any) -> None:
         "--shapes",
         metavar="FILE",
         help="layers to time: a JSON list of objects with batch, channels, size, filters, kernel, and if they are not "
-        "1, 0 and 1 stride, padding and groups",
+        "1, 0 and 1 stride, padding and groups; kernel and padding may be lists of two",
     )
     models = ("lenet", "resnet8", "vgg11", "resnet18", "mobilenet_v2", "convnext")
     bench.add_argument(

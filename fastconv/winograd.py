@@ -69,8 +69,8 @@ MOST_DEPTHS = 64
 MOST_SCRATCH = 4
 """Scratch memory in proportion to the arrays of a call; where two threads would need more, "auto" does not take these rows."""
 
-STAGE_BYTES = 512 << 10
-"""Most bytes of a weight at the points that a task evaluates at once."""
+STAGE_BYTES, LEAST_STAGE_BYTES = 512 << 10, 64 << 10
+"""Most bytes of a weight at the points that a task evaluates at once; and where scratch memory is short."""
 
 TILE_TERMS, READING, INPUT, OUTPUT, EVALUATION = 12, 2.8, 2.8, 2.75, 6.7
 """Time, in that of one multiplication of vectors, beside the multiplications: to begin and end a tile; to read a vector of the
@@ -340,11 +340,28 @@ def work_of(p: Pixels) -> Work:
     return work.best()
 
 
+def in_proportion(program: Program, g: ConvGeometry, itemsize: int) -> bool:
+    """Say whether scratch memory is no more than it may be, supposing two threads."""
+    return program.scratch_bytes(itemsize, threads=2) <= MOST_SCRATCH * g.bytes(itemsize)
+
+
 def _multiply_program(p: Pixels) -> Program:
+    """Evaluate the weight in large stages, in small ones, or of narrow blocks: what scratch memory allows."""
+    work = work_of(p)
+    narrow = dataclasses.replace(work, narrow=True)
+    choices = ((work, STAGE_BYTES), (work, LEAST_STAGE_BYTES), (narrow, LEAST_STAGE_BYTES))
+    programs = []
+    for choice in choices:
+        programs.append(_cut_program(p, *choice))
+        if in_proportion(programs[-1], p.g, p.itemsize):
+            return programs[-1]
+    return programs[0]
+
+
+def _cut_program(p: Pixels, work: Work, stage_bytes: int) -> Program:
     g, itemsize, depth, groups = p.g, p.itemsize, p.depth, p.g.groups
     n = lanes(itemsize)
     lane_count = p.channels // groups
-    work = work_of(p)
     pitch, blocks = work.pitch, work.blocks // groups
     form, strip = work.form, work.strip()
     points = math.prod(form.points)
@@ -364,7 +381,7 @@ def _multiply_program(p: Pixels) -> Program:
     count = strip[0] * form.count(*strip[2:])
     values, products = odd_lines(count * pixel, itemsize), odd_lines(count * pitch, itemsize)
     size, own = math.prod(g.weight_shape), work.owns(strip)
-    depths = min(depth, max(n, STAGE_BYTES // (points * pitch * itemsize) // n * n)) if own else depth
+    depths = min(depth, max(n, stage_bytes // (points * pitch * itemsize) // n * n)) if own else depth
     plane = odd_lines(depths * pitch, itemsize)
     room = Room(source.box_size)
     # The row of each (depth, tap): in the order in which the input meets the taps.
@@ -405,7 +422,7 @@ def _weights_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_last:
     tiles = [(most, MOST_DEPTHS) for most in range(MOST_TILES, FEWEST_TILES, -FEWEST_TILES)]
     for most, depths in (*tiles, *((FEWEST_TILES, MOST_DEPTHS >> n) for n in range(3))):
         program = _correlate_program(g, per_sample, x_last, grad_last, itemsize, most, depths)
-        if program.scratch_bytes(itemsize, threads=2) <= MOST_SCRATCH * g.bytes(itemsize):
+        if in_proportion(program, g, itemsize):
             break
     return program
 
