@@ -105,6 +105,13 @@ def pack_box(
             inside = z0 + bz >= 0 and z0 + bz < D
             plane = x_at + (n0 + n) * steps[0] + (z0 + bz) * steps[2] + (y0 + top) * steps[3] + (x0 + left) * steps[4]
             to = out_at + n * box_steps[0] + bz * box_steps[2]
+            if inside and box_steps[1] != 1 and steps[4] == 1:  # rows of planes remain such: all of a plane at once
+                for c in range(C):
+                    begin = to + c * box_steps[1]
+                    clear(out, begin, begin + (BH - 1) * box_steps[3] + BW)
+                    begin += top * box_steps[3] + left
+                    copy_columns(x, plane + c * steps[1], steps[3], out, begin, box_steps[3], rows, columns)
+                continue
             for by in range(BH):
                 row = to + by * box_steps[3]
                 first, last = (left, right) if inside and by >= top and by < bottom else (BW, BW)
@@ -123,9 +130,7 @@ def pack_box(
                         begin = row + c * box_steps[1]
                         clear(out, begin, begin + first)
                         clear(out, begin + last, begin + BW)
-                        if first < last and steps[4] == 1:
-                            copy(x, at + c * steps[1], out, begin + first, columns)
-                    if first < last and steps[4] != 1:
+                    if first < last:
                         transpose(x, at, steps[4], columns, C, out, row + first, box_steps[1])
             if joined and inside:
                 scatter(x, plane, steps[1], C, table, out, to + top * box_steps[3] + left * pixel, pixel)
@@ -135,7 +140,7 @@ def pack_box(
 def copy_columns(
     source: Array, source_at: int, source_step: int, target: Array, target_at: int, target_step: int, rows: int, count: int
 ) -> None:  # fmt: skip
-    """target[row*target_step + k] = source[row*source_step + k] for k < count: whole vectors first."""
+    """target[row*target_step + k] = source[row*source_step + k] for k < count, in vectors: the last ones overlap."""
     compact()
     n = lanes(source.itemsize)
     done = 0
@@ -143,7 +148,9 @@ def copy_columns(
         vectors = min((count - done) // n, VECTORS)
         copy_tile(source, source_at + done, source_step, target, target_at + done, target_step, rows, vectors)
         done += vectors * n
-    if done < count:
+    if n <= count and done < count:
+        copy_tile(source, source_at + count - n, source_step, target, target_at + count - n, target_step, rows, 1)
+    elif done < count:
         for row in range(rows):
             for k in range(done, count):
                 target[unsigned(target_at + row * target_step + k)] = source[
