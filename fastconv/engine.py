@@ -38,16 +38,18 @@ from .programs import (
     memory_of,
     tap_numbers,
 )
-from .simd import ROWS, SHORT, SLIDES, VECTORS, lanes
+from .simd import ROWS, SHORT, SLIDES, TALL, TALLER, VECTORS, lanes
 from .strips import (
     FEWEST_PIXELS,
     MOST_PIXELS,
     MOST_SUMMED,
+    STRIP_BYTES,
     TASKS,
     Ints,
     Kinds,
     Source,
     Tables,
+    Taps,
     by_output,
     by_tap,
     candidate_strips,
@@ -60,6 +62,7 @@ from .strips import (
     imbalance,
     lay_numbers,
     make_source,
+    panel_of_lines,
     panel_pitch,
     runs_of,
     steps_of_image,
@@ -85,8 +88,11 @@ PANELS_BYTES = 256 << 10
 the cache."""
 
 BLOCK_BYTES = {True: 2048, False: 1024}
-"""Bytes of a pixel that a task of a depthwise convolution takes: if it lies channels-last, enough that a page of memory is not
+"""Bytes of a pixel that a task of a depthwise convolution packs: if it lies channels-last, enough that a page of memory is not
 looked up again and again; else what is turned over must fit a cache."""
+
+PART_VECTORS = 4
+"""Fewest vectors of channels that a task of a depthwise convolution reads as they lie."""
 
 DEPTHWISE_PIXELS, DEPTHWISE_BYTES = 392, 392 << 10
 """Most pixels of a depthwise strip, and bytes of a block of them: their box and the results share the second-level cache."""
@@ -269,14 +275,23 @@ def _planes_program(p: Pixels) -> Program:
     )  # fmt: skip
 
 
-def _slide(taps: Sequence[tuple[int, int]], step: int) -> bool:
-    """Say whether there is a tile that slides over a line of these taps."""
-    neighbours = all(b - a == 1 for (_, a), (_, b) in itertools.pairwise(taps))
-    return len(taps) > 1 and neighbours and (len(taps), step) in SLIDES
+def _neighbours(taps: Taps, distance: int) -> bool:
+    """Say whether taps along an axis lead to inputs at a distance of each other."""
+    return all(b - a == distance for (_, a), (_, b) in itertools.pairwise(taps))
+
+
+def _slide(taps: Sequence[Taps], step: Ints) -> tuple[int, int, int]:
+    """Choose the tile that slides over lines of these taps: its taps in a row, stride and rows of outputs."""
+    _, above, beside = taps
+    each = len(beside)
+    if each < 2 or (each, step[2]) not in SLIDES or not _neighbours(beside, 1):
+        return 1, 1, 1
+    tall = (each, step[2], TALL) in TALLER and len(above) == each and _neighbours(above, step[1])
+    return each, step[2], TALL if tall else 1
 
 
 def _block(channels: int, last: bool, itemsize: int) -> tuple[int, int]:
-    """Channels of a block of a depthwise convolution, whole vectors in blocks of about one size, and most pixels of a strip."""
+    """Channels of a block that is packed, whole vectors in blocks of about one size, and most pixels of a strip."""
     blocks = ceil_div(channels * itemsize, BLOCK_BYTES[last])
     width = whole_lanes(ceil_div(channels, blocks), itemsize)
     return width, min(DEPTHWISE_PIXELS, DEPTHWISE_BYTES // (width * itemsize))
@@ -292,44 +307,50 @@ def _vector_by_vector(source: Source) -> Source:
 def _gather_depthwise_program(p: Pixels) -> Program:
     """Lanes are channels, which do not mix."""
     g, axes, itemsize, T = p.g, p.axes, p.itemsize, p.T
-    width, most = _block(p.channels, p.in_last, itemsize)
-    blocks = ceil_div(p.channels, width)
-    strip = choose_strip(p.sizes, width * itemsize * math.prod(p.stride), most, p.tasks)
+    reads = p.in_last and p.out_last and p.channels >= lanes(itemsize)
+    if reads:
+        # Phases write between each other's pixels, which are to stay in the second-level cache meanwhile.  With one, only the
+        # rows that a tile slides along are: strips are long, as they read rows that others read, too.
+        between = math.prod(p.out_step)
+        strip_bytes = p.channels * itemsize * (math.prod(p.stride) + between)
+        strip = choose_strip(p.sizes, strip_bytes if between > 1 else ceil_div(strip_bytes, 8), STRIP_BYTES, p.tasks)
+        strips = math.prod(ceil_div(n, m) for n, m in zip(p.sizes, strip, strict=True))
+        parts = max(1, min(ceil_div(p.tasks, max(1, strips)), p.channels // (PART_VECTORS * lanes(itemsize))))
+        width = panel_of_lines(p.channels, itemsize)
+    else:
+        width, most = _block(p.channels, p.in_last, itemsize)
+        parts = ceil_div(p.channels, width)
+        strip = choose_strip(p.sizes, width * itemsize * math.prod(p.stride), most, p.tasks)
     kinds = find_kinds(g.batch, axes, strip, (False,) * 3, by_output)
     source = make_source(
-        p.in_shape, p.in_last, itemsize, g.batch, axes, strip, True, True, False, channels=lanes(itemsize)
+        p.in_shape, p.in_last, itemsize, g.batch, axes, strip, True, not reads, False, channels=lanes(itemsize)
     )
     source = _vector_by_vector(source)
+    pitches = source.pitches
     tables = Tables()
-    boxes = width // lanes(itemsize) * source.box_steps[1]
+    boxes = 0 if reads else width // lanes(itemsize) * source.box_steps[1]
     numbers = strip_numbers(source, kinds, tables, p.out_shape, steps_of_image(p.out_shape, p.out_last), p.out_step)
     rows, runs, term = np.full(T, -1, np.int64), [], 0
     for phases in itertools.product(*(axis.phases for axis in axes)):
-        z_taps, y_taps, x_taps = (phase.taps for phase in phases)
-        slides = _slide(x_taps, p.stride[2])
-        lines = [(z, y) for z, y in itertools.product(z_taps, y_taps)]
-        met = tap_numbers(g, (z_taps, y_taps, x_taps))
+        taps = tuple(phase.taps for phase in phases)
+        each, stride, height = _slide(taps, p.stride)
+        met = tap_numbers(g, taps)
         rows[[n for n, _ in met]] = term + np.arange(len(met))
-        offsets = np.array([source.place(at) for _, at in met], np.int64)
-        each = len(x_taps) if slides else 1
-        # The rows that lines lead to from an output's, if lines of one plane are all there are.
-        found: Any = []
-        if len(z_taps) == 1:
-            found = np.repeat([y + axes[1].left for _, (_, y) in lines], 1 if slides else len(x_taps))
+        lines = [[shift * pitch for (_, shift), pitch in zip(at, pitches[2:], strict=True)] for _, at in met[::each]]
         runs.append((
-            *(phase.count for phase in phases), *(phase.first for phase in phases), each, p.stride[2] if slides else 1,
-            len(met) // each, tables.add(offsets[::each] if len(met) else []), tables.add(found) if len(found) else -1,
-            tables.add(offsets), term,
+            *(phase.count for phase in phases), *(phase.first for phase in phases), each, stride, height, len(lines),
+            tables.add(lines), term,
         ))  # fmt: skip
         term += len(met)
     rows[rows < 0] = term + np.arange(T - term)  # taps that no phase meets
     numbers |= {"box_size": boxes, "runs_at": tables.add(runs), "run_list_at": 0}
-    numbers |= {"channels": p.channels, "width": width, "taps": T, "phases": len(runs)}
+    numbers |= {"channels": p.channels, "width": width, "taps": T, "phases": len(runs), "parts": parts, "reads": reads}
+    panels = 1 if reads else parts
     told = (width, 1, 1, T, p.channels, *p.weight_steps, math.prod(g.weight_shape))
     return Program(
-        gather_depthwise, source.strips * blocks, lay_numbers(**numbers), tables.whole(),
-        boxes + strip[0] * p.scratch_steps(strip, width)[0], p.tasks == 1, source, (1, p.channels, blocks * width, 0),
-        Packing(pack_panel, blocks, np.array(told, np.int64), rows, blocks * T * width),
+        gather_depthwise, source.strips * parts, lay_numbers(**numbers), tables.whole(),
+        0 if reads else boxes + strip[0] * p.scratch_steps(strip, width)[0], p.tasks == 1, source,
+        (1, p.channels, panels * width, 0), Packing(pack_panel, panels, np.array(told, np.int64), rows, panels * T * width),
     )  # fmt: skip
 
 
@@ -477,8 +498,8 @@ def _correlate_depthwise_program(
     tables = Tables()
     numbers = strip_numbers(source, kinds, tables, g.output_shape, steps_of_image(g.output_shape, grad_last), (1, 1, 1))
     z_taps, y_taps, x_taps = (axis.phases[0].taps for axis in axes)
-    slides = _slide(x_taps, g.stride[2])
-    each_line = x_taps[:1] if slides else x_taps
+    row_taps, stride, _ = _slide((z_taps, y_taps, x_taps), g.stride)
+    each_line = x_taps[::row_taps]
     lines = [
         (source.place((z, y, x)), z[1] + axes[0].left, y[1] + axes[1].left)
         for z, y, x in itertools.product(z_taps, y_taps, each_line)
@@ -489,8 +510,7 @@ def _correlate_depthwise_program(
     numbers |= {"box_size": boxes, "runs_at": 0, "run_list_at": 0}
     numbers |= {
         "channels": channels, "width": width, "taps": T, "per_chunk": per_chunk, "each": each, "reads": reads,
-        "row_taps": len(x_taps) if slides else 1, "stride": g.stride[2] if slides else 1, "lines": len(lines),
-        "lines_at": 0,
+        "row_taps": row_taps, "stride": stride, "lines": len(lines), "lines_at": 0,
     }  # fmt: skip
     numbers["lines_at"] = tables.add(lines)
     sums_of, units = (1, chunks) if per_sample else (chunks, 1)
@@ -532,7 +552,7 @@ def describe(computes: str, geometry: ConvGeometry, itemsize: int) -> str:
     """Say how a pass lies in the rows and lanes of a tile, as the end of a sentence."""
     g = geometry.volume
     if is_depthwise(g):
-        return "lanes are channels, as these do not mix, and tiles slide along rows of pixels"
+        return "lanes are channels, as these do not mix, and tiles slide along rows of pixels, which are packed unless channels-last"
     if computes == "grad_weight":
         return "tiles of weights times filters, summed over pixels"
     what, used, step = ("filters", g.filters, g.stride) if computes == "output" else ("channels", g.channels, (1, 1, 1))

@@ -80,6 +80,12 @@ def panel_pitch(count: int, itemsize: int) -> int:
     return min(tile_width(itemsize), whole_lanes(count, itemsize))
 
 
+def panel_of_lines(count: int, itemsize: int) -> int:
+    """Numbers in a row of a panel that has all lanes: an odd number of lines, as in `steps_of_box`."""
+    line = 64 // itemsize
+    return (ceil_div(whole_lanes(count, itemsize), line) | 1) * line
+
+
 def lay_numbers(**values: Any) -> Array:
     """Lay a task's numbers out in the order in which they are given, which is that of the names in its file."""
     flat = [int(n) for value in values.values() for n in (value if isinstance(value, tuple) else (value,))]

@@ -155,6 +155,13 @@ SPECIAL = (
     simple(2, batch=1, channels=17, filters=33, size=5, kernel=1),
     simple(2, batch=1, channels=300, filters=33, size=3, kernel=1),
     simple(2, batch=1, channels=20, filters=20, size=7, kernel=3, padding=1, groups=20),
+    # Channels that do not mix: those that fill no vector, or a part of the last; rows of all lengths.
+    *(simple(2, channels=c, filters=c, size=(8, 9), kernel=3, padding=1, groups=c) for c in (3, 16, 35, 65)),
+    *(simple(2, channels=c, filters=c, size=(9, 10), kernel=5, stride=2, padding=2, groups=c) for c in (1, 17, 72)),
+    *(
+        simple(2, batch=1, channels=17, filters=17, size=(1 + n % 7, n), kernel=k, stride=s, padding=k // 2, groups=17)
+        for n, k, s in zip(range(1, 21), itertools.cycle((3, 5, 7)), itertools.cycle((1, 1, 1, 2)))
+    ),
     # 3x3 with stride 1: tiles of all sizes along each axis, padding that no tap needs, several strips, panels and stages.
     *(simple(2, batch=1, channels=3, filters=5, size=(n, 10 - n), kernel=3, padding=1) for n in range(1, 10)),
     *(simple(2, channels=16, filters=18, size=(6, 5), kernel=3, padding=((0, p), (p, 1))) for p in (0, 2, 3, 5)),
@@ -183,6 +190,8 @@ SPECIAL = (
 
 # Several panels and stages: minutes where kernels are interpreted.
 LARGE = (
+    simple(2, batch=1, channels=520, filters=520, size=14, kernel=3, padding=1, groups=520),
+    simple(2, batch=2, channels=20, filters=20, size=(31, 40), kernel=3, stride=(1, 2), padding=1, groups=20),
     simple(2, batch=3, channels=12, filters=140, size=(13, 6), kernel=3, padding=1, groups=2),
     simple(2, batch=1, channels=300, filters=20, size=7, kernel=3, padding=1),
     simple(2, batch=2, channels=140, filters=70, size=(9, 5), kernel=3, padding=1),

@@ -23,6 +23,7 @@ from fastconv.simd import (
     SHORT,
     SLIDES,
     SPAN,
+    TALLER,
     VECTORS,
     copying,
     lanes,
@@ -241,39 +242,60 @@ def check_short(dtype):
 
 
 def check_slide(dtype):
-    """Every kind of row; pixels that the last span shares with the one before it, and fewer than a span."""
+    """Every kind of row, whole and partial spans, places on all sides of those that exist, and a last vector that overlaps."""
     rng, n = np.random.default_rng(0), lanes(np.dtype(dtype).itemsize)
-    pitch, x_step, out_step = n + 1, n + 2, n + 3
-    cases = [*product(SLIDES, (SPAN, SPAN + 1, 2 * SPAN + 3), (0, 1, 3), (0, 1, 3))]
-    cases += product([(1, 1)], (1, SPAN - 1), (0, 1, 3), (0, 1, 3))
-    for (taps, stride), count, lines, rows in cases:
-        pixels = (count - 1) * stride + taps
-        x_row, out_row = pixels * x_step + 4, count * out_step + 5
-        offsets, row = rng.permutation(lines) * (rows * x_row + 6), np.arange(rows)
-        x_places = np.add.outer(np.add.outer(offsets, row * x_row), np.arange(pixels) * x_step)
-        places = 4 + np.add.outer(row * out_row, np.arange(count) * out_step)
-        out, written = blank(dtype, places, n)
-        start, floor_at = with_floor(islands(rng.standard_normal, dtype, 5, n), rng.choice([-np.inf, 0]))
+    kinds = [*((*kind, 1) for kind in SLIDES), *TALLER]
+    cases = [*product(kinds, (1, SPAN, SPAN + 2), (0, 1, 2), (0, 1, 4), (n, 2 * n + 1))]
+    cases += product(kinds[-2:], (SPAN,), (1,), (2,), ((slide.MANY + 1) * n + 1,))  # misaligned
+    for (taps, stride, height), count, groups, rows, channels in cases:
+        reach = taps if height > 1 else 1
+        lines, pitch, x_step, out_step = groups * reach, channels + 1, channels + 2, channels + 3
+        width = (count - 1) * stride + taps - 1  # of the image: one column in front of it, and one behind
+        y_row, out_row = width * x_step + 4, count * out_step + 5
+        plane = 5 * y_row + 6
+        shifts = rng.integers(-1, 2, (groups, 3)).repeat(reach, 0)
+        shifts[:, 1] += np.arange(lines) % reach if height > 1 else 0
+        offsets = shifts * (plane, y_row, x_step)
+        z, y, column = plane, y_row * rng.integers(-1, 2), -x_step
+        z_end, y_end, x_end = 2 * plane, 4 * y_row, width * x_step
+        row, pixel, tap = np.arange(rows), np.arange(count), np.arange(taps)
+        along = (
+            np.zeros((1, 1, 1, 1), int) + z + offsets[:, 0, None, None, None],
+            (y + row * y_row)[:, None, None] + offsets[:, 1, None, None, None],
+            (column + x_step * np.add.outer(stride * pixel, tap)) + offsets[:, 2, None, None, None],
+        )
+        exist = [(places >= 0) & (places < end) for places, end in zip(along, (z_end, y_end, x_end), strict=True)]
+        x_places = sum(np.broadcast_arrays(*along))[np.logical_and.reduce(np.broadcast_arrays(*exist))]
+        out, written = blank(dtype, 4 + np.add.outer(row * out_row, pixel * out_step), channels)
+        start, floor_at = with_floor(islands(rng.standard_normal, dtype, [5], channels), rng.choice([-np.inf, 0]))
         arguments = in_order(
             slide.SLIDE,
             taps=taps,
             stride=stride,
-            weights=islands(powers(rng), dtype, 2 + np.arange(lines * taps) * pitch, n),
+            height=height,
+            weights=islands(powers(rng), dtype, 2 + np.arange(lines * taps) * pitch, channels),
             weights_at=2,
             pitch=pitch,
-            tables=np.concatenate([[AWAY], offsets]),
+            tables=np.concatenate([[AWAY], offsets.reshape(-1)]),
             lines_at=1,
             lines=lines,
-            x=islands(rng.standard_normal, dtype, 3 + x_places, n),
+            x=islands(rng.standard_normal, dtype, 3 + x_places, channels),
             x_at=3,
+            z=z,
+            z_end=z_end,
+            y=y,
+            y_row=y_row,
+            y_end=y_end,
+            column=column,
             x_step=x_step,
-            x_row=x_row,
+            x_end=x_end,
             out=out,
             out_at=4,
             out_step=out_step,
             out_row=out_row,
             count=count,
             rows=rows,
+            channels=channels,
             start=start,
             start_at=5,
             floor_at=floor_at,
@@ -511,10 +533,14 @@ def test_machine_code(machine, dtype, monkeypatch):
         assert products == 3 * height * width  # two terms in a turn, and one that may be left
         assert not spills or (machine == "AVX2" and height == 3), (height, width)
     for taps, stride in SLIDES:
-        _, spills = assemble(machine, slide._write_slide_tile, 14, dtype, taps, stride, SPAN)
+        _, spills = assemble(machine, slide._write_slide_tile, 21, dtype, taps, stride, 1)
         assert not spills or (machine == "AVX2" and taps >= 3), (taps, stride)
         _, spills = assemble(machine, slide._write_sum_slide_tile, 10, dtype, taps, stride)
         assert not spills, (taps, stride)
+    if vectors == 4:
+        products, spills = assemble(machine, slide._write_slide_tile, 21, dtype, 3, 1, 3)
+        assert products == 3 * SPAN * 3 * 3
+        assert not spills
     for _, of_sizes, starts in MAPS:
         for size, map_ in of_sizes.items():
             _, spills = assemble(machine, maps._write_map, 9 if starts else 7, dtype, map_, starts)

@@ -1,9 +1,9 @@
 """Depthwise convolution, where every channel is a group with one filter: lanes are channels, and nothing is summed over them.
 
 The tasks are those of `fastconv.kernels.direct`, with tiles that slide along a row of pixels: `gather_depthwise` computes
-equations (1) and (2), `correlate_depthwise` equation (3).  A task takes a block of channels of a strip, and packs its box: one
-vector of channels behind the other, so that a tile finds neighbouring pixels in neighbouring lines of the cache.  Rows of taps
-that lie in the padding are left out.
+equations (1) and (2), `correlate_depthwise` equation (3).  A task takes a part of the channels of a strip.  Where images lie
+channels-last it reads and writes them as they lie.  Else it packs its box: one vector of channels behind the other, so that a
+tile finds neighbouring pixels in neighbouring lines of the cache.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..jit import kernel, unsigned
-from ..simd import SPAN, clear, compact, copy_tile, lanes, slide_tile, sum_slide_tile
+from ..simd import clear, compact, copy_tile, lanes, slide_tile, sum_slide_tile
 from ..tasks import task
 from .direct import OWN, place_strip
 from .pack import five, four, pack_box, pack_strip, three, unpack_strip
@@ -23,8 +23,9 @@ __all__ = ["CORRELATE_DEPTHWISE", "GATHER_DEPTHWISE", "correlate_depthwise", "ga
 Array = np.ndarray[Any, Any]
 Ints = tuple[int, ...]
 
-GATHER_DEPTHWISE = ("channels", "width", "taps", "phases")
-"""Channels, those of a block, taps of the weight, and phases."""
+GATHER_DEPTHWISE = ("channels", "width", "taps", "phases", "parts", "reads")
+"""Channels, numbers in a row of a panel, taps of the weight, phases, parts of the channels, and whether images are read and
+written as they lie: then there is one panel, else one for each part."""
 
 CORRELATE_DEPTHWISE = (
     "channels", "width", "taps", "per_chunk", "each", "reads", "row_taps", "stride", "lines", "lines_at"
@@ -75,31 +76,6 @@ def pack_vectors(
             copy_tile(x, at + column * steps[4], n, room, to + (first + column) * n, size, vectors, 1)
 
 
-@kernel
-def spread_strip(
-    pixels: Array, pixels_at: int, size: int, images: int, first: Ints, out_step: Ints, strip: Ints, valid: int, out: Array,
-    channel: int, out_shape: Ints, out_steps: Ints,
-) -> None:  # fmt: skip
-    """Copy a strip's outputs, vectors of channels ``size`` apart, to pixels whose channels lie together."""
-    compact()
-    n = lanes(out.itemsize)
-    _, _, D, H, W = out_shape
-    Z, Y, X = min(out_step[0] * strip[1], D), min(out_step[1] * strip[2], H), min(out_step[2] * strip[3], W)
-    z, y, x = min(Z, D - first[0]), min(Y, H - first[1]), min(X, W - first[2])
-    whole, vectors = valid // n * n, valid // n
-    for index in range(images * z * y):
-        rest, row = divmod(index, y)
-        b, plane = divmod(rest, z)
-        here = pixels_at + ((b * Z + plane) * Y + row) * X * n
-        there = channel + b * out_steps[0] + plane * out_steps[2] + row * out_steps[3]
-        for p in range(x):
-            copy_tile(pixels, here + p * n, size, out, there + p * out_steps[4], n, vectors, 1)
-            for lane in range(whole, valid):
-                out[unsigned(there + p * out_steps[4] + lane)] = pixels[
-                    unsigned(here + vectors * size + p * n + lane - whole)
-                ]
-
-
 @task
 def gather_depthwise(
     task: int, room: Array, numbers: Array, tables: Array, x: Array, panels: Array, start: Array, out: Array
@@ -108,89 +84,71 @@ def gather_depthwise(
 
     What is less than the floor, the last number of ``start``, becomes that.
     """
-    channels, width, taps, phases = numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3]
-    shape, steps, box_steps = five(numbers, 0), five(numbers, 5), five(numbers, 15)
-    strip, left, x_step = four(numbers, 20), three(numbers, 28), three(numbers, 31)
-    out_shape, out_steps, out_step = five(numbers, 40), five(numbers, 45), three(numbers, 50)
-    n, size = lanes(out.itemsize), box_steps[1]
-    blocks = (channels + width - 1) // width
-    number, block = divmod(task, blocks)
-    floor = blocks * width + 1
-    n0, z0, y0, x0, _ = place_strip(number, numbers, tables)
-    valid = min(width, channels - block * width)
-    images, box_size, out_last = min(strip[0], out_shape[0] - n0), numbers[35], out_steps[1] == 1
-    y_in = x_step[1] * y0 - left[1]
-    pack_vectors(
-        numbers, x, block * width * steps[1], n0, x_step[0] * z0 - left[0], y_in, x_step[2] * x0 - left[2], valid, room
+    channels, width, taps, phases, parts, reads = (
+        numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3], numbers[OWN + 4], numbers[OWN + 5]
     )  # fmt: skip
-    z_out, y_out, x_out = out_step[0] * z0, out_step[1] * y0, out_step[2] * x0
-    # Results are written to scratch, one vector of channels behind the other.
-    Y_out, X_out = min(out_step[1] * strip[2], out_shape[3]), min(out_step[2] * strip[3], out_shape[4])
-    plane = Y_out * X_out * n
-    image = min(out_step[0] * strip[1], out_shape[2]) * plane
+    shape, steps, box, box_steps = five(numbers, 0), five(numbers, 5), five(numbers, 10), five(numbers, 15)
+    strip, left, x_step, box_size = four(numbers, 20), three(numbers, 28), three(numbers, 31), numbers[35]
+    out_shape, out_steps, out_step = five(numbers, 40), five(numbers, 45), three(numbers, 50)
+    n = lanes(out.itemsize)
+    number, part = divmod(task, parts)
+    n0, z0, y0, x0, _ = place_strip(number, numbers, tables)
+    images = min(strip[0], out_shape[0] - n0)
+    corner = n0 * out_steps[0] + out_step[0] * z0 * out_steps[2] + out_step[1] * y0 * out_steps[3]
+    corner += out_step[2] * x0 * out_steps[4]
+    if reads:
+        # The last part has the channels that fill no vector, too: its last vector overlaps the one before it.
+        first = channels // n * part // parts * n
+        valid = (channels if part == parts - 1 else channels // n * (part + 1) // parts * n) - first
+        each, panel, floor = valid, first, width + 1
+        image, at, pitches, ends = x, n0 * steps[0] + first, steps, (shape[2], shape[3], shape[4])
+        target, to, there = out, corner + first, out_steps
+    else:
+        first = part * width
+        valid = min(width, channels - first)
+        each, panel, floor = n, first * taps, parts * width + 1
+        z_in, y_in, x_in = x_step[0] * z0 - left[0], x_step[1] * y0 - left[1], x_step[2] * x0 - left[2]
+        for lane in range(0, valid, n):
+            one = (box[0], min(n, valid - lane), box[2], box[3], box[4])
+            one_steps = (box_steps[0], 1, box_steps[2], box_steps[3], box_steps[4])
+            pack_box(
+                x, (first + lane) * steps[1], shape, steps, n0, z_in, y_in, x_in, room, lane // n * box_steps[1], one, one_steps
+            )  # fmt: skip
+        image, at, pitches = room, -z_in * box_steps[2] - y_in * box_steps[3] - x_in * box_steps[4], box_steps
+        ends = (min(shape[2], z_in + box[2]), min(shape[3], y_in + box[3]), min(shape[4], x_in + box[4]))
+        # Results go to scratch, one vector of channels behind the other.
+        row = min(out_step[2] * strip[3], out_shape[4]) * n
+        plane = min(out_step[1] * strip[2], out_shape[3]) * row
+        volume = min(out_step[0] * strip[1], out_shape[2]) * plane
+        target, to, there = room, box_size, (volume, strip[0] * volume, plane, row, n)
     for p in range(phases):
-        # A phase: how many along each axis, its first pixel, taps of a line and the stride that the tile slides with, lines,
-        # their offsets, the rows of the input that they lead to, or -1, its terms, their offsets, and where its panel begins.
-        at = numbers[53] + 13 * p
+        # A phase: how many along each axis, its first pixel, taps of a line, the stride and the rows that the tile slides with,
+        # lines, their offsets, and its terms.
+        run = numbers[53] + 12 * p
         Z, Y, X = (
-            min(strip[1], tables[at] - z0), min(strip[2], tables[at + 1] - y0), min(strip[3], tables[at + 2] - x0)
+            min(strip[1], tables[run] - z0), min(strip[2], tables[run + 1] - y0), min(strip[3], tables[run + 2] - x0)
         )  # fmt: skip
         if Z <= 0 or Y <= 0 or X <= 0:
             continue
-        row_taps, stride, lines, lines_at = tables[at + 6], tables[at + 7], tables[at + 8], tables[at + 9]
-        if X < SPAN and row_taps > 1:
-            row_taps, stride, lines, lines_at = 1, 1, lines * row_taps, tables[at + 11]
-        met = tables[at + 10] if row_taps > 1 or lines == tables[at + 8] else -1
-        x_column = box_steps[4] if row_taps > 1 else x_step[2] * box_steps[4]
-        to = box_size + tables[at + 3] * plane + (tables[at + 4] * X_out + tables[at + 5]) * n
-        panel = (block * taps + tables[at + 12]) * width
-        for lane in range(0, valid, n):
+        column = pitches[4] if tables[run + 6] > 1 else x_step[2] * pitches[4]
+        end = to + tables[run + 3] * there[2] + tables[run + 4] * there[3] + tables[run + 5] * there[4]
+        for lane in range(0, valid, each):
             for index in range(images * Z):
                 b, z = divmod(index, Z)
-                source = b * box_steps[0] + z * x_step[0] * box_steps[2] + lane // n * size
-                end = to + (lane // n * strip[0] + b) * image + z * out_step[0] * plane
-                y = 0
-                while y < Y:
-                    first, last, rows = met_lines(tables, met, lines, y_in + x_step[1] * y, x_step[1], shape[3], Y - y)
-                    slide_tile(
-                        row_taps, stride, panels, panel + first * row_taps * width + lane, width, tables, lines_at + first,
-                        last - first, room, source + y * x_step[1] * box_steps[3], x_column, x_step[1] * box_steps[3], room,
-                        end + y * out_step[1] * X_out * n, out_step[2] * n, out_step[1] * X_out * n, X, rows, start,
-                        block * width + lane, floor,
-                    )  # fmt: skip
-                    y += rows
-    first_pixel = (z_out, y_out, x_out)
-    corner = n0 * out_steps[0] + z_out * out_steps[2] + y_out * out_steps[3] + x_out * out_steps[4]
-    corner += block * width * out_steps[1]
-    if out_last:
-        spread_strip(
-            room, box_size, strip[0] * image, images, first_pixel, out_step, strip, valid, out, corner, out_shape, out_steps
-        )  # fmt: skip
-    else:
+                slide_tile(
+                    tables[run + 6], tables[run + 7], tables[run + 8], panels, panel + tables[run + 11] * width + lane, width,
+                    tables, tables[run + 10], tables[run + 9], image, at + b * pitches[0] + lane // n * pitches[1],
+                    x_step[0] * (z0 + z) * pitches[2], ends[0] * pitches[2], x_step[1] * y0 * pitches[3],
+                    x_step[1] * pitches[3], ends[1] * pitches[3], x_step[2] * x0 * pitches[4], column, ends[2] * pitches[4],
+                    target, end + b * there[0] + lane // n * there[1] + z * out_step[0] * there[2], out_step[2] * there[4],
+                    out_step[1] * there[3], X, Y, each, start, first + lane, floor,
+                )  # fmt: skip
+    if not reads:
         for lane in range(0, valid, n):
             unpack_strip(
-                room, box_size + lane // n * strip[0] * image, n, images, first_pixel, out_step, strip, min(n, valid - lane), out,
-                corner + lane * out_steps[1], out_shape, out_steps,
+                room, to + lane // n * there[1], n, images, (out_step[0] * z0, out_step[1] * y0, out_step[2] * x0), out_step,
+                strip, min(n, valid - lane), out, corner + (first + lane) * out_steps[1], out_shape, out_steps,
             )  # fmt: skip
-
-
-@kernel
-def met_lines(tables: Array, met: int, lines: int, row: int, step: int, height: int, most: int) -> tuple[int, int, int]:
-    """Find the lines, first and last, that lead from a row into the input, and how many rows of outputs meet the same.
-
-    From ``met`` on ``tables`` holds the row that each line leads to, from ``row``; if it is negative, all lines are taken.
-    """
-    compact()
-    if met < 0 or lines == 0:
-        return 0, lines, most
-    first, last = 0, lines
-    while first < last and row + tables[met + first] < 0:
-        first += 1
-    while first < last and row + tables[met + last - 1] >= height:
-        last -= 1
-    if first > 0 or last < lines:
-        return first, last, 1
-    return first, last, min(most, (height - 1 - row - tables[met + last - 1]) // step + 1)
 
 
 @task

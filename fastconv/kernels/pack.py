@@ -226,7 +226,7 @@ def unpack_strip(
     pixels: Array, pixels_at: int, pitch: int, images: int, first: Ints, out_step: Ints, strip: Ints, valid: int, out: Array,
     channel: int, out_shape: Ints, out_steps: Ints,
 ) -> None:  # fmt: skip
-    """Transpose a block of lanes of a strip from scratch into the planes of an NCHW output; ``first`` is its first pixel."""
+    """Copy a block of lanes of a strip from scratch to the output, or into its planes; ``first`` is its first pixel."""
     compact()
     _, _, D, H, W = out_shape
     Z, Y, X = min(out_step[0] * strip[1], D), min(out_step[1] * strip[2], H), min(out_step[2] * strip[3], W)
@@ -235,10 +235,12 @@ def unpack_strip(
     for b in range(images):
         for plane in range(z):
             for row in range(rows):
-                transpose(
-                    pixels, pixels_at + ((b * Z + plane) * Y + row) * X * pitch, pitch, run, valid, out,
-                    channel + b * out_steps[0] + plane * out_steps[2] + row * out_steps[3], out_steps[1],
-                )  # fmt: skip
+                here = pixels_at + ((b * Z + plane) * Y + row) * X * pitch
+                there = channel + b * out_steps[0] + plane * out_steps[2] + row * out_steps[3]
+                if out_steps[1] == 1:
+                    copy_columns(pixels, here, pitch, out, there, out_steps[4], run, valid)
+                else:
+                    transpose(pixels, here, pitch, run, valid, out, there, out_steps[1])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from .copying import clear, copy, copy_tile
 from .maps import gradient_map, input_map, output_map, weight_gradient_map, weight_map
 from .outer import FEW_ROWS, SHORT, outer_tile, short_tile
 from .peak import ACCUMULATORS, peak_tile
-from .slide import SLIDES, SPAN, slide_tile, sum_slide_tile
+from .slide import SLIDES, SPAN, TALL, TALLER, slide_tile, sum_slide_tile
 from .tasks import compact, run_tasks
 from .transpose import gather_tile, scatter_tile, transpose_tile
 from .words import lanes
@@ -33,6 +33,8 @@ __all__ = [
     "SHORT",
     "SLIDES",
     "SPAN",
+    "TALL",
+    "TALLER",
     "VECTORS",
     "clear",
     "compact",

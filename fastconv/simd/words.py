@@ -48,6 +48,13 @@ class Words:
         """Store a scalar or a vector, anywhere."""
         self.b.store(value, self.b.inttoptr(address, value.type.as_pointer())).align = self.size
 
+    def prefetch(self, address: Any) -> None:
+        """Have what lies at an address brought into the second-level cache; it need not exist."""
+        byte = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
+        function = cgutils.get_or_insert_function(self.b.module, kind, "llvm.prefetch")
+        self.b.call(function, [self.b.inttoptr(address, byte), I32(0), I32(2), I32(1)])  # to read, second level, data
+
     def store_first(
         self, values: list[Any], targets: list[Any], vectors: int, count: Any, adds: Any, floor: Any
     ) -> None:
