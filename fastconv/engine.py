@@ -87,9 +87,11 @@ PANELS_BYTES = 256 << 10
 """Most bytes of the panels that a task of dW sums up at once: as many blocks of filters use a strip of the input while it is in
 the cache."""
 
-BLOCK_BYTES = {True: 2048, False: 1024}
-"""Bytes of a pixel that a task of a depthwise convolution packs: if it lies channels-last, enough that a page of memory is not
-looked up again and again; else what is turned over must fit a cache."""
+BLOCK_BYTES = 1024
+"""Bytes of a pixel that a task of a depthwise convolution packs: what is turned over must fit a cache."""
+
+MOST_SLID = 2048
+"""Most pixels of a depthwise strip that is summed over as it lies: the sums of strips are added up apart."""
 
 PART_VECTORS = 4
 """Fewest vectors of channels that a task of a depthwise convolution reads as they lie."""
@@ -290,9 +292,22 @@ def _slide(taps: Sequence[Taps], step: Ints) -> tuple[int, int, int]:
     return each, step[2], TALL if tall else 1
 
 
-def _block(channels: int, last: bool, itemsize: int) -> tuple[int, int]:
+def _lines(taps: Sequence[Taps], each: int, source: Source) -> list[list[int]]:
+    """List how far each line of ``each`` taps leads along each axis."""
+    return [
+        [shift * pitch for (_, shift), pitch in zip(along, source.pitches[2:], strict=True)]
+        for along in list(itertools.product(*taps))[::each]
+    ]
+
+
+def _parts(tasks: int, strips: int, channels: int, itemsize: int) -> int:
+    """Count the parts of the channels that are read as they lie, so that there are enough tasks."""
+    return max(1, min(ceil_div(tasks, max(1, strips)), channels // (PART_VECTORS * lanes(itemsize))))
+
+
+def _block(channels: int, itemsize: int) -> tuple[int, int]:
     """Channels of a block that is packed, whole vectors in blocks of about one size, and most pixels of a strip."""
-    blocks = ceil_div(channels * itemsize, BLOCK_BYTES[last])
+    blocks = ceil_div(channels * itemsize, BLOCK_BYTES)
     width = whole_lanes(ceil_div(channels, blocks), itemsize)
     return width, min(DEPTHWISE_PIXELS, DEPTHWISE_BYTES // (width * itemsize))
 
@@ -315,10 +330,10 @@ def _gather_depthwise_program(p: Pixels) -> Program:
         strip_bytes = p.channels * itemsize * (math.prod(p.stride) + between)
         strip = choose_strip(p.sizes, strip_bytes if between > 1 else ceil_div(strip_bytes, 8), STRIP_BYTES, p.tasks)
         strips = math.prod(ceil_div(n, m) for n, m in zip(p.sizes, strip, strict=True))
-        parts = max(1, min(ceil_div(p.tasks, max(1, strips)), p.channels // (PART_VECTORS * lanes(itemsize))))
+        parts = _parts(p.tasks, strips, p.channels, itemsize)
         width = panel_of_lines(p.channels, itemsize)
     else:
-        width, most = _block(p.channels, p.in_last, itemsize)
+        width, most = _block(p.channels, itemsize)
         parts = ceil_div(p.channels, width)
         strip = choose_strip(p.sizes, width * itemsize * math.prod(p.stride), most, p.tasks)
     kinds = find_kinds(g.batch, axes, strip, (False,) * 3, by_output)
@@ -326,7 +341,6 @@ def _gather_depthwise_program(p: Pixels) -> Program:
         p.in_shape, p.in_last, itemsize, g.batch, axes, strip, True, not reads, False, channels=lanes(itemsize)
     )
     source = _vector_by_vector(source)
-    pitches = source.pitches
     tables = Tables()
     boxes = 0 if reads else width // lanes(itemsize) * source.box_steps[1]
     numbers = strip_numbers(source, kinds, tables, p.out_shape, steps_of_image(p.out_shape, p.out_last), p.out_step)
@@ -336,7 +350,7 @@ def _gather_depthwise_program(p: Pixels) -> Program:
         each, stride, height = _slide(taps, p.stride)
         met = tap_numbers(g, taps)
         rows[[n for n, _ in met]] = term + np.arange(len(met))
-        lines = [[shift * pitch for (_, shift), pitch in zip(at, pitches[2:], strict=True)] for _, at in met[::each]]
+        lines = _lines(taps, each, source)
         runs.append((
             *(phase.count for phase in phases), *(phase.first for phase in phases), each, stride, height, len(lines),
             tables.add(lines), term,
@@ -481,44 +495,48 @@ def _correlate_depthwise_program(
 ) -> Program:
     """Lanes are channels, which do not mix."""
     axes, T, channels = forward_axes(g), math.prod(g.kernel), g.channels
-    width, most = _block(channels, x_last, itemsize)
-    blocks, sizes = ceil_div(channels, width), (g.batch, *g.output)
-    strip = choose_strip(sizes, width * itemsize * math.prod(g.stride), most, count_tasks(g))
+    tasks, pixels = count_tasks(g), g.batch * math.prod(g.output)
+    reads = x_last and grad_last and channels >= lanes(itemsize)
+    sizes, lane_bytes = (g.batch, *g.output), itemsize * math.prod(g.stride)
+    if reads:
+        strip = choose_strip(sizes, ceil_div(channels * lane_bytes, 4), MOST_SLID, tasks)
+        parts = _parts(tasks, pixels // CHUNK_PIXELS, channels, itemsize)
+        width = panel_of_lines(channels, itemsize)
+    else:
+        width, most = _block(channels, itemsize)
+        parts = ceil_div(channels, width)
+        strip = choose_strip(sizes, width * lane_bytes, most, tasks)
     if per_sample:
         strip = (1, *strip[1:])
     counts = [ceil_div(n, m) for n, m in zip(sizes, strip, strict=True)]
     chunks, per_chunk = choose_chunks(
-        math.prod(counts), math.prod(counts[1:]), math.prod(sizes), g.batch, ceil_div(count_tasks(g), blocks), per_sample
+        math.prod(counts), math.prod(counts[1:]), pixels, g.batch, ceil_div(tasks, parts), per_sample
     )  # fmt: skip
     kinds = find_kinds(g.batch, axes, strip, (False,) * 3, by_tap)
     source = make_source(
-        g.input_shape, x_last, itemsize, g.batch, axes, strip, True, True, False, channels=lanes(itemsize)
+        g.input_shape, x_last, itemsize, g.batch, axes, strip, True, not reads, False, channels=lanes(itemsize)
     )
     source = _vector_by_vector(source)
     tables = Tables()
     numbers = strip_numbers(source, kinds, tables, g.output_shape, steps_of_image(g.output_shape, grad_last), (1, 1, 1))
-    z_taps, y_taps, x_taps = (axis.phases[0].taps for axis in axes)
-    row_taps, stride, _ = _slide((z_taps, y_taps, x_taps), g.stride)
-    each_line = x_taps[::row_taps]
-    lines = [
-        (source.place((z, y, x)), z[1] + axes[0].left, y[1] + axes[1].left)
-        for z, y, x in itertools.product(z_taps, y_taps, each_line)
-    ]
-    reads = _reads(grad_last, channels, itemsize)
-    each = blocks * T * width
-    boxes = width // lanes(itemsize) * source.box_steps[1]
+    taps = tuple(axis.phases[0].taps for axis in axes)
+    row_taps, stride, height = _slide(taps, g.stride)
+    lines = _lines(taps, row_taps, source)
+    panels = 1 if reads else parts
+    boxes = 0 if reads else width // lanes(itemsize) * source.box_steps[1]
+    sums_at = boxes + (0 if reads else math.prod(strip) * width)
     numbers |= {"box_size": boxes, "runs_at": 0, "run_list_at": 0}
     numbers |= {
-        "channels": channels, "width": width, "taps": T, "per_chunk": per_chunk, "each": each, "reads": reads,
-        "row_taps": row_taps, "stride": stride, "lines": len(lines), "lines_at": 0,
+        "channels": channels, "width": width, "taps": T, "parts": parts, "reads": reads, "per_chunk": per_chunk,
+        "each": panels * T * width, "row_taps": row_taps, "stride": stride, "height": height, "lines": len(lines),
+        "lines_at": tables.add(lines), "sums_at": sums_at,
     }  # fmt: skip
-    numbers["lines_at"] = tables.add(lines)
     sums_of, units = (1, chunks) if per_sample else (chunks, 1)
-    told = np.array((sums_of, each, channels, T, width), np.int64)
+    told = np.array((sums_of, panels * T * width, channels, T, width), np.int64)
     return Program(
-        correlate_depthwise, chunks * blocks, lay_numbers(**numbers), tables.whole(),
-        boxes + (0 if reads else math.prod(strip) * width), count_tasks(g) == 1, source, (1, 0, 0, 0),
-        Packing(unpack_panel, units * ceil_div(channels, lanes(itemsize)), told, np.arange(T), chunks * each),
+        correlate_depthwise, chunks * parts, lay_numbers(**numbers), tables.whole(), sums_at + T * width, tasks == 1, source,
+        (1, 0, 0, 0),
+        Packing(unpack_panel, units * ceil_div(channels, lanes(itemsize)), told, np.arange(T), chunks * panels * T * width),
     )  # fmt: skip
 
 
@@ -552,7 +570,9 @@ def describe(computes: str, geometry: ConvGeometry, itemsize: int) -> str:
     """Say how a pass lies in the rows and lanes of a tile, as the end of a sentence."""
     g = geometry.volume
     if is_depthwise(g):
-        return "lanes are channels, as these do not mix, and tiles slide along rows of pixels, which are packed unless channels-last"
+        return (
+            "lanes are channels, as these do not mix, and tiles slide along rows of pixels, packed unless channels-last"
+        )
     if computes == "grad_weight":
         return "tiles of weights times filters, summed over pixels"
     what, used, step = ("filters", g.filters, g.stride) if computes == "output" else ("channels", g.channels, (1, 1, 1))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..jit import kernel, unsigned
-from ..simd import clear, compact, copy_tile, lanes, slide_tile, sum_slide_tile
+from ..simd import clear, compact, lanes, slide_tile, sum_slide_tile
 from ..tasks import task
 from .direct import OWN, place_strip
 from .pack import five, four, pack_box, pack_strip, three, unpack_strip
@@ -28,52 +28,42 @@ GATHER_DEPTHWISE = ("channels", "width", "taps", "phases", "parts", "reads")
 written as they lie: then there is one panel, else one for each part."""
 
 CORRELATE_DEPTHWISE = (
-    "channels", "width", "taps", "per_chunk", "each", "reads", "row_taps", "stride", "lines", "lines_at"
+    "channels", "width", "taps", "parts", "reads", "per_chunk", "each", "row_taps", "stride", "height", "lines", "lines_at",
+    "sums_at",
 )  # fmt: skip
-"""Channels, those of a block, taps of the weight, strips of a chunk, the distance of chunks' panels, whether gradients are read
-as they lie, taps of a line and the stride that a tile slides with, lines of taps, and where tables hold for each its offset in
-the box, and the planes and rows of the input that it leads to from an output's."""
+"""Channels, numbers in a row of a panel, taps of the weight, parts of the channels, and whether images are read as they lie;
+strips of a chunk, the distance of chunks' panels, taps of a line, the stride and the rows that a tile slides with, lines, where
+tables hold their offsets, and where in its room a task sums up a strip."""
+
+
+@kernel
+def channels_of(part: int, parts: int, channels: int, width: int, reads: int, n: int) -> tuple[int, int]:
+    """First channel of a part, and how many it has: a block, or vectors that are read as they lie.
+
+    The last part has the channels that fill no vector, too: its last vector overlaps the one before it.
+    """
+    compact()
+    if not reads:
+        return part * width, min(width, channels - part * width)
+    first = channels // n * part // parts * n
+    return first, (channels if part == parts - 1 else channels // n * (part + 1) // parts * n) - first
 
 
 @kernel
 def pack_vectors(
-    numbers: Array, x: Array, x_at: int, n0: int, z0: int, y0: int, x0: int, valid: int, room: Array
+    numbers: Array, x: Array, first: int, valid: int, n0: int, z_in: int, y_in: int, x_in: int, room: Array
 ) -> None:
-    """Pack the first ``valid`` channels of a box from pixel (n0, z0, y0, x0) on: one box for each vector of them."""
+    """Pack a box of ``valid`` channels from pixel (n0, z_in, y_in, x_in) on: one box for each vector of them."""
     compact()
     n = lanes(x.itemsize)
-    shape, steps, box, box_steps = five(numbers, 0), five(numbers, 5), five(numbers, 10), five(numbers, 15)
-    size = box_steps[1]
-    N, _, D, H, W = shape
-    _, _, BD, BH, BW = box
-    if steps[1] != 1:
-        for lane in range(0, valid, n):
-            one = (box[0], min(n, valid - lane), BD, BH, BW)
-            one_steps = (box_steps[0], 1, box_steps[2], box_steps[3], box_steps[4])
-            pack_box(x, x_at + lane * steps[1], shape, steps, n0, z0, y0, x0, room, lane // n * size, one, one_steps)
-        return
-    left = min(max(0, -x0), BW)
-    right = max(left, min(BW, W - x0))
-    for index in range(min(box[0], N - n0) * BD * BH):
-        rest, by = divmod(index, BH)
-        b, bz = divmod(rest, BD)
-        inside = z0 + bz >= 0 and z0 + bz < D and y0 + by >= 0 and y0 + by < H
-        first, last = (left, right) if inside else (BW, BW)
-        at = x_at + (n0 + b) * steps[0] + (z0 + bz) * steps[2] + (y0 + by) * steps[3] + (x0 + left) * steps[4]
-        to = b * box_steps[0] + bz * box_steps[2] + by * box_steps[3]
-        vectors = valid // n
-        for lane in range(0, valid, n):
-            plane = to + lane // n * size
-            clear(room, plane, plane + first * n)
-            clear(room, plane + last * n, plane + BW * n)
-            if lane + n > valid:
-                for column in range(last - first):
-                    for k in range(valid - lane):
-                        room[unsigned(plane + (first + column) * n + k)] = x[
-                            unsigned(at + column * steps[4] + lane + k)
-                        ]
-        for column in range(last - first):  # pixel by pixel, as they lie
-            copy_tile(x, at + column * steps[4], n, room, to + (first + column) * n, size, vectors, 1)
+    steps, box, box_steps = five(numbers, 5), five(numbers, 10), five(numbers, 15)
+    for lane in range(0, valid, n):
+        one = (box[0], min(n, valid - lane), box[2], box[3], box[4])
+        one_steps = (box_steps[0], 1, box_steps[2], box_steps[3], box_steps[4])
+        pack_box(
+            x, (first + lane) * steps[1], five(numbers, 0), steps, n0, z_in, y_in, x_in, room, lane // n * box_steps[1], one,
+            one_steps,
+        )  # fmt: skip
 
 
 @task
@@ -93,27 +83,18 @@ def gather_depthwise(
     n = lanes(out.itemsize)
     number, part = divmod(task, parts)
     n0, z0, y0, x0, _ = place_strip(number, numbers, tables)
+    first, valid = channels_of(part, parts, channels, width, reads, n)
     images = min(strip[0], out_shape[0] - n0)
     corner = n0 * out_steps[0] + out_step[0] * z0 * out_steps[2] + out_step[1] * y0 * out_steps[3]
     corner += out_step[2] * x0 * out_steps[4]
     if reads:
-        # The last part has the channels that fill no vector, too: its last vector overlaps the one before it.
-        first = channels // n * part // parts * n
-        valid = (channels if part == parts - 1 else channels // n * (part + 1) // parts * n) - first
         each, panel, floor = valid, first, width + 1
         image, at, pitches, ends = x, n0 * steps[0] + first, steps, (shape[2], shape[3], shape[4])
         target, to, there = out, corner + first, out_steps
     else:
-        first = part * width
-        valid = min(width, channels - first)
         each, panel, floor = n, first * taps, parts * width + 1
         z_in, y_in, x_in = x_step[0] * z0 - left[0], x_step[1] * y0 - left[1], x_step[2] * x0 - left[2]
-        for lane in range(0, valid, n):
-            one = (box[0], min(n, valid - lane), box[2], box[3], box[4])
-            one_steps = (box_steps[0], 1, box_steps[2], box_steps[3], box_steps[4])
-            pack_box(
-                x, (first + lane) * steps[1], shape, steps, n0, z_in, y_in, x_in, room, lane // n * box_steps[1], one, one_steps
-            )  # fmt: skip
+        pack_vectors(numbers, x, first, valid, n0, z_in, y_in, x_in, room)
         image, at, pitches = room, -z_in * box_steps[2] - y_in * box_steps[3] - x_in * box_steps[4], box_steps
         ends = (min(shape[2], z_in + box[2]), min(shape[3], y_in + box[3]), min(shape[4], x_in + box[4]))
         # Results go to scratch, one vector of channels behind the other.
@@ -157,59 +138,62 @@ def correlate_depthwise(
 ) -> None:  # fmt: skip
     """panels[s, lane, t] = sum over the pixels of chunk s of gradient[pixel, lane] * x[source of pixel + offset of tap t, lane].
 
-    A task is a chunk of consecutive strips and a block of channels.
+    A task is a chunk of consecutive strips and a part of the channels.  Each strip is summed up by itself first.
     """
-    channels, width, taps, per_chunk, each, reads, row_taps, stride, lines, lines_at = (
+    channels, width, taps, parts, reads, per_chunk, row_taps, height, sums_at = (
         numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3], numbers[OWN + 4], numbers[OWN + 5],
-        numbers[OWN + 6], numbers[OWN + 7], numbers[OWN + 8], numbers[OWN + 9],
+        numbers[OWN + 7], numbers[OWN + 9], numbers[OWN + 12],
     )  # fmt: skip
-    shape, steps, box_steps = five(numbers, 0), five(numbers, 5), five(numbers, 15)
+    shape, steps, box, box_steps = five(numbers, 0), five(numbers, 5), five(numbers, 10), five(numbers, 15)
     strip, counts, left, x_step = four(numbers, 20), four(numbers, 24), three(numbers, 28), three(numbers, 31)
     out_shape, out_steps, box_size = five(numbers, 40), five(numbers, 45), numbers[35]
-    n, size = lanes(panels.itemsize), box_steps[1]
-    s, block = divmod(task, (channels + width - 1) // width)
-    valid = min(width, channels - block * width)
+    n = lanes(panels.itemsize)
+    s, part = divmod(task, parts)
+    first, valid = channels_of(part, parts, channels, width, reads, n)
     whole = (valid + n - 1) // n * n
-    panel = s * each + block * taps * width
-    clear(panels, panel, panel + taps * width)
+    panel = s * numbers[OWN + 6] + (first if reads else first * taps)
+    for t in range(taps):
+        clear(panels, panel + t * width, panel + t * width + whole)
     strips = counts[0] * counts[1] * counts[2] * counts[3]
-    vectors = gradient if reads else room
     for number in range(s * per_chunk, min((s + 1) * per_chunk, strips)):
         n0, z0, y0, x0, _kind = place_strip(number, numbers, tables)
-        z_in, y_in = x_step[0] * z0 - left[0], x_step[1] * y0 - left[1]
-        pack_vectors(numbers, x, block * width * steps[1], n0, z_in, y_in, x_step[2] * x0 - left[2], valid, room)
         images, Z, Y, X = (
             min(strip[0], out_shape[0] - n0), min(strip[1], out_shape[2] - z0), min(strip[2], out_shape[3] - y0),
             min(strip[3], out_shape[4] - x0),
         )  # fmt: skip
-        corner = (
-            n0 * out_steps[0] + z0 * out_steps[2] + y0 * out_steps[3] + x0 * out_steps[4] + block * width * out_steps[1]
-        )
-        image, plane, row, column = out_steps[0], out_steps[2], out_steps[3], out_steps[4]
-        if not reads:
+        corner = n0 * out_steps[0] + z0 * out_steps[2] + y0 * out_steps[3] + x0 * out_steps[4] + first * out_steps[1]
+        if reads:
+            image, at, pitches, ends = x, n0 * steps[0] + first, steps, (shape[2], shape[3], shape[4])
+            each, factors, here, there = valid, gradient, corner, out_steps
+        else:
+            z_in, y_in, x_in = x_step[0] * z0 - left[0], x_step[1] * y0 - left[1], x_step[2] * x0 - left[2]
+            pack_vectors(numbers, x, first, valid, n0, z_in, y_in, x_in, room)
+            image, at, pitches = room, -z_in * box_steps[2] - y_in * box_steps[3] - x_in * box_steps[4], box_steps
+            ends = (min(shape[2], z_in + box[2]), min(shape[3], y_in + box[3]), min(shape[4], x_in + box[4]))
             pack_strip(gradient, corner, out_shape, out_steps, (images, Z, Y, X), strip, valid, whole, room, box_size)
-            corner, column = box_size, whole
-            row = strip[3] * column
-            plane = strip[2] * row
-            image = strip[1] * plane
-        for line in range(lines):
-            at = lines_at + 3 * line
-            # Outputs whose row of the input exists.
-            first, last = 0, Y
-            while first < last and y_in + x_step[1] * first + tables[at + 2] < 0:
-                first += 1
-            while first < last and y_in + x_step[1] * (last - 1) + tables[at + 2] >= shape[3]:
-                last -= 1
-            for index in range(images * Z):
-                b, z = divmod(index, Z)
-                if z_in + x_step[0] * z + tables[at + 1] < 0 or z_in + x_step[0] * z + tables[at + 1] >= shape[2]:
-                    continue
-                source = b * box_steps[0] + z * x_step[0] * box_steps[2] + first * x_step[1] * box_steps[3] + tables[at]
-                lane_at = corner + b * image + z * plane + first * row
-                for lane in range(0, whole, n):
-                    sum_slide_tile(
-                        row_taps, stride, room, source + lane // n * size,
-                        box_steps[4] if row_taps > 1 else x_step[2] * box_steps[4],
-                        x_step[1] * box_steps[3], vectors, lane_at + lane, column, row, last - first, X, panels,
-                        panel + line * row_taps * width + lane, width,
-                    )  # fmt: skip
+            row = strip[3] * whole
+            each, factors, here = n, room, box_size
+            there = (strip[1] * strip[2] * row, 1, strip[2] * row, row, whole)
+        clear(room, sums_at, sums_at + taps * width)
+        tall = Y - Y % height
+        column = pitches[4] if row_taps > 1 else x_step[2] * pitches[4]
+        for lane in range(0, valid, each):
+            for index in range(2 * images * Z):
+                # The rows that tall tiles take, and those that are left.
+                b, z = divmod(index // 2, Z)
+                y, rows, taken = (0, tall, height) if index % 2 == 0 else (tall, Y - tall, 1)
+                sum_slide_tile(
+                    row_taps, numbers[OWN + 8], taken, tables, numbers[OWN + 11], numbers[OWN + 10], image,
+                    at + b * pitches[0] + lane // n * pitches[1], x_step[0] * (z0 + z) * pitches[2], ends[0] * pitches[2],
+                    x_step[1] * (y0 + y) * pitches[3], x_step[1] * pitches[3], ends[1] * pitches[3],
+                    x_step[2] * x0 * pitches[4], column, ends[2] * pitches[4], factors,
+                    here + b * there[0] + z * there[2] + y * there[3] + lane, there[4], there[3], room, sums_at + lane, width, X,
+                    rows, each,
+                )  # fmt: skip
+        for t in range(taps):
+            for k in range(whole):
+                panels[unsigned(panel + t * width + k)] += room[unsigned(sums_at + t * width + k)]
+    if reads and valid < whole:  # the last vector's channels to where they belong
+        for t in range(taps):
+            for k in range(panel + t * width + whole - n, panel + t * width + valid):
+                panels[unsigned(k)] = panels[unsigned(k + whole - valid)]

@@ -9,7 +9,7 @@ nothing beside the channels is read or written.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,83 +42,116 @@ GFLOP/s, not 82, with 1024 channels in float32, of an array that does not begin 
 TALLER = ((3, 1, TALL),) if TALL > 1 else ()
 """(taps in a row, stride, rows of outputs) of the sliding tiles for several rows."""
 
+IMAGE = "lines, x, x_at, z, z_end, y, y_row, y_end, column, x_step, x_end"
+IMAGE_PASSED = "lines x+x_at z z_end y y_row y_end column x_step x_end"
+
 SLIDE = (
-    "taps, stride, height, weights, weights_at, pitch, tables, lines_at, lines, x, x_at, z, z_end, y, y_row, y_end, column, "
-    "x_step, x_end, out, out_at, out_step, out_row, count, rows, channels, start, start_at, floor_at"
+    f"taps, stride, height, weights, weights_at, pitch, tables, lines_at, {IMAGE}, out, out_at, out_step, out_row, count, rows, "
+    "channels, start, start_at, floor_at"
 )
+
+SUM_SLIDE = (
+    f"taps, stride, height, tables, lines_at, {IMAGE}, gradient, gradient_at, gradient_step, gradient_row, out, out_at, pitch, "
+    "count, rows, channels"
+)
+
+
+class _Walk:
+    """Emits the loops over the lines of taps, the rows that they lead to, and the pixels of a row, as far as these exist.
+
+    Each is a generator: what is emitted at a turn is what the loop repeats.
+    """
+
+    def __init__(self, w: Words, taps: int, stride: int, height: int, args: Sequence[Any]) -> None:
+        self.b, self.w, self.taps, self.stride, self.height = w.b, w, taps, stride, height
+        self.table, self.lines, self.x, self.z, self.z_end, self.y, self.y_row, self.y_end = args[:8]
+        self.column, self.x_step, self.x_end = args[8:]
+        self.reach = taps if height > 1 else 1  # lines that follow each other at the distance of rows
+
+    def exists(self, place: Any, end: Any) -> Any:
+        """Say whether a place along an axis does: as an unsigned number, less than 0 is very large."""
+        return self.b.icmp_unsigned("<", place, end)
+
+    def places(self, line: Any, row: Any, first: Any) -> list[Any]:
+        """Return where a line leads to along each axis from the first pixel of a row of outputs."""
+        at = self.b.add(self.table, self.b.mul(line, I64(24)))
+        offsets = [self.w.load(self.b.add(at, I64(8 * axis)), I64) for axis in range(3)]
+        return [self.b.add(place, offset) for place, offset in zip((self.z, row, first), offsets, strict=True)]
+
+    def groups(self, row: Any, first: Any) -> Iterator[tuple[Any, list[Any]]]:
+        """Visit the lines that are taken together: the number of the first, and where it leads to."""
+        with cgutils.for_range(self.b, self.b.sdiv(self.lines, I64(self.reach))) as group:
+            line = self.b.mul(group.index, I64(self.reach))
+            places = self.places(line, row, first)
+            meets = self.exists(places[0], self.z_end)
+            if self.height == 1:
+                meets = self.b.and_(meets, self.exists(places[1], self.y_end))
+            with self.b.if_then(meets, likely=True):
+                yield line, places
+
+    def rows(self, source: Any, places: list[Any]) -> Iterator[tuple[Any, list[tuple[int, int]]]]:
+        """Visit the rows of a group: the address of each, and the pairs of a row of outputs and a line that meet there."""
+        plane, above, _ = places
+        for i in range(self.reach + self.height - 1):
+            here = self.b.add(above, self.b.mul(self.y_row, I64(i)))
+            with self.b.if_then(self.exists(here, self.y_end), likely=True):
+                address = self.w.at(source, self.b.add(plane, here))
+                yield address, [(r, i - r) for r in range(self.height) if 0 <= i - r < self.reach]
+
+    def pixels(self, address: Any, place: Any, span: int) -> Iterator[tuple[Any, list[tuple[int, int]]]]:
+        """Visit the pixels of a row: each, and the pairs of an output, of ``span``, and a tap that meet there."""
+        for j in range((span - 1) * self.stride + self.taps):
+            meets = [(m, j - m * self.stride) for m in range(span) if 0 <= j - m * self.stride < self.taps]
+            if meets:
+                with self.b.if_then(self.exists(place, self.x_end), likely=True):
+                    yield self.w.load(self.w.at(address, place), self.w.vector), meets
+            place = self.b.add(place, self.x_step)
+
+    def fetch(self, source: Any, row: Any, first: Any) -> None:
+        """Have the rows that the next outputs add brought into the cache: 132 GFLOP/s, not 116, from outside of it."""
+        b = self.b
+        for n in range(max(self.height, self.stride)):
+            line = b.sub(self.lines, I64(1 if self.height > 1 else 1 + n))
+            with b.if_then(b.icmp_signed(">=", line, I64(0)), likely=True):
+                plane, above, place = self.places(line, row, first)
+                here = b.add(above, b.mul(self.y_row, I64(self.height + n if self.height > 1 else 1)))
+                with b.if_then(self.exists(here, self.y_end), likely=True):
+                    at = self.w.at(source, b.add(plane, here))
+                    for _ in range(SPAN * self.stride):
+                        with b.if_then(self.exists(place, self.x_end), likely=True):
+                            self.w.prefetch(self.w.at(at, place))
+                        place = b.add(place, self.x_step)
 
 
 def _write_slide_tile(function: Any, dtype: Any, taps: int, stride: int, height: int) -> None:
     """Emit the sliding tile for SPAN pixels of ``height`` rows at once."""
     b = ir.IRBuilder(function.append_basic_block("entry"))
     w = Words(b, dtype)
-    (
-        weights, pitch, table, lines, x, z, z_end, y, y_row, y_end, column, x_step, x_end, out, out_step, out_row, count, rows,
-        channels, start, floor,
-    ) = function.args  # fmt: skip
+    weights, pitch, *image, out, out_step, out_row, count, rows, channels, start, floor = function.args
     pitch, out_step, out_row = (b.mul(step, I64(w.size)) for step in (pitch, out_step, out_row))
-    reach = taps if height > 1 else 1  # lines that follow each other at the distance of rows
+    walk = _Walk(w, taps, stride, height, image)
     acc = [[w.variable(w.vector) for _ in range(SPAN)] for _ in range(height)]
     done, lane = w.variable(I64), w.variable(I64)
     last = b.sub(channels, I64(w.lanes))
     least = w.splat(w.load(floor, w.scalar))
     # Of many channels all vectors but the first and the last are those that lie in one line of the cache of the input.
-    apart = b.and_(b.udiv(x, I64(w.size)), I64(w.lanes - 1))
+    apart = b.and_(b.udiv(walk.x, I64(w.size)), I64(w.lanes - 1))
     begin = b.select(b.icmp_signed("<", channels, I64(MANY * w.lanes)), I64(0), b.sub(I64(0), apart))
 
-    def exists(place: Any, end: Any) -> Any:
-        return b.icmp_unsigned("<", place, end)  # as an unsigned number, less than 0 is very large
-
-    def offsets(line: Any) -> list[Any]:
-        at = b.add(table, b.mul(line, I64(24)))
-        return [w.load(b.add(at, I64(8 * axis)), I64) for axis in range(3)]
-
-    def add_row(here: Any, place: Any, factors: list[tuple[int, Any]]) -> None:
-        """Add the products of the pixels of a row with what each row of outputs multiplies them with."""
-        these = [(r, [w.load(b.add(at, b.mul(pitch, I64(c))), w.vector) for c in range(taps)]) for r, at in factors]
-        for j in range((SPAN - 1) * stride + taps):
-            meets = [(m, j - m * stride) for m in range(SPAN) if 0 <= j - m * stride < taps]
-            if meets:
-                with b.if_then(exists(place, x_end), likely=True):
-                    pixel = w.load(w.at(here, place), w.vector)
-                    for r, column in these:
-                        for m, c in meets:
-                            b.store(w.multiply_add(column[c], pixel, b.load(acc[r][m])), acc[r][m])
-            place = b.add(place, x_step)
-
     def compute(row: Any, first: Any, offset: Any) -> None:
-        source, factors = b.add(x, offset), b.add(weights, offset)
+        source, factors = b.add(walk.x, offset), b.add(weights, offset)
         bias = w.load(b.add(start, offset), w.vector)
         for a in itertools.chain(*acc):
             b.store(bias, a)
-        with cgutils.for_range(b, b.sdiv(lines, I64(reach))) as group:
-            line = b.mul(group.index, I64(reach))
-            plane, above, beside = offsets(line)
-            plane, above = b.add(z, plane), b.add(row, above)
-            with b.if_then(exists(plane, z_end), likely=True):
-                for i in range(reach + height - 1):
-                    here = b.add(above, b.mul(y_row, I64(i)))
-                    with b.if_then(exists(here, y_end), likely=True):
-                        met = [(r, b.add(line, I64(i - r))) for r in range(height) if 0 <= i - r < reach]
-                        add_row(
-                            w.at(source, b.add(plane, here)), b.add(first, beside),
-                            [(r, b.add(factors, b.mul(of, b.mul(pitch, I64(taps))))) for r, of in met],
-                        )  # fmt: skip
-        fetch(row, first, source)
-
-    def fetch(row: Any, first: Any, source: Any) -> None:
-        """Have the rows that the next outputs add brought into the cache: 132 GFLOP/s, not 116, from outside of it."""
-        for n in range(max(height, stride)):
-            line = b.sub(lines, I64(1 if height > 1 else 1 + n))
-            with b.if_then(b.icmp_signed(">=", line, I64(0)), likely=True):
-                plane, above, beside = offsets(line)
-                here = b.add(b.add(row, above), b.mul(y_row, I64(height + n if height > 1 else 1)))
-                with b.if_then(exists(here, y_end), likely=True):
-                    at, place = w.at(source, b.add(b.add(z, plane), here)), b.add(first, beside)
-                    for _ in range(SPAN * stride):
-                        with b.if_then(exists(place, x_end), likely=True):
-                            w.prefetch(w.at(at, place))
-                        place = b.add(place, x_step)
+        for line, places in walk.groups(row, first):
+            for address, met in walk.rows(source, places):
+                at = [b.add(factors, b.mul(b.add(line, I64(k)), b.mul(pitch, I64(taps)))) for _, k in met]
+                these = [[w.load(b.add(here, b.mul(pitch, I64(c))), w.vector) for c in range(taps)] for here in at]
+                for pixel, meets in walk.pixels(address, places[2], SPAN):
+                    for (r, _), column in zip(met, these, strict=True):
+                        for m, c in meets:
+                            b.store(w.multiply_add(column[c], pixel, b.load(acc[r][m])), acc[r][m])
+        walk.fetch(source, row, first)
 
     def store(there: Any, rest: Any, left: Any) -> None:
         for m in range(SPAN):
@@ -129,18 +162,16 @@ def _write_slide_tile(function: Any, dtype: Any, taps: int, stride: int, height:
                         w.store(w.at_least(b.load(acc[r][m]), least), end)
 
     with cgutils.for_range_slice(b, I64(0), rows, I64(height)) as (upper, _):
+        row = b.add(walk.y, b.mul(upper, walk.y_row))
         b.store(I64(0), done)
         with w.repeat(lambda: b.icmp_signed("<", b.load(done), count)):
+            first = b.add(walk.column, b.mul(b.load(done), b.mul(walk.x_step, I64(stride))))
+            there = b.add(b.add(out, b.mul(upper, out_row)), b.mul(b.load(done), out_step))
             b.store(begin, lane)
             with w.repeat(lambda: b.icmp_signed("<", b.load(lane), channels)):
-                first = b.select(b.icmp_signed("<", b.load(lane), I64(0)), I64(0), b.load(lane))
-                offset = b.mul(b.select(b.icmp_signed("<", first, last), first, last), I64(w.size))
-                compute(
-                    b.add(y, b.mul(upper, y_row)),
-                    b.add(column, b.mul(b.load(done), b.mul(x_step, I64(stride)))),
-                    offset,
-                )
-                there = b.add(b.add(out, b.mul(upper, out_row)), b.mul(b.load(done), out_step))
+                at = b.select(b.icmp_signed("<", b.load(lane), I64(0)), I64(0), b.load(lane))
+                offset = b.mul(b.select(b.icmp_signed("<", at, last), at, last), I64(w.size))
+                compute(row, first, offset)
                 store(b.add(there, offset), b.sub(count, b.load(done)), b.sub(rows, upper))
                 b.store(b.add(b.load(lane), I64(w.lanes)), lane)
             b.store(b.add(b.load(done), I64(SPAN)), done)
@@ -185,12 +216,11 @@ def _slide_arguments(
 
 
 def _call_slides(
-    builder: Any, named: dict[str, tuple[Any, Any]], w: Words, name: str, write: Callable[..., None], passed: list[Any],
-    kinds: Sequence[tuple[int, ...]],
+    builder: Any, named: dict[str, tuple[Any, Any]], w: Words, name: str, write: Callable[..., None], passed: list[Any]
 ) -> None:  # fmt: skip
-    """Emit the sliding tiles of these kinds, and the call of the one whose first arguments are those of its kind."""
+    """Emit the sliding tiles of all kinds, and the call of the one whose first arguments are those of its kind."""
     calls = []
-    for kind in kinds[::-1]:
+    for kind in (*((*kind, 1) for kind in SLIDES), *TALLER)[::-1]:
         condition = ir.Constant(ir.IntType(1), 1)
         for (_, given), value in zip(named.values(), kind, strict=False):
             condition = builder.and_(condition, builder.icmp_signed("==", given, I64(value)))
@@ -203,94 +233,94 @@ def _call_slides(
 
 def _call_slide(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]) -> None:
     names = (
-        "weights+weights_at pitch tables+lines_at lines x+x_at z z_end y y_row y_end column x_step x_end out+out_at out_step "
-        "out_row count rows channels start+start_at start+floor_at"
+        f"weights+weights_at pitch tables+lines_at {IMAGE_PASSED} out+out_at out_step out_row count rows channels start+start_at "
+        "start+floor_at"
     )
     dtype, w, passed = _slide_arguments(context, builder, named, names)
-    kinds = (*((*kind, 1) for kind in SLIDES), *TALLER)
-    _call_slides(builder, named, w, "slide_tile", lambda f, *kind: _write_slide_tile(f, dtype, *kind), passed, kinds)
+    _call_slides(builder, named, w, "slide_tile", lambda f, *kind: _write_slide_tile(f, dtype, *kind), passed)
 
 
-SUM_SLIDE = (
-    "taps, stride, x, x_at, x_step, x_line, gradient, gradient_at, gradient_step, gradient_line, lines, count, out, out_at, "
-    "pitch"
-)
+def _write_sum_slide_tile(function: Any, dtype: Any, taps: int, stride: int, height: int) -> None:
+    """Emit the tile that sums the products of pixels and gradients for each tap.
 
-
-def _write_sum_slide_tile(function: Any, dtype: Any, taps: int, stride: int) -> None:
-    """Emit the tile that sums the products of pixels and gradients for each tap of a row.
-
-    Sums that follow each other wait for each other: with few taps, neighbouring pixels have sums of their own.
+    The gradients of SPAN pixels of ``height`` rows, or of one, stay in registers while the lines pass; the sums over them are
+    added to what is there.
     """
     b = ir.IRBuilder(function.append_basic_block("entry"))
     w = Words(b, dtype)
-    x, x_step, x_line, gradient, gradient_step, gradient_line, lines, count, out, pitch = function.args
-    pitch, x_step, x_line, gradient_step, gradient_line = (
-        b.mul(step, I64(w.size)) for step in (pitch, x_step, x_line, gradient_step, gradient_line)
-    )
-    sets = max(1, 12 // taps) if taps > 1 else SPAN
-    acc = [[w.variable(w.vector) for _ in range(taps)] for _ in range(sets)]
+    *image, gradient, gradient_step, gradient_row, out, pitch, count, rows, channels = function.args
+    pitch, gradient_step, gradient_row = (b.mul(step, I64(w.size)) for step in (pitch, gradient_step, gradient_row))
+    walk = _Walk(w, taps, stride, height, image)
+    acc = [[w.variable(w.vector) for _ in range(taps)] for _ in range(walk.reach)]
+    done, lane = w.variable(I64), w.variable(I64)
+    last = b.sub(channels, I64(w.lanes))
     zero = ir.Constant(w.vector, [0.0] * w.lanes)
-    done = w.variable(I64)
-    for a in itertools.chain(*acc):
-        b.store(zero, a)
 
-    def add_products(span: int, here: Any, there: Any) -> None:
-        pixels = [b.add(there, b.mul(gradient_step, I64(m))) for m in range(span)]
-        for j in range((span - 1) * stride + taps):
-            meets = [(m, j - m * stride) for m in range(span) if 0 <= j - m * stride < taps]
-            if meets:
-                pixel = w.load(b.add(here, b.mul(x_step, I64(j))), w.vector)
-            for m, c in meets:
-                a = acc[m % sets][c]
-                b.store(w.multiply_add(w.load(pixels[m], w.vector), pixel, b.load(a)), a)
-        b.store(b.add(b.load(done), I64(span)), done)
+    def add_products(span: int, row: Any, first: Any, source: Any, there: Any, sums: Any) -> None:
+        each = [
+            [b.add(there, b.add(b.mul(gradient_row, I64(r)), b.mul(gradient_step, I64(m)))) for m in range(span)]
+            for r in range(height)
+        ]
+        factors = [[w.load(at, w.vector) for at in along] for along in each]
+        for line, places in walk.groups(row, first):
+            for a in itertools.chain(*acc):
+                b.store(zero, a)
+            for address, met in walk.rows(source, places):
+                for pixel, meets in walk.pixels(address, places[2], span):
+                    for (r, k), (m, c) in itertools.product(met, meets):
+                        b.store(w.multiply_add(factors[r][m], pixel, b.load(acc[k][c])), acc[k][c])
+            at = b.add(sums, b.mul(line, b.mul(pitch, I64(taps))))
+            for n, a in enumerate(itertools.chain(*acc)):
+                end = b.add(at, b.mul(pitch, I64(n)))
+                w.store(b.fadd(w.load(end, w.vector), b.load(a)), end)
+        if span > 1:
+            walk.fetch(source, row, first)
+            for r, m in itertools.product(range(height), range(span)):
+                w.prefetch(b.add(each[r][m], b.mul(gradient_row, I64(height))))
 
-    with cgutils.for_range(b, lines) as line:
+    with cgutils.for_range_slice(b, I64(0), rows, I64(height)) as (upper, _):
+        row = b.add(walk.y, b.mul(upper, walk.y_row))
         b.store(I64(0), done)
-        left, right = b.add(x, b.mul(line.index, x_line)), b.add(gradient, b.mul(line.index, gradient_line))
-
-        def places() -> tuple[Any, Any]:
-            at = b.load(done)
-            return b.add(left, b.mul(at, b.mul(x_step, I64(stride)))), b.add(right, b.mul(at, gradient_step))
-
         for span in (SPAN, 1):
             with w.repeat(lambda: b.icmp_signed("<=", b.add(b.load(done), I64(span)), count)):  # noqa: B023
-                add_products(span, *places())
-    for c in range(taps):
-        value = b.load(acc[0][c])
-        for s in range(1, sets):
-            value = b.fadd(value, b.load(acc[s][c]))
-        end = b.add(out, b.mul(pitch, I64(c)))
-        w.store(b.fadd(w.load(end, w.vector), value), end)
+                first = b.add(walk.column, b.mul(b.load(done), b.mul(walk.x_step, I64(stride))))
+                there = b.add(b.add(gradient, b.mul(upper, gradient_row)), b.mul(b.load(done), gradient_step))
+                b.store(I64(0), lane)
+                with w.repeat(lambda: b.icmp_signed("<", b.load(lane), channels)):
+                    at = b.load(lane)
+                    offset = b.mul(b.select(b.icmp_signed("<", at, last), at, last), I64(w.size))
+                    add_products(span, row, first, b.add(walk.x, offset), b.add(there, offset), w.at(out, at))
+                    b.store(b.add(b.load(lane), I64(w.lanes)), lane)
+                b.store(b.add(b.load(done), I64(span)), done)
     b.ret_void()
 
 
 def _sum_slide_twin(
-    taps: int, stride: int, x: Array, x_at: int, x_step: int, x_line: int, gradient: Array, gradient_at: int,
-    gradient_step: int, gradient_line: int, lines: int, count: int, out: Array, out_at: int, pitch: int,
+    taps: int, stride: int, height: int, tables: Array, lines_at: int, lines: int, x: Array, x_at: int, z: int, z_end: int,
+    y: int, y_row: int, y_end: int, column: int, x_step: int, x_end: int, gradient: Array, gradient_at: int, gradient_step: int,
+    gradient_row: int, out: Array, out_at: int, pitch: int, count: int, rows: int, channels: int,
 ) -> None:  # fmt: skip
     """The tile that sums over pixels in plain Python."""
     n = lanes(out.itemsize)
-    with np.errstate(over="ignore", invalid="ignore"):
-        for c in range(taps):
-            acc = np.zeros(n, out.dtype)
-            for line in range(lines):
-                for m in range(count):
-                    here, there = (
-                        x_at + line * x_line + (m * stride + c) * x_step,
-                        gradient_at + line * gradient_line + m * gradient_step,
-                    )
-                    acc += gradient[there : there + n] * x[here : here + n]
-            out[out_at + c * pitch : out_at + c * pitch + n] += acc
+    offsets = tables[lines_at : lines_at + 3 * lines].reshape(-1, 3)
+    for line, c in itertools.product(range(lines), range(taps)):
+        plane, above, beside = (int(offset) for offset in offsets[line])
+        acc = np.zeros(channels, out.dtype)
+        with np.errstate(over="ignore", invalid="ignore"):
+            for row, m in itertools.product(range(rows), range(count)):
+                places = z + plane, y + row * y_row + above, column + (m * stride + c) * x_step + beside
+                if all(0 <= place < end for place, end in zip(places, (z_end, y_end, x_end), strict=True)):
+                    at, there = x_at + sum(places), gradient_at + row * gradient_row + m * gradient_step
+                    acc += gradient[there : there + channels] * x[at : at + channels]
+            for lane in range(0, channels, n):
+                end, first = out_at + (line * taps + c) * pitch + lane, min(lane, channels - n)
+                out[end : end + n] += acc[first : first + n]
 
 
 def _call_sum_slide(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]) -> None:
-    names = "x+x_at x_step x_line gradient+gradient_at gradient_step gradient_line lines count out+out_at pitch"
+    names = f"tables+lines_at {IMAGE_PASSED} gradient+gradient_at gradient_step gradient_row out+out_at pitch count rows channels"
     dtype, w, passed = _slide_arguments(context, builder, named, names)
-    _call_slides(
-        builder, named, w, "sum_slide_tile", lambda f, *kind: _write_sum_slide_tile(f, dtype, *kind), passed, SLIDES
-    )
+    _call_slides(builder, named, w, "sum_slide_tile", lambda f, *kind: _write_sum_slide_tile(f, dtype, *kind), passed)
 
 
 slide_tile = _slide_twin if config.DISABLE_JIT else tile_intrinsic(SLIDE, _call_slide)
@@ -325,7 +355,10 @@ start, start_at, floor_at : flat array and offsets
 """
 
 sum_slide_tile = _sum_slide_twin if config.DISABLE_JIT else tile_intrinsic(SUM_SLIDE, _call_sum_slide)
-"""For each of ``taps`` neighbouring taps, added to what ``out`` holds::
+"""The products of the same pixels with gradients, summed over rows and pixels for each line and tap, to what ``out`` holds::
 
-    out[c*pitch ...] += sum over lines and m < count of  gradient[line, m] * x[line, m*stride + c]
+    out[line*taps + c] += sum over row < rows and m < count of  gradient[row, m] * x[place of (row, m), line and c]
+
+``rows`` are a multiple of ``height``.  The sums of the last vector of channels, which may overlap the one before it, go behind
+those of the others.
 """
