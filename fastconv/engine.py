@@ -90,7 +90,7 @@ the cache."""
 BLOCK_BYTES = 1024
 """Bytes of a pixel that a task of a depthwise convolution packs: what is turned over must fit a cache."""
 
-MOST_SLID = 2048
+MOST_SLID = 1024
 """Most pixels of a depthwise strip that is summed over as it lies: the sums of strips are added up apart."""
 
 PART_VECTORS = 4

@@ -193,7 +193,3 @@ def correlate_depthwise(
         for t in range(taps):
             for k in range(whole):
                 panels[unsigned(panel + t * width + k)] += room[unsigned(sums_at + t * width + k)]
-    if reads and valid < whole:  # the last vector's channels to where they belong
-        for t in range(taps):
-            for k in range(panel + t * width + whole - n, panel + t * width + valid):
-                panels[unsigned(k)] = panels[unsigned(k + whole - valid)]

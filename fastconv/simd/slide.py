@@ -18,7 +18,7 @@ from numba import config
 from numba.core import cgutils
 
 from ..jit import VECTORS
-from .words import I64, Array, Words, address_of, call_first, lanes, private_function, tile_intrinsic
+from .words import I64, Array, Words, address_of, call_first, private_function, tile_intrinsic
 
 __all__ = ["SLIDES", "SPAN", "TALL", "TALLER", "slide_tile", "sum_slide_tile"]
 
@@ -35,7 +35,7 @@ TALL = 3 if VECTORS == 4 else 1
 and a pixel.  It loads 45 pixels for 189 products, not 27 for 63.  Where pixels lie 2 KiB apart nearly all loads are from the
 second-level cache, as those of a vector of channels share two sets of the first: 142 GFLOP/s, not 110."""
 
-MANY = 32
+MANY = 16
 """Vectors of channels from which on one more is worth it, if the others then do not lie in two lines of the cache each: 95
 GFLOP/s, not 82, with 1024 channels in float32, of an array that does not begin with a line."""
 
@@ -107,6 +107,26 @@ class _Walk:
                     yield self.w.load(self.w.at(address, place), self.w.vector), meets
             place = self.b.add(place, self.x_step)
 
+    def vectors(self, channels: Any) -> Iterator[tuple[Any, Any]]:
+        """Visit the vectors of channels: the first channel of each, and the first that is not one of those before it.
+
+        The last one overlaps the one before it, if need be.  If there are many, the second one overlaps the first so that all
+        but two lie in one line of the cache of the input.
+        """
+        b, n = self.b, I64(self.w.lanes)
+        lane, until = self.w.variable(I64), self.w.variable(I64)
+        apart = b.and_(b.udiv(self.x, I64(self.w.size)), I64(self.w.lanes - 1))
+        few = b.icmp_signed("<", channels, I64(MANY * self.w.lanes))
+        b.store(b.select(few, I64(0), b.sub(I64(0), apart)), lane)
+        b.store(I64(0), until)
+        last = b.sub(channels, n)
+        with self.w.repeat(lambda: b.icmp_signed("<", b.load(lane), channels)):
+            at = b.select(b.icmp_signed("<", b.load(lane), last), b.load(lane), last)
+            at = b.select(b.icmp_signed("<", at, I64(0)), I64(0), at)
+            yield at, b.load(until)
+            b.store(b.add(at, n), until)
+            b.store(b.add(b.load(lane), n), lane)
+
     def fetch(self, source: Any, row: Any, first: Any) -> None:
         """Have the rows that the next outputs add brought into the cache: 132 GFLOP/s, not 116, from outside of it."""
         b = self.b
@@ -131,12 +151,8 @@ def _write_slide_tile(function: Any, dtype: Any, taps: int, stride: int, height:
     pitch, out_step, out_row = (b.mul(step, I64(w.size)) for step in (pitch, out_step, out_row))
     walk = _Walk(w, taps, stride, height, image)
     acc = [[w.variable(w.vector) for _ in range(SPAN)] for _ in range(height)]
-    done, lane = w.variable(I64), w.variable(I64)
-    last = b.sub(channels, I64(w.lanes))
+    done = w.variable(I64)
     least = w.splat(w.load(floor, w.scalar))
-    # Of many channels all vectors but the first and the last are those that lie in one line of the cache of the input.
-    apart = b.and_(b.udiv(walk.x, I64(w.size)), I64(w.lanes - 1))
-    begin = b.select(b.icmp_signed("<", channels, I64(MANY * w.lanes)), I64(0), b.sub(I64(0), apart))
 
     def compute(row: Any, first: Any, offset: Any) -> None:
         source, factors = b.add(walk.x, offset), b.add(weights, offset)
@@ -167,13 +183,10 @@ def _write_slide_tile(function: Any, dtype: Any, taps: int, stride: int, height:
         with w.repeat(lambda: b.icmp_signed("<", b.load(done), count)):
             first = b.add(walk.column, b.mul(b.load(done), b.mul(walk.x_step, I64(stride))))
             there = b.add(b.add(out, b.mul(upper, out_row)), b.mul(b.load(done), out_step))
-            b.store(begin, lane)
-            with w.repeat(lambda: b.icmp_signed("<", b.load(lane), channels)):
-                at = b.select(b.icmp_signed("<", b.load(lane), I64(0)), I64(0), b.load(lane))
-                offset = b.mul(b.select(b.icmp_signed("<", at, last), at, last), I64(w.size))
+            for lane, _ in walk.vectors(channels):
+                offset = b.mul(lane, I64(w.size))
                 compute(row, first, offset)
                 store(b.add(there, offset), b.sub(count, b.load(done)), b.sub(rows, upper))
-                b.store(b.add(b.load(lane), I64(w.lanes)), lane)
             b.store(b.add(b.load(done), I64(SPAN)), done)
     b.ret_void()
 
@@ -243,8 +256,8 @@ def _call_slide(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]) -
 def _write_sum_slide_tile(function: Any, dtype: Any, taps: int, stride: int, height: int) -> None:
     """Emit the tile that sums the products of pixels and gradients for each tap.
 
-    The gradients of SPAN pixels of ``height`` rows, or of one, stay in registers while the lines pass; the sums over them are
-    added to what is there.
+    The gradients of SPAN pixels of ``height`` rows, or of one, stay in registers while the lines pass.  To what is there their
+    products are added one by one, or together where they are many.
     """
     b = ir.IRBuilder(function.append_basic_block("entry"))
     w = Words(b, dtype)
@@ -252,27 +265,28 @@ def _write_sum_slide_tile(function: Any, dtype: Any, taps: int, stride: int, hei
     pitch, gradient_step, gradient_row = (b.mul(step, I64(w.size)) for step in (pitch, gradient_step, gradient_row))
     walk = _Walk(w, taps, stride, height, image)
     acc = [[w.variable(w.vector) for _ in range(taps)] for _ in range(walk.reach)]
-    done, lane = w.variable(I64), w.variable(I64)
-    last = b.sub(channels, I64(w.lanes))
+    done = w.variable(I64)
     zero = ir.Constant(w.vector, [0.0] * w.lanes)
 
-    def add_products(span: int, row: Any, first: Any, source: Any, there: Any, sums: Any) -> None:
+    def add_products(span: int, row: Any, first: Any, source: Any, there: Any, sums: Any, new: Any) -> None:
         each = [
             [b.add(there, b.add(b.mul(gradient_row, I64(r)), b.mul(gradient_step, I64(m)))) for m in range(span)]
             for r in range(height)
         ]
         factors = [[w.load(at, w.vector) for at in along] for along in each]
         for line, places in walk.groups(row, first):
-            for a in itertools.chain(*acc):
-                b.store(zero, a)
+            at = b.add(sums, b.mul(line, b.mul(pitch, I64(taps))))
+            ends = [b.add(at, b.mul(pitch, I64(n))) for n in range(walk.reach * taps)]
+            old = [w.load(end, w.vector) for end in ends]
+            for a, value in zip(itertools.chain(*acc), old, strict=True):
+                b.store(zero if height > 1 else value, a)
             for address, met in walk.rows(source, places):
                 for pixel, meets in walk.pixels(address, places[2], span):
                     for (r, k), (m, c) in itertools.product(met, meets):
                         b.store(w.multiply_add(factors[r][m], pixel, b.load(acc[k][c])), acc[k][c])
-            at = b.add(sums, b.mul(line, b.mul(pitch, I64(taps))))
-            for n, a in enumerate(itertools.chain(*acc)):
-                end = b.add(at, b.mul(pitch, I64(n)))
-                w.store(b.fadd(w.load(end, w.vector), b.load(a)), end)
+            for end, value, a in zip(ends, old, itertools.chain(*acc), strict=True):
+                total = b.fadd(value, b.load(a)) if height > 1 else b.load(a)
+                w.store(b.select(new, total, value), end)
         if span > 1:
             walk.fetch(source, row, first)
             for r, m in itertools.product(range(height), range(span)):
@@ -285,12 +299,10 @@ def _write_sum_slide_tile(function: Any, dtype: Any, taps: int, stride: int, hei
             with w.repeat(lambda: b.icmp_signed("<=", b.add(b.load(done), I64(span)), count)):  # noqa: B023
                 first = b.add(walk.column, b.mul(b.load(done), b.mul(walk.x_step, I64(stride))))
                 there = b.add(b.add(gradient, b.mul(upper, gradient_row)), b.mul(b.load(done), gradient_step))
-                b.store(I64(0), lane)
-                with w.repeat(lambda: b.icmp_signed("<", b.load(lane), channels)):
-                    at = b.load(lane)
-                    offset = b.mul(b.select(b.icmp_signed("<", at, last), at, last), I64(w.size))
-                    add_products(span, row, first, b.add(walk.x, offset), b.add(there, offset), w.at(out, at))
-                    b.store(b.add(b.load(lane), I64(w.lanes)), lane)
+                for lane, until in walk.vectors(channels):
+                    offset = b.mul(lane, I64(w.size))
+                    new = w.from_lane(b.sub(until, lane))
+                    add_products(span, row, first, b.add(walk.x, offset), b.add(there, offset), b.add(out, offset), new)
                 b.store(b.add(b.load(done), I64(span)), done)
     b.ret_void()
 
@@ -301,7 +313,6 @@ def _sum_slide_twin(
     gradient_row: int, out: Array, out_at: int, pitch: int, count: int, rows: int, channels: int,
 ) -> None:  # fmt: skip
     """The tile that sums over pixels in plain Python."""
-    n = lanes(out.itemsize)
     offsets = tables[lines_at : lines_at + 3 * lines].reshape(-1, 3)
     for line, c in itertools.product(range(lines), range(taps)):
         plane, above, beside = (int(offset) for offset in offsets[line])
@@ -312,9 +323,8 @@ def _sum_slide_twin(
                 if all(0 <= place < end for place, end in zip(places, (z_end, y_end, x_end), strict=True)):
                     at, there = x_at + sum(places), gradient_at + row * gradient_row + m * gradient_step
                     acc += gradient[there : there + channels] * x[at : at + channels]
-            for lane in range(0, channels, n):
-                end, first = out_at + (line * taps + c) * pitch + lane, min(lane, channels - n)
-                out[end : end + n] += acc[first : first + n]
+            end = out_at + (line * taps + c) * pitch
+            out[end : end + channels] += acc
 
 
 def _call_sum_slide(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]) -> None:
@@ -359,6 +369,5 @@ sum_slide_tile = _sum_slide_twin if config.DISABLE_JIT else tile_intrinsic(SUM_S
 
     out[line*taps + c] += sum over row < rows and m < count of  gradient[row, m] * x[place of (row, m), line and c]
 
-``rows`` are a multiple of ``height``.  The sums of the last vector of channels, which may overlap the one before it, go behind
-those of the others.
+``rows`` are a multiple of ``height``.
 """

@@ -101,6 +101,14 @@ class Words:
         first = self.b.insert_element(undefined, value, I32(0))
         return self.b.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, self.lanes), [0] * self.lanes))
 
+    def from_lane(self, first: Any) -> Any:
+        """Return a mask of the lanes from one on; of all, if it is negative."""
+        kind = ir.VectorType(I64, self.lanes)
+        undefined = ir.Constant(kind, ir.Undefined)
+        all_lanes = ir.Constant(ir.VectorType(I32, self.lanes), [0] * self.lanes)
+        splat = self.b.shuffle_vector(self.b.insert_element(undefined, first, I32(0)), undefined, all_lanes)
+        return self.b.icmp_signed(">=", ir.Constant(kind, list(range(self.lanes))), splat)
+
     def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
         """a*b + c, in one instruction where there is one."""
         function = cgutils.get_or_insert_function(
