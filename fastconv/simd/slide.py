@@ -277,16 +277,16 @@ def _write_sum_slide_tile(function: Any, dtype: Any, taps: int, stride: int, hei
         for line, places in walk.groups(row, first):
             at = b.add(sums, b.mul(line, b.mul(pitch, I64(taps))))
             ends = [b.add(at, b.mul(pitch, I64(n))) for n in range(walk.reach * taps)]
-            old = [w.load(end, w.vector) for end in ends]
-            for a, value in zip(itertools.chain(*acc), old, strict=True):
-                b.store(zero if height > 1 else value, a)
+            for end, a in zip(ends, itertools.chain(*acc), strict=True):
+                b.store(zero if height > 1 else w.load(end, w.vector), a)
             for address, met in walk.rows(source, places):
                 for pixel, meets in walk.pixels(address, places[2], span):
                     for (r, k), (m, c) in itertools.product(met, meets):
                         b.store(w.multiply_add(factors[r][m], pixel, b.load(acc[k][c])), acc[k][c])
-            for end, value, a in zip(ends, old, itertools.chain(*acc), strict=True):
-                total = b.fadd(value, b.load(a)) if height > 1 else b.load(a)
-                w.store(b.select(new, total, value), end)
+            for end, a in zip(ends, itertools.chain(*acc), strict=True):
+                old = w.load(end, w.vector)
+                total = b.fadd(old, b.load(a)) if height > 1 else b.load(a)
+                w.store(b.select(new, total, old), end)
         if span > 1:
             walk.fetch(source, row, first)
             for r, m in itertools.product(range(height), range(span)):
