@@ -9,12 +9,13 @@ from __future__ import annotations
 import functools
 import math
 import os
+import threading
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from .limits import require_memory
+from .limits import require_memory, reserves
 
 __all__ = ["Array", "as_array", "check_out", "common_dtype", "empty", "finish", "plain", "sum_dtype"]
 
@@ -165,7 +166,7 @@ class _Writable:
 
 
 def empty(name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
-    """Allocate an array: if it is large, in the memory of one that is gone, if that fits.
+    """Allocate an array, in memory that the calling thread had for one that is gone, if that fits.
 
     Raises
     ------
@@ -175,7 +176,12 @@ def empty(name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
     size = math.prod(shape) * dtype.itemsize
     if size < LEAST_POOLED:
         return np.empty(shape, dtype)
-    return np.asarray(_Lease(f"{name} of shape {tuple(shape)}", size)).view(dtype).reshape(shape)
+    pool = _pools.get(threading.get_ident()) or _new_pool()
+    memory = pool.take(size)
+    if memory is None:
+        require_memory(f"{name} of shape {tuple(shape)}", size)
+        memory = from_line(np.empty(size + LINE, np.uint8), size).view(_Memory)
+    return _Lease(shape, dtype, memory).view(np.ndarray)
 
 
 def from_line(memory: Array, size: int) -> Array:
@@ -187,45 +193,97 @@ def from_line(memory: Array, size: int) -> Array:
 LINE = 64
 """Bytes of a line of the cache.  Arrays begin with one, so that a vector lies in one line, not in two."""
 
-LEAST_POOLED, MOST_POOLED = 2**18, 2**28
-"""Bytes from which on an array is aligned and takes memory of arrays that are gone; and bytes of such memory to keep.
+LEAST_POOLED, MOST_POOLED = 2**10, 2**30
+"""Bytes from which on an array is aligned and takes memory of arrays that are gone; and bytes that a thread keeps for that.
 
-The system gives large arrays fresh pages and takes them back at once.  To have each page cleared by it at the first touch
-takes longer than to write a result.  Smaller arrays come from a heap that it leaves to the process, and sooner from there: a
-lease takes some microseconds.
+The system gives large arrays fresh pages and takes them back at once: to have each page cleared by it at the first touch takes
+longer than to write a result.  NumPy itself keeps the memory of smaller arrays.
 """
-
-_pool: list[Array] = []
 
 
 def release() -> None:
-    """Give the memory of arrays that are gone back to the system."""
-    _pool.clear()
+    """Give the memory of arrays that the calling thread has let go of back to the system."""
+    if (pool := _pools.get(threading.get_ident())) is not None:
+        pool.clear()
 
 
-class _Lease:
-    """Memory for an array and its views; when all are gone it waits in the pool for the next."""
+reserves.append(release)
 
-    memory: Array | None = None
 
-    def __init__(self, what: str, size: int) -> None:
-        for index, memory in reversed([*enumerate(_pool)]):  # what was used last may still be in the cache
-            if size <= memory.nbytes - LINE <= 2 * size:
-                try:
-                    if _pool.pop(index) is memory:
-                        break
-                    continue  # another thread was faster
-                except IndexError:
-                    continue
-        else:
-            require_memory(what, size)
-            memory = np.empty(size + LINE, np.uint8)
-        self.memory = memory
-        self.__array_interface__ = from_line(memory, size).__array_interface__
+class _Pool:
+    """Memory of arrays that are gone, by its size: the same steps find again what they left."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._free: dict[int, list[Array]] = {}
+        self._busy = threading.Lock()  # an array in a cycle may go while the pool is at work: its memory is then not kept
+
+    def take(self, size: int) -> Array | None:
+        """Take the memory of this size that was used last, which may still be in the cache; else any up to twice as large."""
+        with self._busy:
+            if size not in self._free:
+                size = min((known for known in self._free if size < known <= 2 * size), default=0)
+            return self._pop(size, -1) if size else None
+
+    def keep(self, memory: Array) -> None:
+        """Keep memory for the next array, in place of what has been waiting for longest if it would be too much."""
+        if memory.size <= MOST_POOLED and self._busy.acquire(blocking=False):
+            while self.size + memory.size > MOST_POOLED:
+                self._pop(next(iter(self._free)), 0)
+            self._free.setdefault(memory.size, []).append(memory)
+            self.size += memory.size
+            self._busy.release()
+
+    def clear(self) -> None:
+        """Give all back to the system."""
+        with self._busy:
+            self._free.clear()
+            self.size = 0
+
+    def _pop(self, size: int, index: int) -> Array:
+        waiting = self._free[size]
+        memory = waiting.pop(index)
+        if not waiting:
+            del self._free[size]
+        self.size -= size
+        return memory
+
+
+class _Memory(np.ndarray[Any, Any]):
+    """What is kept.  NumPy lets a view refer to the array that owns its memory, but not past one of another class than its own:
+    so all views of a result hold a lease, and the lease this."""
+
+
+class _Lease(np.ndarray[Any, Any]):
+    """An array whose memory is kept for the next, when it and all its views are gone, by the thread that saw the last."""
 
     def __del__(self) -> None:
-        if self.memory is not None and self.memory.nbytes + sum(memory.nbytes for memory in list(_pool)) <= MOST_POOLED:
-            _pool.append(self.memory)
+        pool = _pools.get(threading.get_ident()) if _pools else None  # at exit even the dictionary is gone
+        if pool is not None and type(self.base) is _Memory:
+            pool.keep(self.base)
+
+
+_pools: dict[int, _Pool] = {}
+"""The pool of each thread, by the thread's number."""
+
+_local = threading.local()
+
+
+class _Ending:
+    """Goes with its thread, and takes the thread's pool along."""
+
+    def __init__(self) -> None:
+        self._thread = threading.get_ident()
+
+    def __del__(self) -> None:
+        if _pools:
+            _pools.pop(self._thread, None)
+
+
+def _new_pool() -> _Pool:
+    _local.ending = _Ending()
+    pool = _pools[threading.get_ident()] = _Pool()
+    return pool
 
 
 @functools.cache

@@ -10,10 +10,10 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-__all__ = ["processors", "require_memory"]
+__all__ = ["processors", "require_memory", "reserves"]
 
 ROOT = Path("/")
 """Where ``proc`` is to be found, and the folders that it names."""
@@ -26,6 +26,9 @@ KEPT_FOR = 1.0
 
 SMALL = 2**22
 """Bytes that are not worth the question."""
+
+reserves: list[Callable[[], None]] = []
+"""What gives back memory that is kept for later, before any is refused."""
 
 
 def processors() -> int:
@@ -93,6 +96,10 @@ def require_memory(what: str, size: int) -> None:
         return
     now, (asked, free) = time.monotonic(), _known
     if now - asked > KEPT_FOR or 8 * size > free:
+        asked, free = now, free_memory()
+    if size > free and reserves:
+        for give_back in reserves:
+            give_back()
         asked, free = now, free_memory()
     if size > free:
         raise MemoryError(f"{what} takes {size} bytes, {free} are free")
