@@ -315,12 +315,12 @@ class Residual(Container):
         if self._body_adds():
             shortcut = x if self.shortcut is None else self.shortcut(x)
             add: Any = self.body
-            output: Array = add.fused_forward(x, shortcut=shortcut, with_relu=with_relu)
-        else:
-            output = float_array("body(x)", self.body(x))
-            shortcut = x if self.shortcut is None else self.shortcut(x)
-            check_sum(output, shortcut)
-            output = summed(output, shortcut, with_relu=with_relu)
+            added: Array = add.fused_forward(x, shortcut=shortcut, with_relu=with_relu)
+            return added
+        output = float_array("body(x)", self.body(x))
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        check_sum(output, shortcut)
+        output = summed(output, shortcut, with_relu=with_relu)
         if with_relu and self.training:
             self._rectified = output
         return output
@@ -351,9 +351,9 @@ class Residual(Container):
             grad_output = passed(grad_output, self._rectified)
             self._forget(USED_UP)
         dx = self.body.backward(grad_output, input_grad=input_grad)
-        other: Array | None = grad_output
-        if self.shortcut is not None:
-            other = self.shortcut.backward(grad_output, input_grad=input_grad)
+        last = last_leaf(self.body)
+        given = last.shortcut_grad(grad_output) if isinstance(last, BatchNorm2d) else grad_output
+        other = given if self.shortcut is None else self.shortcut.backward(given, input_grad=input_grad)
         return None if dx is None or other is None or not input_grad else summed(dx, other)
 
     def _body_adds(self) -> bool:

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ..arrays import empty
-from ..kernels.normalisation import grad_input, grad_sums, moments, normalise
+from ..kernels.normalisation import (
+    MEAN,
+    ROWS_OF_TABLE,
+    grad_input,
+    grad_scales,
+    grad_sums,
+    masked_sums,
+    measure,
+    moments,
+    normalise,
+    scales,
+)
 from ..kernels.sums import blocks_of, joined_rows
 from ..limits import require_memory
+from ..scratch import buffer
 from .checks import Array, check_dtype, check_spatial, check_sum, float_array, float_dtype, integer, number
 from .layout import images_of, lie_channels_last, pixels_of
 from .module import Layer
-from .parameter import ParameterData, ParameterGrad
+from .parameter import ParameterData, ParameterGrad, written_gradients
 
 __all__ = ["BatchNorm2d"]
+
+NOTHING = {char: np.empty((1, 0), char) for char in "fd"}
+"""What kernels are passed in place of arrays that are not there."""
 
 
 class BatchNorm2d(Layer):
@@ -86,6 +102,7 @@ class BatchNorm2d(Layer):
         self.affine = bool(affine)
         self.track_running_stats = bool(track_running_stats)
         self.dtype = float_dtype(dtype)
+        self._passed: Array | None = None
         require_memory(f"parameters of {self.num_features} features", 4 * self.dtype.itemsize * self.num_features)
         if affine:
             self._add_parameter("weight", np.ones(self.num_features, self.dtype))
@@ -119,60 +136,69 @@ class BatchNorm2d(Layer):
     def _forward(
         self, x: Array, with_relu: bool = False, shortcut: Array | None = None
     ) -> tuple[Array, tuple[Any, ...]]:
-        """Compute the layer's output, or the sum of that and a shortcut, and the ReLU of either.
-
-        The gradient that `backward` is given has passed the ReLU of a sum already, as the shortcut's has, too.
-        """
+        """Compute the layer's output, or the sum of that and a shortcut, and the ReLU of either."""
         if shortcut is not None:
             check_sum(x, shortcut)
-        rows, repeat = self._rows(x)
-        count = len(rows) * repeat
-        if not self.training and self.track_running_stats:
-            mean, var = self._buffers["running_mean"], self._buffers["running_var"]
-        else:
-            if count <= (1 if self.training else 0):
-                raise ValueError(f"x has shape {x.shape}: expected more than one value per channel, for a variance")
-            mean, var = (each.astype(self.dtype) for each in mean_and_variance(rows, repeat))
-        inverse = 1 / np.sqrt(var + self.dtype.type(self.eps))
-        if self.training and self.track_running_stats:
-            self._track(mean, var * self.dtype.type(count / (count - 1)))
-        factor = inverse * self.weight if self.affine else inverse
-        mean, factor, bias = tiled(repeat, mean, factor, self.bias if self.affine else np.zeros_like(inverse))
-        added = np.empty((0, 0), self.dtype) if shortcut is None else self._rows(shortcut)[0]
+        rows = self._rows(x)
+        table = empty("the scales", (ROWS_OF_TABLE, rows.shape[1]), self.dtype)
+        mean, var = self._mean_and_variance(x, rows, table)
+        scales(mean, var, self.eps, self._given("weight"), self._given("bias"), table)
+        added = NOTHING[self.dtype.char] if shortcut is None else self._rows(shortcut)
         output = empty("the output", rows.shape, self.dtype)
-        normalise(rows, mean, factor, bias, added, self.dtype.type(0 if with_relu else -np.inf), output)
-        relu, last = with_relu and shortcut is None, lie_channels_last(x)
-        return images_of(output, x.shape, last), (rows, mean, factor, bias, inverse, relu, last)
+        normalise(rows, table, added, self.dtype.type(0 if with_relu else -np.inf), output)
+        passes = output if with_relu and shortcut is not None else None
+        last = lie_channels_last(x)
+        return images_of(output, x.shape, last), (rows, table, with_relu, passes, last)
 
-    def _rows(self, x: Array) -> tuple[Array, int]:
-        """Images as rows, each of as many pixels as the second result says."""
-        return joined_rows(pixels_of(x).reshape(-1, self.num_features))
+    def _rows(self, x: Array) -> Array:
+        """Images as rows, each of some pixels: as many for all images of one shape."""
+        return joined_rows(pixels_of(x).reshape(-1, self.num_features))[0]
 
-    def _track(self, mean: Array, var: Array) -> None:
-        self._buffers["num_batches_tracked"] += 1
-        rate = 1 / float(self._buffers["num_batches_tracked"]) if self.momentum is None else self.momentum
-        for name, batch in (("running_mean", mean), ("running_var", var)):
-            running = self._buffers[name]
-            running *= self.dtype.type(1 - rate)
-            running += self.dtype.type(rate) * batch
+    def _given(self, parameter: str) -> Array:
+        return self._parameters[parameter].data if self.affine else NOTHING[self.dtype.char][0]
+
+    def _mean_and_variance(self, x: Array, rows: Array, table: Array) -> Sequence[Array]:
+        """Of each channel: the running ones in evaluation, else those of the batch, which the running ones then follow."""
+        running = (self._buffers["running_mean"], self._buffers["running_var"]) if self.track_running_stats else None
+        if running is not None and not self.training:
+            return running
+        if x.size // self.num_features <= (1 if self.training else 0):
+            raise ValueError(f"x has shape {x.shape}: expected more than one value per channel, for a variance")
+        sums = sums_of(rows)
+        table[MEAN].reshape(-1, self.num_features)[:] = rows[0, : self.num_features]
+        moments(rows, table[MEAN], sums)
+        rate = 0.0
+        if tracking := self.training and running is not None:
+            self._buffers["num_batches_tracked"] += 1
+            count = self._buffers["num_batches_tracked"]
+            rate = 1 / float(count) if self.momentum is None else self.momentum
+        mean, var = buffer("mean and variance", 2 * self.num_features, self.dtype).reshape(2, -1)
+        measure(sums, len(rows), table, mean, var, rate, *(running if tracking else (NOTHING[self.dtype.char][0],) * 2))
+        return mean, var
 
     def _backward(self, grad_output: Array, *kept: Any, input_grad: bool) -> Array | None:
-        rows, mean, factor, bias, inverse, relu, last = kept
-        grad, repeat = self._rows(grad_output)
-        least = np.nextafter(self.dtype.type(0), self.dtype.type(1)) if relu else self.dtype.type(-np.inf)
-        sums = np.empty((blocks_of(rows), 2, rows.shape[1]))
-        grad_sums(rows, grad, mean, factor, bias, least, sums)
-        total, product = added_up(sums, repeat)
-        if self.affine:
-            self._parameters["weight"].add_grad((product * inverse).astype(self.dtype))
-            self._parameters["bias"].add_grad(total.astype(self.dtype))
+        rows, table, with_relu, passes, last = kept
+        grad, sums = self._rows(grad_output), sums_of(rows)
+        least = np.nextafter(self.dtype.type(0), self.dtype.type(1)) if with_relu else self.dtype.type(-np.inf)
+        if passes is not None:
+            passed = empty("the gradient", rows.shape, self.dtype)
+            masked_sums(rows, grad, passes, table, passed, sums)
+            grad, least = passed, self.dtype.type(-np.inf)
+            self._passed = images_of(passed, grad_output.shape, last)
+        else:
+            grad_sums(rows, grad, table, least, sums)
+        with written_gradients(list(self._parameters.values())) as (grads, accumulate):
+            grad_scales(sums, len(rows), table, self.num_features, *(grads or (NOTHING[self.dtype.char][0],) * 2), accumulate)
         if not input_grad:
             return None
-        scale = -factor[: self.num_features] / (len(rows) * repeat)
-        slope, offset = tiled(repeat, scale * np.square(inverse) * product, scale * total)
         dx = empty("dX", rows.shape, self.dtype)
-        grad_input(rows, grad, mean, factor, bias, least, slope.astype(self.dtype), offset.astype(self.dtype), dx)
+        grad_input(rows, grad, table, least, dx)
         return images_of(dx, grad_output.shape, last)
+
+    def shortcut_grad(self, grad_output: Array) -> Array:
+        """Return the gradient of the shortcut, once, after `backward`: that of the sum, as far as it passes the ReLU."""
+        passed, self._passed = self._passed, None
+        return grad_output if passed is None else passed.reshape(grad_output.shape)
 
     def _sample_axes(self) -> int:
         return 3
@@ -185,21 +211,7 @@ class BatchNorm2d(Layer):
         )
 
 
-def mean_and_variance(rows: Array, repeat: int) -> tuple[Array, Array]:
-    """Of each channel, in double precision."""
-    shift = rows[0, : rows.shape[1] // repeat]
-    sums = np.empty((blocks_of(rows), 2, rows.shape[1]))
-    moments(rows, np.tile(shift, repeat), sums)
-    mean, square = added_up(sums, repeat) / (len(rows) * repeat)
-    return shift + mean, np.maximum(square - np.square(mean), 0)
-
-
-def added_up(sums: Array, repeat: int) -> Array:
-    """Two sums per channel, from those of blocks of rows of several pixels."""
-    total: Array = sums.sum(axis=0).reshape(2, repeat, -1).sum(axis=1)
-    return total
-
-
-def tiled(repeat: int, *channels: Array) -> list[Any]:
-    """Repeat what holds for each channel, for rows of several pixels."""
-    return [np.tile(each, repeat) for each in channels]
+def sums_of(rows: Array) -> Array:
+    """Return scratch memory for two sums of each lane, of each block of rows."""
+    blocks = blocks_of(rows)
+    return buffer("sums", blocks * 2 * rows.shape[1], np.dtype(np.float64)).reshape(blocks, 2, -1)
