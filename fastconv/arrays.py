@@ -216,7 +216,7 @@ class _Pool:
     def __init__(self) -> None:
         self.size = 0
         self._free: dict[int, list[Array]] = {}
-        self._busy = threading.Lock()  # an array in a cycle may go while the pool is at work: its memory is then not kept
+        self._busy = threading.Lock()  # what was in a cycle may go while the pool is at work: it is then not kept
 
     def take(self, size: int) -> Array | None:
         """Take the memory of this size that was used last, which may still be in the cache; else any up to twice as large."""
@@ -250,8 +250,11 @@ class _Pool:
 
 
 class _Memory(np.ndarray[Any, Any]):
-    """What is kept.  NumPy lets a view refer to the array that owns its memory, but not past one of another class than its own:
-    so all views of a result hold a lease, and the lease this."""
+    """What is kept.  It has a class of its own, so that a view of a lease refers to the lease.
+
+    NumPy lets a view refer to what owns its memory, but does not go past an array whose own base is of another class than the
+    view.
+    """
 
 
 class _Lease(np.ndarray[Any, Any]):

@@ -18,6 +18,7 @@ from .arrays import (
     as_array,
     check_out,
     common_dtype,
+    empty,
     finish,
     is_channels_last,
     plain,
@@ -160,7 +161,9 @@ def _final(shape: tuple[int, ...], batched: bool) -> tuple[int, ...]:
 def _bias_values(bias: Array | None, filters: int, ndim: int, dtype: np.dtype[Any], name: str = "bias") -> Array:
     """Return the bias as (n_f,), zeros if there is none."""
     if bias is None:
-        return np.zeros(filters, dtype)
+        zeros = empty("a bias", (filters,), dtype)
+        zeros.fill(0)
+        return zeros
     if bias.shape not in _bias_shapes(filters, ndim):
         expected = " or ".join(map(str, _bias_shapes(filters, ndim)))
         raise ValueError(f"{name} has shape {bias.shape}: expected {expected}")

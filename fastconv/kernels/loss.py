@@ -11,7 +11,7 @@ out, in double precision, so that LLVM makes vector instructions of them, as it 
 exp(y) = 2^n * exp(y - n log 2), of which the latter is Taylor's polynomial, and 2^n the number whose exponent's bits are n.
 
 Contract: ``scores`` and ``dx`` have shape (rows, C) and are C-contiguous; ``classes`` are int64, from 0 to C - 1, and
-``losses`` float64, both of shape (rows,).
+``losses`` float64, both of shape (rows,).  ``rooms`` are those of `rooms_of_rows`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ import numpy as np
 
 from ..arrays import Array
 from ..jit import kernel, prange, signed, streaming_kernel, unsigned
+from .sums import rooms_for, rows_of
 
-__all__ = ["cross_entropy"]
+__all__ = ["cross_entropy", "rooms_of_rows"]
 
 LOG_2_HIGH, LOG_2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10
 """The logarithm of 2, as a number with so few bits that n times it is exact, and the rest."""
@@ -36,47 +37,57 @@ TAYLOR = tuple(1 / math.factorial(k) for k in range(13, -1, -1))
 
 
 NUMBERS = 1024
-"""Numbers of a block: enough to fill vectors, where classes are few, and few enough to stay in the cache."""
+"""Numbers that are computed at once: enough to fill vectors, where classes are few, and few enough to stay in the cache."""
+
+
+def rooms_of_rows(rows: int, count: int) -> Array:
+    """Return scratch memory for each block of rows: for some rows, their scores, the exponentials, and powers of 2."""
+    per_part = max(1, NUMBERS // count)
+    return rooms_for(-(-rows // per_part), 3 * per_part * count, np.dtype(np.float64))
 
 
 @streaming_kernel
-def cross_entropy(scores: Array, classes: Array, smoothing: float, scale: float, losses: Array, dx: Array) -> None:
+def cross_entropy(
+    scores: Array, classes: Array, smoothing: float, scale: float, rooms: Array, losses: Array, dx: Array
+) -> None:  # fmt: skip
     """Compute ``losses`` and ``dx``."""
     rows, count = scores.shape
     flat, gradients = scores.reshape(scores.size), dx.reshape(dx.size)
-    even, per_task = smoothing / count, max(1, NUMBERS // count)
-    for task in prange((rows + per_task - 1) // per_task):
-        begin = signed(task) * per_task
-        end = min(begin + per_task, rows)
-        shifted, exponentials = np.empty((end - begin) * count, np.float64), np.empty((end - begin) * count, np.float64)
-        for row in range(begin, end):
-            highest, at = flat[row * count], (row - begin) * count
-            for c in range(1, count):
-                highest = max(highest, flat[row * count + c])
-            for c in range(unsigned(count)):
-                shifted[unsigned(at) + c] = np.float64(flat[unsigned(row * count) + c]) - np.float64(highest)
-        exponentiate(shifted, exponentials)
-        for row in range(begin, end):
-            first, at = row * count, (row - begin) * count
-            total, plain = 0.0, 0.0
-            for c in range(at, at + count):
-                total += exponentials[c]
-                plain += shifted[c]
-            log_total, hit = math.log(total), classes[row]
-            losses[row] = (1 - smoothing) * (log_total - shifted[at + hit])
-            if smoothing > 0:  # else a class that is ruled out, by a score of -inf, has no part in it
-                losses[row] += even * (count * log_total - plain)
-            share = scale / total
-            for c in range(unsigned(count)):
-                gradients[unsigned(first) + c] = exponentials[unsigned(at) + c] * share - even * scale
-            gradients[first + hit] = (exponentials[at + hit] / total - even - (1 - smoothing)) * scale
+    even, per_part = smoothing / count, rooms.shape[1] // (3 * count)
+    for block in prange(len(rooms)):
+        first_row, last_row = rows_of(signed(block), len(rooms), rows)
+        room = rooms[signed(block)]
+        for begin in range(first_row, last_row, per_part):
+            end = min(begin + per_part, last_row)
+            size = (end - begin) * count
+            shifted, exponentials, powers = room[:size], room[size : 2 * size], room[2 * size : 3 * size]
+            for row in range(begin, end):
+                highest, at = flat[row * count], (row - begin) * count
+                for c in range(1, count):
+                    highest = max(highest, flat[row * count + c])
+                for c in range(unsigned(count)):
+                    shifted[unsigned(at) + c] = np.float64(flat[unsigned(row * count) + c]) - np.float64(highest)
+            exponentiate(shifted, powers, exponentials)
+            for row in range(begin, end):
+                first, at = row * count, (row - begin) * count
+                total, plain = 0.0, 0.0
+                for c in range(at, at + count):
+                    total += exponentials[c]
+                    plain += shifted[c]
+                log_total, hit = math.log(total), classes[row]
+                losses[row] = (1 - smoothing) * (log_total - shifted[at + hit])
+                if smoothing > 0:  # else a class that is ruled out, by a score of -inf, has no part in it
+                    losses[row] += even * (count * log_total - plain)
+                share = scale / total
+                for c in range(unsigned(count)):
+                    gradients[unsigned(first) + c] = exponentials[unsigned(at) + c] * share - even * scale
+                gradients[first + hit] = (exponentials[at + hit] / total - even - (1 - smoothing)) * scale
 
 
 @kernel
-def exponentiate(x: Array, out: Array) -> None:
+def exponentiate(x: Array, scales: Array, out: Array) -> None:
     """out[c] = exp(x[c]), of numbers up to 0."""
-    powers = np.empty(x.size, np.int64)
-    scales = powers.view(np.float64)
+    powers = scales.view(np.int64)
     for c in range(unsigned(x.size)):
         y = LEAST if x[c] < LEAST else x[c]
         n = np.floor((y if y == y else LEAST) * (1 / math.log(2)) + 0.5)  # of what is no number, only ``rest`` is none

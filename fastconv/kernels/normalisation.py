@@ -31,7 +31,7 @@ import numpy as np
 
 from ..arrays import Array
 from ..jit import inlined, kernel, prange, signed, streaming_kernel, unsigned
-from .sums import rows_of
+from .sums import add_up, rows_of
 
 __all__ = [
     "MEAN", "ROWS_OF_TABLE", "grad_input", "grad_scales", "grad_sums", "masked_sums", "measure", "moments", "normalise", "scales",
@@ -75,20 +75,6 @@ def moments(x: Array, shift: Array, sums: Array) -> None:
                 difference = np.float64(flat[unsigned(i * lanes) + c] - shift[c])
                 plain[c] += difference
                 squares[c] += difference * difference
-
-
-@kernel
-def add_up(sums: Array, channels: int) -> None:
-    """Add the sums of all blocks, and of all pixels of a row, to those of the first."""
-    blocks, _, lanes = sums.shape
-    for which in range(2):
-        total = sums[0, which]
-        for block in range(1, blocks):
-            own = sums[block, which]
-            for c in range(unsigned(lanes)):
-                total[c] += own[c]
-        for c in range(channels, lanes):
-            total[c % channels] += total[c]
 
 
 @kernel
@@ -170,8 +156,14 @@ def grad_sums(x: Array, grad: Array, table: Array, least: float, sums: Array) ->
             for c in range(unsigned(lanes)):
                 m, f, b = mean[c], factor[c], bias[c]
                 x0, x1, x2, x3 = flat[at0 + c], flat[at1 + c], flat[at2 + c], flat[at3 + c]
-                g0, g1 = passing(x0, m, f, b, least, gradients[at0 + c]), passing(x1, m, f, b, least, gradients[at1 + c])
-                g2, g3 = passing(x2, m, f, b, least, gradients[at2 + c]), passing(x3, m, f, b, least, gradients[at3 + c])
+                g0, g1 = (
+                    passing(x0, m, f, b, least, gradients[at0 + c]),
+                    passing(x1, m, f, b, least, gradients[at1 + c]),
+                )
+                g2, g3 = (
+                    passing(x2, m, f, b, least, gradients[at2 + c]),
+                    passing(x3, m, f, b, least, gradients[at3 + c]),
+                )
                 y0, y1, y2, y3 = np.float64(x0 - m), np.float64(x1 - m), np.float64(x2 - m), np.float64(x3 - m)
                 plain[c] += (g0 + g1) + (g2 + g3)
                 products[c] += (g0 * y0 + g1 * y1) + (g2 * y2 + g3 * y3)

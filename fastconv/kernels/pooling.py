@@ -11,13 +11,14 @@ Kernel size, stride, padding, ceil mode and adaptive sizes are all in the tables
 padding counts: ``n[i,j] = row_size[i] * col_size[j]``.  The place of a maximum, the r-th row and s-th column of its window, is
 the number r * taps + s, where no window has more than ``taps`` columns.
 
-The schedule.  The rows of the output are spread over the threads; backwards the images are, where windows overlap or leave
-elements out.  Every element has one owner and one order of summation, so its bits do not depend on the number of threads.
+The schedule.  The rows of the output are spread over the threads, in blocks, each of which has room for a row; backwards the
+images are, where windows overlap or leave elements out.  Every element has one owner and one order of summation, so its bits do
+not depend on the number of threads.
 Maxima are compared for a whole row of the output at once, tap after tap: pixels of few channels, with a byte for each, would make
 loops too short for LLVM's vector instructions, where copying them does not.
 
 Contract: arrays are C-contiguous, of shape (images, h, w, channels) or (images, h_out, w_out, channels); tables are of int64;
-no window is empty.
+no window is empty.  ``rooms`` have a row for each block of rows or images, with as many numbers as the kernel says.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import numpy as np
 
 from ..arrays import Array
 from ..jit import kernel, prange, signed, streaming_kernel, unsigned
+from .sums import rows_of
 
 __all__ = ["NOWHERE", "max_pool", "mean_pool", "pool_backward"]
 
@@ -36,33 +38,37 @@ NOWHERE = 255
 @streaming_kernel
 def max_pool(
     x: Array, row_start: Array, row_stop: Array, row_step: int, col_start: Array, col_stop: Array, col_step: int, taps: int,
-    lowest: float, nowhere: int, out: Array, where: Array,
+    lowest: float, nowhere: int, rooms: Array, out: Array, where: Array,
 ) -> None:  # fmt: skip
     """O[i,j] = max over window (i, j).
 
     ``where`` gets the place of the maximum.  Among equals the first in row-major order wins; a NaN beats everything, the last
     one the others (as in PyTorch).  Where nothing is above ``lowest``, that is the output, and ``nowhere`` its place: with
-    -inf and 0 it is the maximum, with 0 and `NOWHERE` that of ReLU(x).
+    -inf and 0 it is the maximum, with 0 and `NOWHERE` that of ReLU(x).  Rooms are for a row of the output.
     """
     images, h_out, w_out, lanes = out.shape
     _, height, width, _ = x.shape
     flat, maxima, places = x.reshape(x.size), out.reshape(out.size), where.reshape(where.size)
-    for task in prange(images * h_out):
-        n, i = divmod(signed(task), h_out)
-        to, first = signed(task) * w_out * lanes, True
-        row = np.empty(w_out * lanes, x.dtype)
-        for p in range(row_start[i], row_stop[i], row_step):
-            for s in range(taps):
-                for j in range(w_out):
-                    q, at = col_start[j] + s * col_step, j * lanes
-                    if q < col_stop[j]:
-                        source = ((n * height + p) * width + q) * lanes
-                        for c in range(unsigned(lanes)):
-                            row[unsigned(at) + c] = flat[unsigned(source) + c]
-                    else:
-                        row[at : at + lanes] = lowest  # which never wins
-                take_maxima(row, (p - row_start[i]) // row_step * taps + s, first, lowest, nowhere, maxima, places, to)
-                first = False
+    for block in prange(len(rooms)):
+        begin, end = rows_of(signed(block), len(rooms), images * h_out)
+        row = rooms[signed(block)]
+        for task in range(begin, end):
+            n, i = divmod(task, h_out)
+            to, first = task * w_out * lanes, True
+            for p in range(row_start[i], row_stop[i], row_step):
+                for s in range(taps):
+                    for j in range(w_out):
+                        q, at = col_start[j] + s * col_step, j * lanes
+                        if q < col_stop[j]:
+                            source = ((n * height + p) * width + q) * lanes
+                            for c in range(unsigned(lanes)):
+                                row[unsigned(at) + c] = flat[unsigned(source) + c]
+                        else:
+                            row[at : at + lanes] = lowest  # which never wins
+                    take_maxima(
+                        row, (p - row_start[i]) // row_step * taps + s, first, lowest, nowhere, maxima, places, to
+                    )
+                    first = False
 
 
 @kernel
@@ -84,57 +90,63 @@ def take_maxima(
 
 @streaming_kernel
 def mean_pool(
-    x: Array, row_start: Array, row_stop: Array, row_size: Array, col_start: Array, col_stop: Array, col_size: Array, out: Array
+    x: Array, row_start: Array, row_stop: Array, row_size: Array, col_start: Array, col_stop: Array, col_size: Array,
+    rooms: Array, out: Array,
 ) -> None:  # fmt: skip
-    """O[i,j] = (sum over window (i, j)) / n[i,j], summed in float64."""
+    """O[i,j] = (sum over window (i, j)) / n[i,j], summed in float64.  Rooms are for a pixel, in float64."""
     images, h_out, w_out, lanes = out.shape
     _, height, width, _ = x.shape
     flat, means = x.reshape(x.size), out.reshape(out.size)
-    for task in prange(images * h_out):
-        n, i = divmod(signed(task), h_out)
-        total = np.empty(lanes, np.float64)
-        for j in range(w_out):
-            total[:] = 0
-            for p in range(row_start[i], row_stop[i]):
-                for q in range(col_start[j], col_stop[j]):
-                    at = ((n * height + p) * width + q) * lanes
-                    for c in range(unsigned(lanes)):
-                        total[c] += flat[unsigned(at) + c]
-            to = (signed(task) * w_out + j) * lanes
-            for c in range(unsigned(lanes)):
-                means[unsigned(to) + c] = total[c] / (row_size[i] * col_size[j])
+    for block in prange(len(rooms)):
+        begin, end = rows_of(signed(block), len(rooms), images * h_out)
+        total = rooms[signed(block)]
+        for task in range(begin, end):
+            n, i = divmod(task, h_out)
+            for j in range(w_out):
+                total[:] = 0
+                for p in range(row_start[i], row_stop[i]):
+                    for q in range(col_start[j], col_stop[j]):
+                        at = ((n * height + p) * width + q) * lanes
+                        for c in range(unsigned(lanes)):
+                            total[c] += flat[unsigned(at) + c]
+                to = (task * w_out + j) * lanes
+                for c in range(unsigned(lanes)):
+                    means[unsigned(to) + c] = total[c] / (row_size[i] * col_size[j])
 
 
 @streaming_kernel
 def pool_backward(
     grad: Array, where: Array, row_start: Array, row_stop: Array, row_step: int, row_size: Array, col_start: Array,
-    col_stop: Array, col_step: int, col_size: Array, taps: int, tiled: bool, dx: Array,
+    col_stop: Array, col_step: int, col_size: Array, taps: int, tiled: bool, rooms: Array, dx: Array,
 ) -> None:  # fmt: skip
     """dX[p,q], of maxima whose places are ``where``, or of means if that is empty.
 
     ``tiled`` says that each element is in exactly one window: shares are then written, and not added to zeros.
+    Rooms are for a row of the output.
     """
     images, h_out, w_out, lanes = grad.shape
     _, height, width, _ = dx.shape
     gradients, places, flat = grad.reshape(grad.size), where.reshape(where.size), dx.reshape(dx.size)
     parts = h_out if tiled else 1
-    for task in prange(images * parts):
-        n, part = divmod(signed(task), parts)
-        row = np.empty(w_out * lanes, dx.dtype)
-        if not tiled:
-            flat[n * height * width * lanes : (n + 1) * height * width * lanes] = 0
-        for i in range(part, h_out, parts):
-            at = (n * h_out + i) * w_out * lanes
-            if where.size == 0:
-                share_means(gradients, at, lanes, row_size[i], col_size, row)
-            for p in range(row_start[i], row_stop[i], row_step):
-                for s in range(taps):
-                    if where.size:
-                        share_maxima(gradients, places, at, (p - row_start[i]) // row_step * taps + s, row)
-                    for j in range(w_out):
-                        q = col_start[j] + s * col_step
-                        if q < col_stop[j]:
-                            add_share(row, j * lanes, flat, ((n * height + p) * width + q) * lanes, lanes, tiled)
+    for block in prange(len(rooms)):
+        begin, end = rows_of(signed(block), len(rooms), images * parts)
+        row = rooms[signed(block)]
+        for task in range(begin, end):
+            n, part = divmod(task, parts)
+            if not tiled:
+                flat[n * height * width * lanes : (n + 1) * height * width * lanes] = 0
+            for i in range(part, h_out, parts):
+                at = (n * h_out + i) * w_out * lanes
+                if where.size == 0:
+                    share_means(gradients, at, lanes, row_size[i], col_size, row)
+                for p in range(row_start[i], row_stop[i], row_step):
+                    for s in range(taps):
+                        if where.size:
+                            share_maxima(gradients, places, at, (p - row_start[i]) // row_step * taps + s, row)
+                        for j in range(w_out):
+                            q = col_start[j] + s * col_step
+                            if q < col_stop[j]:
+                                add_share(row, j * lanes, flat, ((n * height + p) * width + q) * lanes, lanes, tiled)
 
 
 @kernel

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from ..jit import inlined, prange, signed, streaming_kernel, unsigned
+from ..jit import inlined, kernel, prange, signed, streaming_kernel, unsigned
+from ..scratch import buffer
 from ..tasks import task
 
-__all__ = ["blocks_of", "joined_rows", "rows_of", "sum_of_pixels", "sums"]
+__all__ = ["add_up", "joined_rows", "rooms_for", "rows_of", "sum_of_pixels", "sums"]
 
 Array = np.ndarray[Any, Any]
 
@@ -26,7 +27,7 @@ LANES = 128
 """Numbers of a row that is long enough: shorter ones are joined, as each costs the loop over it a fresh start."""
 
 BLOCKS = 64
-"""Most blocks of rows that have sums of their own."""
+"""Most blocks of rows that have sums of their own: their number does not depend on that of the threads."""
 
 
 def joined_rows(pixels: Array) -> tuple[Array, int]:
@@ -36,24 +37,42 @@ def joined_rows(pixels: Array) -> tuple[Array, int]:
     return pixels.reshape(count // repeat, repeat * channels), repeat
 
 
-def blocks_of(rows: Array) -> int:
-    """Count the blocks of rows: their number does not depend on that of the threads."""
-    return min(BLOCKS, len(rows))
-
-
 @inlined
 def rows_of(block: int, blocks: int, rows: int) -> tuple[int, int]:
     """First row of a block, and the one behind its last."""
     return block * rows // blocks, (block + 1) * rows // blocks
 
 
+def rooms_for(tasks: int, size: int, dtype: np.dtype[Any]) -> Array:
+    """Return scratch memory, a row of numbers for each block of tasks."""
+    blocks = max(1, min(BLOCKS, tasks))
+    return buffer("rooms", blocks * size, dtype).reshape(blocks, size)
+
+
 def sum_of_pixels(pixels: Array) -> Array:
-    """Sum (pixels, channels) over the pixels, in double precision: equation (4) of a gradient that lies channels-last."""
-    rows, repeat = joined_rows(pixels)
-    blocks = np.empty((blocks_of(rows), rows.shape[1]))
+    """Sum (pixels, channels) over the pixels, in double precision: equation (4) of a gradient that lies channels-last.
+
+    The sums lie in scratch memory.
+    """
+    rows, _ = joined_rows(pixels)
+    blocks = rooms_for(len(rows), rows.shape[1], np.dtype(np.float64))
     sums_of_rows(rows, blocks)
-    total: Array = blocks.sum(axis=0).reshape(repeat, -1).sum(axis=0)
-    return total
+    add_up(blocks[:, np.newaxis], pixels.shape[1])
+    return blocks[0, : pixels.shape[1]]
+
+
+@kernel
+def add_up(sums: Array, channels: int) -> None:
+    """Add each kind of sums[block,kind,lane] of all blocks, and of all pixels of a row, to those of the first."""
+    blocks, kinds, lanes = sums.shape
+    for kind in range(kinds):
+        total = sums[0, kind]
+        for block in range(1, blocks):
+            own = sums[block, kind]
+            for c in range(unsigned(lanes)):
+                total[c] += own[c]
+        for c in range(channels, lanes):
+            total[c % channels] += total[c]
 
 
 @streaming_kernel

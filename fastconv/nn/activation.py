@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import empty
+from ..scratch import buffer
 from .checks import Array, integer, number
 from .elementwise import passed, rectified
 from .generator import generator
+from .layout import images_of, lie_channels_last, pixels_of
 from .module import Layer
 
 __all__ = ["Dropout", "Flatten", "ReLU"]
@@ -71,7 +74,9 @@ class Dropout(Layer):
     def _forward(self, x: Array) -> tuple[Array, tuple[Any, ...]]:
         if not self.training:
             return x, ()
-        mask = np.asarray(generator(self.rng).random(x.shape, dtype=np.float32) >= np.float32(self.p))
+        numbers, mask = buffer("numbers", x.size, np.dtype(np.float32)), empty("a mask", x.shape, np.dtype(np.bool_))
+        generator(self.rng).random(out=numbers, dtype=np.float32)
+        np.greater_equal(numbers.reshape(x.shape), np.float32(self.p), out=mask)
         return self._scaled(x, mask), (mask,)
 
     def _backward(self, grad_output: Array, *kept: Any, input_grad: bool) -> Array:
@@ -123,6 +128,8 @@ class Flatten(Layer):
         if not 0 <= first <= last < x.ndim:
             raise ValueError(f"x has shape {x.shape}: expected axes {self.start_dim} to {self.end_dim} to exist")
         joined = math.prod(x.shape[first : last + 1])
+        if x.ndim == 4 and first < 2 <= last and lie_channels_last(x):
+            x = images_of(pixels_of(x), x.shape, last=False)
         return x.reshape(*x.shape[:first], joined, *x.shape[last + 1 :]), (x.shape,)
 
     def _backward(self, grad_output: Array, *kept: Any, input_grad: bool) -> Array:

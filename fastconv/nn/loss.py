@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..arrays import empty, plain
-from ..kernels.loss import cross_entropy
+from ..kernels.loss import cross_entropy, rooms_of_rows
+from ..scratch import buffer
 from .checks import Array, as_array, check_dtype, check_shape, float_array, number
 
 __all__ = ["CrossEntropyLoss", "MSELoss"]
@@ -128,9 +129,10 @@ class CrossEntropyLoss(Loss):
             raise ValueError(f"target holds {wrong}: expected classes 0 to {classes - 1}, as pred has {classes} scores")
         rows = np.moveaxis(pred, axis, -1)
         scores = plain(rows, (labels.size, classes), pred.dtype)
-        losses, grad = np.empty(labels.size), empty("the gradient", scores.shape, pred.dtype)
-        scale = 1 / labels.size if self.reduction == "mean" else 1.0
-        cross_entropy(scores, plain(labels, (-1,), np.dtype(np.int64)), self.label_smoothing, scale, losses, grad)
+        losses = buffer("losses", labels.size, np.dtype(np.float64))
+        grad = empty("the gradient", scores.shape, pred.dtype)
+        scale, known = 1 / labels.size if self.reduction == "mean" else 1.0, plain(labels, (-1,), np.dtype(np.int64))
+        cross_entropy(scores, known, self.label_smoothing, scale, rooms_of_rows(*scores.shape), losses, grad)
         self._gradient = (np.moveaxis(grad.reshape(rows.shape), -1, axis),)
         return self._reduced(losses.sum(), labels.size)
 
@@ -184,9 +186,12 @@ class MSELoss(Loss):
         check_dtype("target", target, pred.dtype, "pred")
         if pred.size == 0:
             raise ValueError(f"pred has shape {pred.shape}: expected at least one element")
-        difference = np.asarray(pred - target)
+        difference = empty("the gradient", pred.shape, pred.dtype)
+        np.subtract(pred, target, out=difference)
         self._gradient = (difference,)
-        return self._reduced(np.square(difference).sum(dtype=np.float64), pred.size)
+        squares = buffer("losses", pred.size, np.dtype(np.float64))
+        np.square(difference.reshape(-1), out=squares)
+        return self._reduced(squares.sum(), pred.size)
 
     def _backward(self, *kept: Any) -> Array:
         (grad,) = kept

@@ -20,7 +20,7 @@ from ..kernels.normalisation import (
     normalise,
     scales,
 )
-from ..kernels.sums import blocks_of, joined_rows
+from ..kernels.sums import joined_rows, rooms_for
 from ..limits import require_memory
 from ..scratch import buffer
 from .checks import Array, check_dtype, check_spatial, check_sum, float_array, float_dtype, integer, number
@@ -188,7 +188,9 @@ class BatchNorm2d(Layer):
         else:
             grad_sums(rows, grad, table, least, sums)
         with written_gradients(list(self._parameters.values())) as (grads, accumulate):
-            grad_scales(sums, len(rows), table, self.num_features, *(grads or (NOTHING[self.dtype.char][0],) * 2), accumulate)
+            grad_scales(
+                sums, len(rows), table, self.num_features, *(grads or (NOTHING[self.dtype.char][0],) * 2), accumulate
+            )
         if not input_grad:
             return None
         dx = empty("dX", rows.shape, self.dtype)
@@ -213,5 +215,5 @@ class BatchNorm2d(Layer):
 
 def sums_of(rows: Array) -> Array:
     """Return scratch memory for two sums of each lane, of each block of rows."""
-    blocks = blocks_of(rows)
-    return buffer("sums", blocks * 2 * rows.shape[1], np.dtype(np.float64)).reshape(blocks, 2, -1)
+    lanes = rows.shape[1]
+    return rooms_for(len(rows), 2 * lanes, np.dtype(np.float64)).reshape(-1, 2, lanes)

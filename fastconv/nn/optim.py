@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import abc
 import math
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
 from ..kernels import updates
+from ..scratch import buffer
 from ..tasks import Task
 from .checks import Array, as_array, check_shape, number
 from .parameter import Parameter
@@ -52,6 +54,9 @@ class Optimiser(abc.ABC):
         self.lr = number("lr", lr, 0.0)
         self._arrays: list[dict[str, Array]] = [{} for _ in self.parameters]
         self._steps = [0] * len(self.parameters)
+        self._tables: dict[
+            str, tuple[list[list[Array]], Array]
+        ] = {}  # of each dtype, and the arrays whose addresses they hold
 
     def zero_grad(self) -> None:
         """Mark all gradients stale."""
@@ -82,20 +87,24 @@ class Optimiser(abc.ABC):
         self, task: Task, indices: Sequence[int], slots: Sequence[str], factors: Sequence[Sequence[float]]
     ) -> None:
         """Run a task of `fastconv.kernels.updates` on these parameters, each with its row of ``factors``."""
-        rows = np.zeros((len(indices), updates.COLUMNS), np.int64)
-        for row, index in enumerate(indices):
+        arrays = []
+        for index in indices:
             parameter = self.parameters[index]
-            arrays = (parameter.data, parameter.grad_buffer(accumulate=True), *(self._slot(index, s) for s in slots))
-            addresses = (array.__array_interface__["data"][0] for array in arrays)
-            rows[row, : 2 + len(arrays)] = (row, parameter.data.size, *addresses)
-        pieces = -(-rows[:, 1] // updates.PIECE)
-        tables = np.repeat(rows, pieces, axis=0)
-        first = updates.PIECE * (np.arange(len(tables)) - np.repeat(np.cumsum(pieces) - pieces, pieces))
-        dtype = self.parameters[indices[0]].data.dtype
-        tables[:, 1] = np.minimum(updates.PIECE, tables[:, 1] - first)
-        tables[:, 2:] += first[:, np.newaxis] * dtype.itemsize
-        flat = np.array(factors, dtype).reshape(-1)
-        task(len(tables), NO_NUMBERS, tables.reshape(-1), flat, alone=rows[:, 1].sum() <= updates.PIECE)
+            arrays.append(
+                [parameter.data, parameter.grad_buffer(accumulate=True), *(self._slot(index, s) for s in slots)]
+            )
+        dtype = arrays[0][0].dtype
+        known, tables = self._tables.get(dtype.char, ([], NO_NUMBERS))
+        if not _same(arrays, known):
+            tables = _tables_of(arrays)
+            self._tables[dtype.char] = arrays, tables
+        alone = tables[:, 1].sum() <= updates.PIECE
+        numbers = buffer("factors", len(factors) * len(factors[0]), dtype)
+        numbers.reshape(len(factors), -1)[:] = factors
+        task(len(tables), NO_NUMBERS, tables.reshape(-1), numbers, alone=alone)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_tables": {}}  # a copy's arrays lie elsewhere
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next steps depend on but the parameters: a flat dict of numbers and copied arrays.
@@ -149,6 +158,27 @@ class Optimiser(abc.ABC):
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={getattr(self, name)}" for name in self.settings)
         return f"{type(self).__name__}({len(self.parameters)} parameters, {settings})"
+
+
+def _same(arrays: Sequence[Sequence[Array]], others: Sequence[Sequence[Array]]) -> bool:
+    """Say whether these are the very same arrays."""
+    return len(arrays) == len(others) and all(
+        len(some) == len(same) and all(map(operator.is_, some, same)) for some, same in zip(arrays, others, strict=True)
+    )
+
+
+def _tables_of(arrays: Sequence[Sequence[Array]]) -> Array:
+    """Cut parameters into pieces, and say where those lie that go with them, as `fastconv.kernels.updates` asks for it."""
+    rows = np.zeros((len(arrays), updates.COLUMNS), np.int64)
+    for row, some in enumerate(arrays):
+        addresses = (array.__array_interface__["data"][0] for array in some)
+        rows[row, : 2 + len(some)] = (row, some[0].size, *addresses)
+    pieces = -(-rows[:, 1] // updates.PIECE)
+    tables = np.repeat(rows, pieces, axis=0)
+    first = updates.PIECE * (np.arange(len(tables)) - np.repeat(np.cumsum(pieces) - pieces, pieces))
+    tables[:, 1] = np.minimum(updates.PIECE, tables[:, 1] - first)
+    tables[:, 2 : 2 + len(arrays[0])] += first[:, np.newaxis] * arrays[0][0].itemsize
+    return tables
 
 
 class SGD(Optimiser):

@@ -13,6 +13,7 @@ import numpy as np
 from ..arrays import empty
 from ..geometry import ceil_div, per_axis
 from ..kernels.pooling import NOWHERE, max_pool, mean_pool, pool_backward
+from ..kernels.sums import rooms_for
 from ..limits import require_memory
 from .checks import Array, check_spatial, float_array, integer
 from .layout import images_of, lie_channels_last, pixels_of
@@ -80,9 +81,12 @@ class Pooling(Layer):
         shape, (rows, cols), where, last = kept
         grad = pixels_of(grad_output)
         dx = empty("dX", (len(grad), *shape[-2:], grad.shape[3]), grad.dtype)
+        n, height, width, channels = grad.shape
+        tiled = rows.tile and cols.tile
+        rooms = rooms_for(n * height if tiled else n, width * channels, grad.dtype)
         pool_backward(
             grad, where, rows.start, rows.stop, rows.step, rows.size, cols.start, cols.stop, cols.step, cols.size, cols.taps,
-            rows.tile and cols.tile, dx,
+            tiled, rooms, dx,
         )  # fmt: skip
         return images_of(dx, shape, last)
 
@@ -184,7 +188,8 @@ class MaxPool2d(SlidingPooling):
         where = empty("the places of the maxima", shape, np.dtype(np.uint8 if small else np.int64))
         lowest, nowhere = (0.0, NOWHERE if small else -1) if with_relu else (-np.inf, 0)
         tables = (rows.start, rows.stop, rows.step, cols.start, cols.stop, cols.step, cols.taps)
-        max_pool(pixels, *tables, x.dtype.type(lowest), nowhere, out, where)
+        rooms = rooms_for(shape[0] * shape[1], shape[2] * shape[3], x.dtype)
+        max_pool(pixels, *tables, x.dtype.type(lowest), nowhere, rooms, out, where)
         return images_of(out, output_shape(x, out), last), (x.shape, (rows, cols), where, last)
 
     def extra_repr(self) -> str:
@@ -199,7 +204,8 @@ class MeanPooling(Pooling):
         rows, cols = self._both_windows(x)
         pixels, last = pixels_of(x), lie_channels_last(x)
         out = empty("the output", (len(pixels), len(rows.start), len(cols.start), pixels.shape[3]), x.dtype)
-        mean_pool(pixels, rows.start, rows.stop, rows.size, cols.start, cols.stop, cols.size, out)
+        rooms = rooms_for(out.shape[0] * out.shape[1], out.shape[3], np.dtype(np.float64))
+        mean_pool(pixels, rows.start, rows.stop, rows.size, cols.start, cols.stop, cols.size, rooms, out)
         return images_of(out, output_shape(x, out), last), (x.shape, (rows, cols), NO_PLACES, last)
 
 
