@@ -17,7 +17,8 @@ Without a shortcut, whether O is above 0 is computed again from X, by the same o
 The schedule.  Rows are spread over the threads, channels are the lanes of the innermost loop; the caller joins rows of few
 channels to longer ones, each of ``repeat`` pixels.  Sums over a block of rows are kept in double precision in a row of ``sums``
 that is the block's own, and added up in the order of the blocks: the bits do not depend on the number of threads.  Four rows are
-added to them at a time, which saves reading and writing sums.
+added to them at a time, which saves reading and writing sums; they come from the block's four quarters, each of which is then read
+from front to back.
 
 Contract: ``x``, ``shortcut``, ``grad``, ``output`` and results have shape (rows, lanes) and are C-contiguous, ``shortcut`` and
 ``output`` may be empty; ``sums`` have shape (blocks, 2, lanes); ``table`` has a row of numbers for all lanes for each of MEAN,
@@ -61,16 +62,16 @@ def moments(x: Array, shift: Array, sums: Array) -> None:
         plain, squares = sums[signed(block), 0], sums[signed(block), 1]
         plain[:] = 0
         squares[:] = 0
-        fours = first + (last - first) // 4 * 4
-        for i in range(first, fours, 4):
-            at0, at1 = unsigned(i * lanes), unsigned((i + 1) * lanes)
-            at2, at3 = unsigned((i + 2) * lanes), unsigned((i + 3) * lanes)
+        quarter = (last - first) // 4
+        for i in range(first, first + quarter):
+            at0, at1 = unsigned(i * lanes), unsigned((i + quarter) * lanes)
+            at2, at3 = unsigned((i + 2 * quarter) * lanes), unsigned((i + 3 * quarter) * lanes)
             for c in range(unsigned(lanes)):
                 d0, d1 = np.float64(flat[at0 + c] - shift[c]), np.float64(flat[at1 + c] - shift[c])
                 d2, d3 = np.float64(flat[at2 + c] - shift[c]), np.float64(flat[at3 + c] - shift[c])
                 plain[c] += (d0 + d1) + (d2 + d3)
                 squares[c] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
-        for i in range(fours, last):
+        for i in range(first + 4 * quarter, last):
             for c in range(unsigned(lanes)):
                 difference = np.float64(flat[unsigned(i * lanes) + c] - shift[c])
                 plain[c] += difference
@@ -149,10 +150,10 @@ def grad_sums(x: Array, grad: Array, table: Array, least: float, sums: Array) ->
         plain, products = sums[signed(block), 0], sums[signed(block), 1]
         plain[:] = 0
         products[:] = 0
-        fours = first + (last - first) // 4 * 4
-        for i in range(first, fours, 4):
-            at0, at1 = unsigned(i * lanes), unsigned((i + 1) * lanes)
-            at2, at3 = unsigned((i + 2) * lanes), unsigned((i + 3) * lanes)
+        quarter = (last - first) // 4
+        for i in range(first, first + quarter):
+            at0, at1 = unsigned(i * lanes), unsigned((i + quarter) * lanes)
+            at2, at3 = unsigned((i + 2 * quarter) * lanes), unsigned((i + 3 * quarter) * lanes)
             for c in range(unsigned(lanes)):
                 m, f, b = mean[c], factor[c], bias[c]
                 x0, x1, x2, x3 = flat[at0 + c], flat[at1 + c], flat[at2 + c], flat[at3 + c]
@@ -167,7 +168,7 @@ def grad_sums(x: Array, grad: Array, table: Array, least: float, sums: Array) ->
                 y0, y1, y2, y3 = np.float64(x0 - m), np.float64(x1 - m), np.float64(x2 - m), np.float64(x3 - m)
                 plain[c] += (g0 + g1) + (g2 + g3)
                 products[c] += (g0 * y0 + g1 * y1) + (g2 * y2 + g3 * y3)
-        for i in range(fours, last):
+        for i in range(first + 4 * quarter, last):
             at = unsigned(i * lanes)
             for c in range(unsigned(lanes)):
                 value = flat[at + c]
