@@ -189,7 +189,17 @@ def masked_sums(x: Array, grad: Array, output: Array, table: Array, passed: Arra
         plain, products = sums[signed(block), 0], sums[signed(block), 1]
         plain[:] = 0
         products[:] = 0
-        for i in range(first, last):
+        half = (last - first) // 2
+        for i in range(first, first + half):
+            at0, at1 = unsigned(i * lanes), unsigned((i + half) * lanes)
+            for c in range(unsigned(lanes)):
+                g0, g1 = gradients[at0 + c], gradients[at1 + c]
+                g0, g1 = g0 if outputs[at0 + c] != 0 else zero, g1 if outputs[at1 + c] != 0 else zero
+                y0, y1 = np.float64(flat[at0 + c] - mean[c]), np.float64(flat[at1 + c] - mean[c])
+                results[at0 + c], results[at1 + c] = g0, g1
+                plain[c] += np.float64(g0) + np.float64(g1)
+                products[c] += np.float64(g0) * y0 + np.float64(g1) * y1
+        for i in range(first + 2 * half, last):
             at = unsigned(i * lanes)
             for c in range(unsigned(lanes)):
                 gradient = gradients[at + c]
