@@ -15,10 +15,10 @@ where inverse = 1 / sqrt(var + eps), factor = weight * inverse, g is dO, with Re
 Without a shortcut, whether O is above 0 is computed again from X, by the same operations: no mask is kept.
 
 The schedule.  Rows are spread over the threads, channels are the lanes of the innermost loop; the caller joins rows of few
-channels to longer ones, each of ``repeat`` pixels.  Sums over a block of rows are kept in double precision in a row of ``sums``
-that is the block's own, and added up in the order of the blocks: the bits do not depend on the number of threads.  Four rows are
-added to them at a time, which saves reading and writing sums; they come from the block's four quarters, each of which is then read
-from front to back.
+channels to longer ones, each of some pixels.  Sums over a block of rows are kept in double precision in a row of ``sums`` that is
+the block's own, and added up in the order of the blocks: the bits do not depend on the number of threads.  Four rows are added to
+them at a time, which saves reading and writing sums; they come from the block's four quarters, so that the hardware sees each
+read from front to back and fetches ahead.
 
 Contract: ``x``, ``shortcut``, ``grad``, ``output`` and results have shape (rows, lanes) and are C-contiguous, ``shortcut`` and
 ``output`` may be empty; ``sums`` have shape (blocks, 2, lanes); ``table`` has a row of numbers for all lanes for each of MEAN,

@@ -173,7 +173,9 @@ class BatchNorm2d(Layer):
             count = self._buffers["num_batches_tracked"]
             rate = 1 / float(count) if self.momentum is None else self.momentum
         mean, var = buffer("mean and variance", 2 * self.num_features, self.dtype).reshape(2, -1)
-        measure(sums, len(rows), table, mean, var, rate, *(running if tracking else (NOTHING[self.dtype.char][0],) * 2))
+        nothing = NOTHING[self.dtype.char][0]
+        followed = running if running is not None and tracking else (nothing, nothing)
+        measure(sums, len(rows), table, mean, var, rate, followed[0], followed[1])
         return mean, var
 
     def _backward(self, grad_output: Array, *kept: Any, input_grad: bool) -> Array | None:
@@ -187,10 +189,10 @@ class BatchNorm2d(Layer):
             self._passed = images_of(passed, grad_output.shape, last)
         else:
             grad_sums(rows, grad, table, least, sums)
+        nothing = NOTHING[self.dtype.char][0]
         with written_gradients(list(self._parameters.values())) as (grads, accumulate):
-            grad_scales(
-                sums, len(rows), table, self.num_features, *(grads or (NOTHING[self.dtype.char][0],) * 2), accumulate
-            )
+            grad_weight, grad_bias = grads or [nothing, nothing]
+            grad_scales(sums, len(rows), table, self.num_features, grad_weight, grad_bias, accumulate)
         if not input_grad:
             return None
         dx = empty("dX", rows.shape, self.dtype)
