@@ -298,14 +298,19 @@ def smallest_input(weight_shape: Ints, padding: Any = 0, dilation: Any = 1, grou
 def geometry_of(
     x_shape: Ints, weight_shape: Ints, stride: Any, padding: Any, dilation: Any, groups: Any, ndim: int
 ) -> ConvGeometry:
-    """`conv_geometry` for the shapes of arrays; with plain ints, what has been checked once is not checked again."""
-    if type(stride) is type(padding) is type(dilation) is type(groups) is int:
+    """`conv_geometry` for the shapes of arrays; with plain ints and tuples of them, what was checked once is known."""
+    if _plain(stride) and _plain(padding) and _plain(dilation) and type(groups) is int:
         return _geometry_of(x_shape, weight_shape, stride, padding, dilation, groups, ndim)
     return conv_geometry(x_shape, weight_shape, stride, padding, dilation, groups, ndim=ndim)
 
 
+def _plain(value: Any) -> bool:
+    """Say whether a value is an int or made of them: what equals it, as 1.0 equals 1, could be of another kind."""
+    return type(value) is int or (type(value) is tuple and all(map(_plain, value)))
+
+
 @functools.lru_cache(maxsize=1024)
-def _geometry_of(x_shape: Ints, weight_shape: Ints, *parameters: int) -> ConvGeometry:
+def _geometry_of(x_shape: Ints, weight_shape: Ints, *parameters: Any) -> ConvGeometry:
     *parameters_of_all_axes, ndim = parameters
     return conv_geometry(x_shape, weight_shape, *parameters_of_all_axes, ndim=ndim)
 

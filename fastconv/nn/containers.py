@@ -119,6 +119,7 @@ class Sequential(Container):
                 raise TypeError(f"module {index} is of type {type(module).__name__}: expected an nn.Module")
         self._modules = modules
         self._ran: tuple[list[Step], bool, tuple[int, ...], np.dtype[Any]] | None = None
+        self._known: tuple[bool, list[Module], list[Step]] = (True, [], [])
         self._adopt()
 
     def children(self) -> dict[str, Module]:
@@ -159,7 +160,7 @@ class Sequential(Container):
         self._forget(FAILED)
         x = as_array("x", x)
         single = self._sample_axes() == x.ndim
-        steps = list(fused(self._leaves()) if self.fusing else map(Step, self._leaves()))
+        steps = self._steps()
         output = x[np.newaxis] if single else x
         for step in steps if shortcut is None else steps[:-1]:
             output = step.run(output)
@@ -225,6 +226,15 @@ class Sequential(Container):
     def _notes(self) -> dict[int, str]:
         steps = fused(self._modules) if self.fusing else ()
         return {id(layer): f"part of the {type(step.module).__name__}" for step in steps for layer in step.taken}
+
+    def _steps(self) -> list[Step]:
+        """Fuse the modules, or take what is known of the very same ones."""
+        leaves = list(self._leaves())
+        fusing, known, steps = self._known
+        if fusing != self.fusing or len(known) != len(leaves) or not all(map(operator.is_, known, leaves)):
+            steps = list(fused(leaves) if self.fusing else map(Step, leaves))
+            self._known = self.fusing, leaves, steps
+        return steps
 
     def _leaves(self) -> Iterator[Module]:
         for module in self._modules:

@@ -64,7 +64,8 @@ class Module(abc.ABC):
 
     def children(self) -> dict[str, Module]:
         """Modules directly inside this one, by name."""
-        return {name: value for name, value in vars(self).items() if isinstance(value, Module)}
+        # As `isinstance`, which takes ten times as long for abstract classes.
+        return {name: value for name, value in vars(self).items() if Module in type(value).__mro__}
 
     def modules(self) -> Iterator[Module]:
         """Go through this module and all modules inside it, outermost first."""
@@ -88,7 +89,7 @@ class Module(abc.ABC):
 
     def parameters(self) -> list[Parameter]:
         """All parameters, outermost and first layers first."""
-        return [parameter for _, parameter in self.named_parameters()]
+        return [parameter for module in self.modules() for parameter in module._parameters.values()]
 
     def zero_grad(self) -> None:
         """Mark all gradients stale: the next backward pass overwrites them, later ones add."""
