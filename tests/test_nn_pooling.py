@@ -176,6 +176,20 @@ def test_same_bits_for_any_number_of_threads():
 
 
 @pytest.mark.parametrize(
+    "layer", [nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(3, 1, 1), nn.AvgPool2d(2, 3), nn.AdaptiveAvgPool2d(5)]
+)
+def test_same_bits_in_any_batch(layer, rng):
+    """A small batch is cut into bands of rows of each image, a large one into images."""
+    x = rng.standard_normal((70, 3, 13, 11), np.float32)
+    output = layer(x)
+    grad = rng.standard_normal(output.shape, np.float32)
+    dx = layer.backward(grad)
+    for some in (slice(0, 1), slice(3, 6), slice(0, 40)):
+        np.testing.assert_array_equal(layer(x[some]), output[some])
+        np.testing.assert_array_equal(layer.backward(grad[some]), dx[some])
+
+
+@pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: nn.MaxPool2d(2, padding=2), "padding is 2: expected at most half of the kernel size 2"),

@@ -11,14 +11,14 @@ Kernel size, stride, padding, ceil mode and adaptive sizes are all in the tables
 padding counts: ``n[i,j] = row_size[i] * col_size[j]``.  The place of a maximum, the r-th row and s-th column of its window, is
 the number r * taps + s, where no window has more than ``taps`` columns.
 
-The schedule.  The rows of the output are spread over the threads, in blocks, each of which has room for a row; backwards the
-images are, where windows overlap or leave elements out.  Every element has one owner and one order of summation, so its bits do
-not depend on the number of threads.
+The schedule.  The rows of the output are spread over the threads, in blocks, each of which has room for a row; backwards
+``bands`` of rows of dX are, of which a few do where images are many.  Every element has one owner and one order of summation,
+that of the windows, so its bits depend neither on the number of threads nor on that of bands.
 Maxima are compared for a whole row of the output at once, tap after tap: pixels of few channels, with a byte for each, would make
 loops too short for LLVM's vector instructions, where copying them does not.
 
 Contract: arrays are C-contiguous, of shape (images, h, w, channels) or (images, h_out, w_out, channels); tables are of int64;
-no window is empty.  ``rooms`` have a row for each block of rows or images, with as many numbers as the kernel says.
+no window is empty.  ``rooms`` have a row for each block of rows or bands, with as many numbers as the kernel says.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def mean_pool(
 @streaming_kernel
 def pool_backward(
     grad: Array, where: Array, row_start: Array, row_stop: Array, row_step: int, row_size: Array, col_start: Array,
-    col_stop: Array, col_step: int, col_size: Array, taps: int, tiled: bool, rooms: Array, dx: Array,
+    col_stop: Array, col_step: int, col_size: Array, taps: int, tiled: bool, bands: int, rooms: Array, dx: Array,
 ) -> None:  # fmt: skip
     """dX[p,q], of maxima whose places are ``where``, or of means if that is empty.
 
@@ -127,19 +127,23 @@ def pool_backward(
     images, h_out, w_out, lanes = grad.shape
     _, height, width, _ = dx.shape
     gradients, places, flat = grad.reshape(grad.size), where.reshape(where.size), dx.reshape(dx.size)
-    parts = h_out if tiled else 1
     for block in prange(len(rooms)):
-        begin, end = rows_of(signed(block), len(rooms), images * parts)
+        begin, end = rows_of(signed(block), len(rooms), images * bands)
         row = rooms[signed(block)]
         for task in range(begin, end):
-            n, part = divmod(task, parts)
+            n, band = divmod(task, bands)
+            low, high = rows_of(band, bands, height)
             if not tiled:
-                flat[n * height * width * lanes : (n + 1) * height * width * lanes] = 0
-            for i in range(part, h_out, parts):
+                flat[(n * height + low) * width * lanes : (n * height + high) * width * lanes] = 0
+            for i in range(h_out):
+                if row_stop[i] <= low or row_start[i] >= high:
+                    continue
                 at = (n * h_out + i) * w_out * lanes
                 if where.size == 0:
                     share_means(gradients, at, lanes, row_size[i], col_size, row)
-                for p in range(row_start[i], row_stop[i], row_step):
+                for p in range(row_start[i], min(row_stop[i], high), row_step):
+                    if p < low:
+                        continue
                     for s in range(taps):
                         if where.size:
                             share_maxima(gradients, places, at, (p - row_start[i]) // row_step * taps + s, row)

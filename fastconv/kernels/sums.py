@@ -16,7 +16,7 @@ from ..jit import inlined, kernel, prange, signed, streaming_kernel, unsigned
 from ..scratch import buffer
 from ..tasks import task
 
-__all__ = ["add_up", "joined_rows", "rooms_for", "rows_of", "sum_of_pixels", "sums"]
+__all__ = ["BLOCKS", "add_up", "joined_rows", "rooms_for", "rows_of", "sum_of_pixels", "sums"]
 
 Array = np.ndarray[Any, Any]
 

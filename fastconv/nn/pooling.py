@@ -13,7 +13,7 @@ import numpy as np
 from ..arrays import empty
 from ..geometry import ceil_div, per_axis
 from ..kernels.pooling import NOWHERE, max_pool, mean_pool, pool_backward
-from ..kernels.sums import rooms_for
+from ..kernels.sums import BLOCKS, rooms_for
 from ..limits import require_memory
 from .checks import Array, check_spatial, float_array, integer
 from .layout import images_of, lie_channels_last, pixels_of
@@ -81,12 +81,12 @@ class Pooling(Layer):
         shape, (rows, cols), where, last = kept
         grad = pixels_of(grad_output)
         dx = empty("dX", (len(grad), *shape[-2:], grad.shape[3]), grad.dtype)
-        n, height, width, channels = grad.shape
-        tiled = rows.tile and cols.tile
-        rooms = rooms_for(n * height if tiled else n, width * channels, grad.dtype)
+        n, h_out, w_out, channels = grad.shape
+        bands = min(h_out, ceil_div(BLOCKS, max(1, n)))
+        rooms = rooms_for(n * bands, w_out * channels, grad.dtype)
         pool_backward(
             grad, where, rows.start, rows.stop, rows.step, rows.size, cols.start, cols.stop, cols.step, cols.size, cols.taps,
-            tiled, rooms, dx,
+            rows.tile and cols.tile, bands, rooms, dx,
         )  # fmt: skip
         return images_of(dx, shape, last)
 
