@@ -176,11 +176,13 @@ def empty(name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
     size = math.prod(shape) * dtype.itemsize
     if size < LEAST_POOLED:
         return np.empty(shape, dtype)
-    pool = _pools.get(threading.get_ident()) or _new_pool()
+    thread = threading.get_ident()
+    pool = _pools.get(thread) or _new_pool()
     memory = pool.take(size)
     if memory is None:
         require_memory(f"{name} of shape {tuple(shape)}", size)
         memory = from_line(np.empty(size + LINE, np.uint8), size).view(_Memory)
+        memory.thread = thread
     return _Lease(shape, dtype, memory).view(np.ndarray)
 
 
@@ -215,17 +217,17 @@ class _Pool:
 
     def __init__(self) -> None:
         self.size = 0
-        self._free: dict[int, list[Array]] = {}
+        self._free: dict[int, list[_Memory]] = {}
         self._busy = threading.Lock()  # what was in a cycle may go while the pool is at work: it is then not kept
 
-    def take(self, size: int) -> Array | None:
+    def take(self, size: int) -> _Memory | None:
         """Take the memory of this size that was used last, which may still be in the cache; else any up to twice as large."""
         with self._busy:
             if size not in self._free:
                 size = min((known for known in self._free if size < known <= 2 * size), default=0)
             return self._pop(size, -1) if size else None
 
-    def keep(self, memory: Array) -> None:
+    def keep(self, memory: _Memory) -> None:
         """Keep memory for the next array, in place of what has been waiting for longest if it would be too much."""
         if memory.size <= MOST_POOLED and self._busy.acquire(blocking=False):
             while self.size + memory.size > MOST_POOLED:
@@ -240,7 +242,7 @@ class _Pool:
             self._free.clear()
             self.size = 0
 
-    def _pop(self, size: int, index: int) -> Array:
+    def _pop(self, size: int, index: int) -> _Memory:
         waiting = self._free[size]
         memory = waiting.pop(index)
         if not waiting:
@@ -250,20 +252,27 @@ class _Pool:
 
 
 class _Memory(np.ndarray[Any, Any]):
-    """What is kept.  It has a class of its own, so that a view of a lease refers to the lease.
+    """What is kept, and for which thread.  It has a class of its own, so that a view of a lease refers to the lease.
 
     NumPy lets a view refer to what owns its memory, but does not go past an array whose own base is of another class than the
     view.
     """
 
+    thread: int
+
 
 class _Lease(np.ndarray[Any, Any]):
-    """An array whose memory is kept for the next, when it and all its views are gone, by the thread that saw the last."""
+    """An array whose memory is kept for the next of the thread that asked for it, when it and all its views are gone.
+
+    They may go in another thread, as under PyTorch, where threads of its own let go of what a forward pass has made.
+    """
 
     def __del__(self) -> None:
-        pool = _pools.get(threading.get_ident()) if _pools else None  # at exit even the dictionary is gone
-        if pool is not None and type(self.base) is _Memory:
-            pool.keep(self.base)
+        memory = self.base
+        if type(memory) is _Memory and _pools:  # at exit even the dictionary is gone
+            pool = _pools.get(memory.thread)
+            if pool is not None:
+                pool.keep(memory)
 
 
 _pools: dict[int, _Pool] = {}

@@ -93,6 +93,15 @@ def test_threads_do_not_share_memory():
         assert all(threads.map(work, range(8)))
 
 
+def test_memory_returns_to_the_thread_that_asked_for_it():
+    array = large()
+    first, held = address(array), [array]
+    del array
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(held.clear).result()
+        assert address(large()) == first
+
+
 def test_the_pool_can_be_emptied():
     large()
     assert kept_bytes() == arrays.LEAST_POOLED
