@@ -531,8 +531,10 @@ def optimise(module, target):
 def test_machine_code(machine, dtype, monkeypatch):
     """The tiles assemble for each kind of machine, with accumulators in registers: none is spilled among the products.
 
-    Not so where LLVM has no register to spare: with 16 of them, three short rows, and rows of three taps and more.
+    Not so where LLVM has no register to spare: with 16 of them, three short rows, and rows of three taps and more.  The LLVM of
+    the oldest Numba spills a vector of the tall tile for sums, too.
     """
+    old = llvm.llvm_version_info < (15,)
     vector_bytes, vectors = MACHINES[machine][3:5]
     monkeypatch.setattr(words, "VECTOR_BYTES", vector_bytes)
     llvm.initialize_all_targets()
@@ -545,11 +547,11 @@ def test_machine_code(machine, dtype, monkeypatch):
         _, spills = assemble(machine, slide._write_slide_tile, 21, dtype, *kind)
         assert not spills or (machine == "AVX2" and kind[0] >= 3), kind
         _, spills = assemble(machine, slide._write_sum_slide_tile, 19, dtype, *kind)
-        assert not spills or (machine == "AVX2" and kind[0] >= 7), kind
+        assert not spills or (machine == "AVX2" and kind[0] >= 7) or (old and kind[2] > 1 and len(spills) == 1), kind
     for _, of_sizes, starts in MAPS:
         for size, map_ in of_sizes.items():
             _, spills = assemble(machine, maps._write_map, 9 if starts else 7, dtype, map_, starts)
             assert not spills, size
     for _, planes in PLANE_MAPS:
         _, spills = assemble(machine, maps._write_plane_map, 9, dtype, *planes[3, 3])
-        assert len(spills) < 10  # of 18 vectors between columns and rows
+        assert len(spills) <= 10  # of 18 vectors between columns and rows
