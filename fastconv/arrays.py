@@ -278,6 +278,9 @@ class _Lease(np.ndarray[Any, Any]):
 _pools: dict[int, _Pool] = {}
 """The pool of each thread, by the thread's number."""
 
+if hasattr(os, "register_at_fork"):  # a thread that is giving memory back does not get to the end of it in the child
+    os.register_at_fork(after_in_child=lambda: _pools.clear())
+
 _local = threading.local()
 
 

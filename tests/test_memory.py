@@ -1,6 +1,8 @@
 """Where results lie: large ones take the memory of those that are gone, and never that of one that is still seen."""
 
 import gc
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -100,6 +102,20 @@ def test_memory_returns_to_the_thread_that_asked_for_it():
     with ThreadPoolExecutor(1) as threads:
         threads.submit(held.clear).result()
         assert address(large()) == first
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")
+def test_a_fork_may_come_while_a_thread_gives_memory_back():
+    """The child has no such thread, which could finish: it begins with empty pools."""
+    large()
+    pool = arrays._pools[threading.get_ident()]
+    with pool._busy:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)  # ends it, if it waits
+            large()
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_the_pool_can_be_emptied():
