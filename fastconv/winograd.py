@@ -66,6 +66,9 @@ FEWEST_TILES, MOST_TILES = 24, 96
 MOST_DEPTHS = 64
 """Channels of a task of dW: their sums at all points are read and written for each strip."""
 
+TURN = 32
+"""Depths of a task of dW that are summed up to taps at once where it has a single strip: their sums stay near."""
+
 MOST_SCRATCH = 4
 """Scratch memory in proportion to the arrays of a call; where two threads would need more, "auto" does not take these rows."""
 
@@ -457,19 +460,22 @@ def _correlate_program(
         for used in tiles_at(sizes_of(segments), form):
             tiles = np.flatnonzero(used)
             lists.append((tables.add(tiles[:, None] * (pixel, pitch)), tiles.size))
-    rows_of_parts = []
-    for part in range(parts):
-        rows = fill_tiles(np.arange(min(depths, depth - part * depths)))
-        rows_of_parts.append((tables.add(rows), tables.add(rows * pitch), rows.size))
+    turn = min(depths, TURN) if per_chunk == 1 else depths
+    turns = ceil_div(depths, turn)
+    rows_of_turns = []
+    for part, some in itertools.product(range(parts), range(turns)):
+        left = min(depths, depth - part * depths) - some * turn
+        rows = fill_tiles(np.arange(max(1, min(turn, left))))
+        rows_of_turns.append((tables.add(some * turn + rows), tables.add(rows * pitch), rows.size))
     numbers |= {"runs_at": 0, "run_list_at": tables.add(lists)}
     count = strip[0] * form.count(*strip[2:])
-    values, gradients, products = (odd_lines(size, itemsize) for size in (count * pixel, count * pitch, depths * pitch))
+    values, gradients, products = (odd_lines(size, itemsize) for size in (count * pixel, count * pitch, turn * pitch))
     each = blocks * depth * form.terms * pitch
     sums_of, units = (1, chunks * groups) if per_sample else (chunks, groups)
     own = chunks == 1
     room = Room(source.box_size)
-    taps = depths * form.terms * pitch if own else 0  # at the end they lie where the values did
-    values_at = room.take(max(points * values, taps))
+    taps = turn * form.terms * pitch if own else 0
+    values_at = room.take(max(points * values, taps if turns == 1 else 0))  # the last taps lie where the values did
     numbers |= {
         "values_at": values_at, "values": values,
         "products_at": room.take(points * products), "products": products,
@@ -479,8 +485,8 @@ def _correlate_program(
         "down": form.down, "across": form.across,
         "gradients_at": room.take(points * gradients), "gradients": gradients, "per_chunk": per_chunk, "parts": parts,
         "groups": groups, "depths": depths, "depth": depth, "filters": filters, "pitch": pitch, "each": each, "own": own,
-        "rows_at": tables.add(np.arange(depths * form.terms)), "taps_at": values_at if own else 0,
-        "parts_at": tables.add(rows_of_parts),
+        "rows_at": tables.add(np.arange(turn * form.terms)), "taps_at": values_at if turns == 1 else room.take(taps),
+        "turns_at": tables.add(rows_of_turns), "turn": turn, "turns": turns,
     }  # fmt: skip
     packing = None
     if not own:

@@ -58,12 +58,13 @@ where tables hold the row of each (depth, tap), and numbers in a row of a panel;
 
 CORRELATE = (
     "gradients_at", "gradients", "per_chunk", "parts", "groups", "depths", "depth", "filters", "pitch", "each", "own", "rows_at",
-    "taps_at", "parts_at",
+    "taps_at", "turns_at", "turn", "turns",
 )  # fmt: skip
 """Behind PLACES: the gradient at the points and the distance of its points, strips of a chunk, parts of the depths for tasks of
 their own, groups, depths of a part and of a group, filters of a group, numbers in a row of a panel, the distance of chunks'
 panels, whether the task writes the weight itself, where tables hold the row of each term, where in its room the taps' gradients
-lie, and where tables hold the rows of each part, that of their targets, and how many."""
+lie, where tables hold the rows of each turn of each part, that of their targets, and how many, depths of a turn, and how many
+turns a part has at most."""
 
 DEPTHS = 16
 """Depths of a weight that are turned over at once: their taps fill whole squares of lanes, and stay in the cache."""
@@ -325,18 +326,20 @@ def correlate(
     """out[s, g, lane, k] = the gradient of the weight's terms, summed over the tiles of chunk s.
 
     A task is a chunk of consecutive strips, a block of filters and a part of the depths.  ``out`` are panels; or the weight, if
-    there is one chunk for each, which the task then writes itself.
+    there is one chunk for each, which the task then writes itself.  The sums of a single strip are turned to taps as they come,
+    some depths at a time.
     """
     values_at, values, products_at, products, columns_at, pixels_at, _, group_step = (
         numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3], numbers[OWN + 4], numbers[OWN + 5],
         numbers[OWN + 6], numbers[OWN + 7],
     )  # fmt: skip
     taps = numbers[OWN + 8], numbers[OWN + 9]
-    gradients_at, gradients, per_chunk, parts, groups, depths, depth, filters, pitch, each, own, rows_at, taps_at, parts_at = (
+    gradients_at, gradients, per_chunk, parts, groups, depths, depth, filters, pitch, each, own, rows_at, taps_at = (
         numbers[OWN + 10], numbers[OWN + 11], numbers[OWN + 12], numbers[OWN + 13], numbers[OWN + 14], numbers[OWN + 15],
         numbers[OWN + 16], numbers[OWN + 17], numbers[OWN + 18], numbers[OWN + 19], numbers[OWN + 20], numbers[OWN + 21],
-        numbers[OWN + 22], numbers[OWN + 23],
+        numbers[OWN + 22],
     )  # fmt: skip
+    turns_at, turn, turns = numbers[OWN + 23], numbers[OWN + 24], numbers[OWN + 25]
     points_x, terms = points_along(taps[1]), taps[0] * taps[1]
     points = points_along(taps[0]) * points_x
     strip, counts = four(numbers, 20), four(numbers, 24)
@@ -351,9 +354,8 @@ def correlate(
     whole = (valid + n - 1) // n * n
     pixel = (depths + n - 1) // n * n
     strips = counts[0] * counts[1] * counts[2] * counts[3]
-    rows = parts_at + 3 * part
-    first = s * per_chunk
-    for number in range(first, min(first + per_chunk, strips)):
+    first, last = s * per_chunk, min((s + 1) * per_chunk, strips)
+    for number in range(first, last):
         n0, z0, y0, x0, kind = place_strip(number, numbers, tables)
         base = open_strip(numbers, x, n0, z0, y0, x0, room) + g * group_step + part * depths
         sizes = (min(strip[0], out_shape[0] - n0), min(strip[2], out_shape[3] - y0), min(strip[3], out_shape[4] - x0))
@@ -375,20 +377,25 @@ def correlate(
             True, image, at, image_steps, sizes, taps, (0, sizes[1], 0, sizes[2]), whole if out_steps[1] != 1 else valid,
             room, columns_at, gradients_at, gradients, pitch,
         )  # fmt: skip
-        for point in range(points):
-            at = numbers[54] + 2 * (points * kind + point)
-            outer_tile(
-                room, gradients_at + point * gradients, tables, tables[at], tables[at + 1], room, values_at + point * values,
-                tables[rows], room, products_at + point * products, tables[rows + 1], tables[rows + 2], zeros, 0,
-                (pitch + n - 1) // n * n, number - first, whole,
-            )  # fmt: skip
-    panels = room if own else out
-    panel = taps_at if own else s * each + (g_block * depth + part * depths) * terms * pitch
-    for k in range(taken):
-        weight_gradient_map(
-            taps[0], taps[1], room, products_at + k * pitch, points_x * products, products, n, panels,
-            panel + k * terms * pitch, taps[1] * pitch, pitch, n, whole // n,
-        )  # fmt: skip
-    if own:
-        to = ((g * filters + block * pitch) * depth + part * depths) * terms
-        unpack_rows(room, taps_at, pitch, valid, out, to, depth * terms, tables, rows_at, taken * terms)
+        for some in range(0, taken, turn):
+            rows = turns_at + 3 * (part * turns + some // turn)
+            for point in range(points):
+                at = numbers[54] + 2 * (points * kind + point)
+                outer_tile(
+                    room, gradients_at + point * gradients, tables, tables[at], tables[at + 1], room, values_at + point * values,
+                    tables[rows], room, products_at + point * products, tables[rows + 1], tables[rows + 2], zeros, 0,
+                    (pitch + n - 1) // n * n, number - first, whole,
+                )  # fmt: skip
+            if number < last - 1:
+                continue
+            summed, row = min(turn, taken - some), (part * depths + some) * terms
+            panels = room if own else out
+            panel = taps_at if own else s * each + g_block * depth * terms * pitch + row * pitch
+            for k in range(summed):
+                weight_gradient_map(
+                    taps[0], taps[1], room, products_at + k * pitch, points_x * products, products, n, panels,
+                    panel + k * terms * pitch, taps[1] * pitch, pitch, n, whole // n,
+                )  # fmt: skip
+            if own:
+                to = (g * filters + block * pitch) * depth * terms + row
+                unpack_rows(room, taps_at, pitch, valid, out, to, depth * terms, tables, rows_at, summed * terms)
