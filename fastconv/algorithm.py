@@ -45,9 +45,11 @@ class Algorithm:
         """Equation (1); what is less than the floor becomes that."""
         self._compute("output", g, x, weight, bias, out, floor)
 
-    def grad_input(self, g: ConvGeometry, grad_output: Array, weight: Array | PreparedWeight, out: Array) -> None:
-        """Equation (2)."""
-        self._compute("grad_input", g, grad_output, weight, None, out, -math.inf)
+    def grad_input(
+        self, g: ConvGeometry, grad_output: Array, weight: Array | PreparedWeight, out: Array, adds: bool = False
+    ) -> None:
+        """Equation (2); if it ``adds``, what is there is a term of the sums."""
+        self._compute("grad_input", g, grad_output, weight, None, out, -math.inf, adds)
 
     def grad_weight(self, g: ConvGeometry, grad_output: Array, x: Array, out: Array) -> None:
         """Equation (3)."""
@@ -81,14 +83,14 @@ class Algorithm:
 
     def _compute(
         self, computes: str, g: ConvGeometry, x: Array, weight: Array | PreparedWeight, bias: Array | None, out: Array,
-        floor: float,
+        floor: float, adds: bool = False,
     ) -> None:  # fmt: skip
         if out.size == 0:
             return
         (x, x_last), (memory, out_last) = memory_of(x), memory_of(out)
         g = self.lay(g, x_last and out_last)
         program = _plan_pixels(
-            self, computes, g, x_last, out_last, out.itemsize, isinstance(weight, PreparedWeight)
+            self, computes, g, x_last, out_last, out.itemsize, isinstance(weight, PreparedWeight), adds
         )  # fmt: skip
         shape = g.input_shape if computes == "output" else g.output_shape
         factors = program.factors(weight)
@@ -97,10 +99,11 @@ class Algorithm:
 
 @functools.lru_cache(maxsize=1024)
 def _plan_pixels(
-    algorithm: Algorithm, computes: str, g: ConvGeometry, in_last: bool, out_last: bool, itemsize: int, prepared: bool
-) -> Program:
-    describe = output_pixels if computes == "output" else grad_input_pixels
-    return algorithm.pixels(describe(g, in_last, out_last, itemsize, prepared))
+    algorithm: Algorithm, computes: str, g: ConvGeometry, in_last: bool, out_last: bool, itemsize: int, prepared: bool,
+    adds: bool = False,
+) -> Program:  # fmt: skip
+    told = (g, in_last, out_last, itemsize, prepared)
+    return algorithm.pixels(output_pixels(*told) if computes == "output" else grad_input_pixels(*told, adds))
 
 
 @functools.lru_cache(maxsize=512)

@@ -71,7 +71,7 @@ from .strips import (
     whole_lanes,
 )
 
-__all__ = ["DIRECT", "describe", "grad_bias", "is_depthwise", "lane_flops"]
+__all__ = ["DIRECT", "adds_to", "describe", "grad_bias", "is_depthwise", "lane_flops"]
 
 STAGE_BYTES, SMALL_STAGE_BYTES = 320 << 10, 32 << 10
 """Most bytes of a panel that a stage of a sum takes: it is to stay in the second-level cache while a strip's pixels pass.  With
@@ -220,7 +220,7 @@ def _gather_program(p: Pixels) -> Program:
     told = (depth, T, lane_count, *p.weight_steps, size)
     numbers |= {
         "parts": parts, "groups": groups, "pitch": pitch, "group_step": depth * source.pitches[1],
-        "stages": max(1, ceil_div(depth, depths)), "depths": depths, "own": room if own else 0,
+        "stages": max(1, ceil_div(depth, depths)), "depths": depths, "adds": p.adds, "own": room if own else 0,
         "rows_at": tables.add(rows) if own else 0, "told": told,
     }  # fmt: skip
     packing = None
@@ -581,6 +581,12 @@ def describe(computes: str, geometry: ConvGeometry, itemsize: int) -> str:
     if lanes_are_pixels(g, step, used, itemsize):
         return f"tiles of {what} times pixels, as so few ({used}) would leave most of {lanes(itemsize)} lanes empty{phases}"
     return f"tiles of pixels times {what}{phases}"
+
+
+def adds_to(g: ConvGeometry, itemsize: int, channels_last: bool) -> bool:
+    """Say whether dX can be added to what is there: where tiles of pixels are written as they lie."""
+    g = g.volume
+    return channels_last and not (is_depthwise(g) or lanes_are_pixels(g, (1, 1, 1), g.channels // g.groups, itemsize))
 
 
 def lane_flops(computes: str, g: ConvGeometry, itemsize: int) -> float:

@@ -119,7 +119,9 @@ def run_pass(
     like = like if out is None else out
     ndim = geometry.ndim if computes != "grad_bias" and is_channels_last(like, geometry.ndim) else 0
     kept = ndim if row.channels_last and computes != "grad_weight" else 0
-    result = target(computes, out, shape, summed, accumulate, kept)
+    adds = accumulate and row.adds(geometry, summed.itemsize, kept > 0)
+    result = target(computes, out, shape, summed, accumulate and not adds, kept)
+    adds = adds and np.may_share_memory(result, like)
     arrays = [
         prepared if prepared is not None and row.prepare and prepared.dtype == summed
         else plain(array, known, summed, axes if row.channels_last else 0)
@@ -127,11 +129,13 @@ def run_pass(
     ]  # fmt: skip
     if relu and row.floors:
         row.run(geometry.volume, *arrays, result, 0.0)
+    elif adds:
+        row.run(geometry.volume, *arrays, result, True)
     else:
         row.run(geometry.volume, *arrays, result)
         if relu:
             np.maximum(result, 0, out=result)
-    return finish(result, out, final_shape, result_dtype(dtype), accumulate, ndim)
+    return finish(result, out, final_shape, result_dtype(dtype), accumulate and not adds, ndim)
 
 
 def _memory_for(shape: Sequence[int], inputs: Sequence[Operand], dtype: np.dtype[Any]) -> int:

@@ -63,6 +63,9 @@ class Row:
         Whether ``run`` takes a last argument for ``output``: results that are less become it.
     channels_last : bool
         Whether it takes images that lie channels-last, and writes such; if not, they are copied before and after.
+    adds : callable
+        ``adds(geometry, itemsize, channels_last)`` says whether ``run`` takes a last argument for ``grad_input``: whether to add
+        to what ``out`` holds.
     prepare : callable or None
         ``prepare(geometry, weight)`` makes of a `PreparedWeight` what ``run`` then takes in place of the weight.
     limits : callable
@@ -79,6 +82,7 @@ class Row:
     scratch: Callable[[ConvGeometry, int], int] = lambda geometry, itemsize: 0
     floors: bool = False
     channels_last: bool = False
+    adds: Callable[[ConvGeometry, int, bool], bool] = lambda geometry, itemsize, channels_last: False
     prepare: Callable[[ConvGeometry, PreparedWeight], None] | None = None
     limits: Callable[[ConvGeometry], str | None] = lambda geometry: None
 
@@ -197,7 +201,9 @@ def _plain(geometry: ConvGeometry, itemsize: int) -> str:
 
 TABLE = (
     *map(_winograd, ("output", "grad_input", "grad_weight")),
-    *map(_direct, ("output", "grad_input", "grad_weight")),
+    _direct("output"),
+    _direct("grad_input", adds=engine.adds_to),
+    _direct("grad_weight"),
     Row("grad_bias", "direct", engine.grad_bias, FAST, _sums_cost, _sums, channels_last=True),
     Row("output", "loops", _with_parameters(loops.output), FAST, _loops_cost, _parallel),
     Row("grad_input", "loops", _with_parameters(loops.grad_input), FAST, _loops_cost, _parallel),

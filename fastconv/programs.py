@@ -162,7 +162,7 @@ class Pixels:
     """What equations (1) and (2) have in common: a pass that computes pixels of ``channels`` from sums of ``depth``.
 
     ``weight_steps`` are the distances of groups, lanes and depths in the weight; if it is ``prepared``, its panels are kept from
-    call to call.
+    call to call.  If it ``adds``, the sums are added to what is there.
     """
 
     g: ConvGeometry
@@ -177,6 +177,7 @@ class Pixels:
     weight_steps: Ints
     itemsize: int
     prepared: bool = False
+    adds: bool = False
 
     @property
     def T(self) -> int:
@@ -238,7 +239,7 @@ def output_pixels(
 
 
 def grad_input_pixels(
-    g: ConvGeometry, grad_last: bool, out_last: bool, itemsize: int, prepared: bool = False
+    g: ConvGeometry, grad_last: bool, out_last: bool, itemsize: int, prepared: bool = False, adds: bool = False
 ) -> Pixels:  # fmt: skip
     """Describe equation (2), phase by phase.
 
@@ -256,7 +257,7 @@ def grad_input_pixels(
     channels = g.channels // (1 if is_depthwise(g) else g.groups)
     return Pixels(
         g, tuple(axes), g.output_shape, grad_last, g.input_shape, out_last, g.stride, g.channels, depth,
-        (depth * channels * T, T, channels * T), itemsize, prepared,
+        (depth * channels * T, T, channels * T), itemsize, prepared, adds,
     )  # fmt: skip
 
 

@@ -433,6 +433,17 @@ FUSED = {
         (2, 3, 20, 20), lambda dtype: [block(dtype, nn.Conv2d(3, 3, 1, dtype=dtype)), nn.ReLU()],
         ["the BatchNorm2d adds the shortcut", "part of the Residual"],
     ),
+    "shortcut with a stride": (
+        (2, 9, 7, 8),
+        lambda dtype: [nn.Residual(
+            nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(9, 4, 3, stride=2, dtype=dtype)), nn.Conv2d(9, 4, 1, stride=2, dtype=dtype)
+        )],
+        ["its gradient is added to the body's in place"],
+    ),
+    "sum of a convolution": (
+        (2, 9, 6, 5), lambda dtype: [nn.Residual(nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(9, 9, 3, dtype=dtype)))],
+        ["part of the Conv2d"],
+    ),
     "other body": (
         (2, 3, 6, 6), lambda dtype: [nn.Residual(nn.Conv2d(3, 3, 1, dtype=dtype)), nn.ReLU()], ["part of the Residual"]
     ),

@@ -316,6 +316,22 @@ def test_layout_of_out(case, layout, dtype, rng):
             assert np.isnan(array.base[..., 1::2]).all()
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("case", [case for case in CASES if case.batch], ids=str)
+def test_gradients_are_added_to_what_lies_channels_last(case, dtype, rng):
+    if (objection := plan.ROWS["grad_input", "direct"].objection(case.geometry, np.dtype(dtype))) is not None:
+        pytest.skip(objection)
+    x, weight, _, grad_output = data(case, dtype)
+    backward = getattr(fastconv, f"conv{case.ndim}d_backward")
+    first = integers(rng, case.x_shape, dtype)
+    into = fastconv.ConvGrads(LAYOUTS["channels-last"](first), None, None)
+    backward(
+        grad_output, x, weight, **case.parameters, algorithm="direct", output_mask=(True, False, False), out=into,
+        accumulate=True,
+    )  # fmt: skip
+    np.testing.assert_array_equal(into.input, first + expected("grad_input", case).reshape(case.x_shape))
+
+
 def test_no_copy_where_none_is_needed():
     """A row gets the very memory of plain arrays, read-only ones and those of other libraries."""
     from fastconv.arrays import as_array, plain, target

@@ -42,11 +42,12 @@ pixels of a strip, and where tables hold for each kind its first run, and the ru
 OWN = sum(n for _, n in STRIPS)
 
 GATHER = (
-    "parts", "groups", "pitch", "group_step", "stages", "depths", "own", "rows_at", "depth", "taps", "lane_count", "weight_steps",
-    "weight_size",
+    "parts", "groups", "pitch", "group_step", "stages", "depths", "adds", "own", "rows_at", "depth", "taps", "lane_count",
+    "weight_steps", "weight_size",
 )  # fmt: skip
 """Parts of the lanes for tasks of their own, groups, numbers in a row of a panel, the distance in x of groups, how many stages a
-sum has and depths each of them, where in its room a task packs its panels, or 0, and then what `pack_depths` takes."""
+sum has and depths each of them, whether sums are added to what is there, where in its room a task packs its panels, or 0, and
+then what `pack_depths` takes."""
 
 PLANES = ("groups", "lane_count", "group_step", "height", "width", "plane", "weight_step")
 """Groups, channels of each, the distance in x of groups, rows and lanes of a tile, numbers of a plane in scratch, and the
@@ -96,15 +97,15 @@ def gather(
 ) -> None:  # fmt: skip
     """out[pixel, g, lane] = start[g, lane] + sum over pairs k of panels[g, lane, k] * x[source of pixel + offset of pair k].
 
-    What is less than the floor, the last number of ``start``, becomes that.
+    What is less than the floor, the last number of ``start``, becomes that.  If it ``adds``, out[pixel, g, lane] is a term, too.
 
     A task is a strip and a part of the blocks of lanes.  Sums are taken in stages, whose part of a panel stays in the cache
     while all pixels of the strip pass; a panel that no other task needs is packed here, else ``weight`` are all panels.  Where
     the output is not channels-last, a block's pixels are written to scratch and transposed from there.
     """
-    parts, groups, pitch, group_step, stages, depths, own, rows_at, depth, taps, lane_count = (
+    parts, groups, pitch, group_step, stages, depths, adds, own, rows_at, depth, taps, lane_count = (
         numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3], numbers[OWN + 4], numbers[OWN + 5],
-        numbers[OWN + 6], numbers[OWN + 7], numbers[OWN + 8], numbers[OWN + 9], numbers[OWN + 10],
+        numbers[OWN + 6], numbers[OWN + 7], numbers[OWN + 8], numbers[OWN + 9], numbers[OWN + 10], numbers[OWN + 11],
     )  # fmt: skip
     strip, out_shape, out_steps, out_step = four(numbers, 20), five(numbers, 40), five(numbers, 45), three(numbers, 50)
     number, part = divmod(task, parts)
@@ -133,16 +134,18 @@ def gather(
             if own:
                 panel = own - stage * depths * taps * pitch
                 pack_depths(
-                    numbers, OWN + 8, tables, rows_at, weight, g_block, stage * depths, stage * depths + taken, room, panel,
+                    numbers, OWN + 9, tables, rows_at, weight, g_block, stage * depths, stage * depths + taken, room, panel,
                     pitch, blocks,
                 )  # fmt: skip
             for run in range(first_run, last_run):
                 at = numbers[54] + 5 * run
                 terms = tables[at + 1]
+                if adds and terms == 0:
+                    continue
                 outer_tile(
                     panels, panel, tables, tables[at] + 2 * stage * depths * terms, taken * terms, image,
                     base + g * group_step, tables[at + 2], pixels, target, tables[at + 3], tables[at + 4], start, lane, floor,
-                    stage, stored,
+                    stage + adds, stored,
                 )  # fmt: skip
         if not out_last:
             unpack_strip(

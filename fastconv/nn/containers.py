@@ -196,6 +196,12 @@ class Sequential(Container):
         TypeError, ValueError
             If grad_output has another dtype or shape than the output; the activations are then still there.
         """
+        return self.fused_backward(grad_output, input_grad=input_grad)
+
+    def fused_backward(
+        self, grad_output: Array, *, input_grad: bool = False, added: Array | None = None
+    ) -> Array | None:  # fmt: skip
+        """Compute `backward`; the first module, which must be able to, adds its gradient to what is ``added``, in place."""
         if self._ran is None:
             raise self._nothing_kept()
         steps, single, shape, dtype = self._ran
@@ -205,11 +211,13 @@ class Sequential(Container):
         self._forget(USED_UP)
         if single:
             grad = grad[np.newaxis]
+            added = None if added is None else added[np.newaxis]
         first = next((i for i, step in enumerate(steps) if step.module.parameters()), len(steps))
         for i in range(len(steps) - 1, -1, -1):
             module = steps[i].module
             if input_grad or i > first:
-                result = module.backward(grad, input_grad=True)
+                adds: Any = module if i == 0 and added is not None else None
+                result = adds.fused_backward(grad, added=added) if adds else module.backward(grad, input_grad=True)
                 if result is None:
                     raise TypeError(
                         f"{type(module).__name__}.backward returned None: expected the gradient of its input"
@@ -363,16 +371,34 @@ class Residual(Container):
         dx = self.body.backward(grad_output, input_grad=input_grad)
         last = last_leaf(self.body)
         given = last.shortcut_grad(grad_output) if isinstance(last, BatchNorm2d) else grad_output
+        if input_grad and self._shortcut_adds():
+            add: Any = self.shortcut
+            total: Array | None = add.fused_backward(given, input_grad=True, added=dx)
+            return total
         other = given if self.shortcut is None else self.shortcut.backward(given, input_grad=input_grad)
-        return None if dx is None or other is None or not input_grad else summed(dx, other)
+        if dx is None or other is None or not input_grad:
+            return None
+        return summed(dx, other, in_place=begins_with_convolution(self.body))
 
     def _body_adds(self) -> bool:
         """Say whether the body ends with a layer that can add the shortcut."""
         return self.fusing and self.body.fusing and is_own(last_leaf(self.body), BatchNorm2d)
 
+    def _shortcut_adds(self) -> bool:
+        """Say whether the shortcut can add its gradient to the body's, which is a new array that nobody else has."""
+        return (
+            self.fusing
+            and self.shortcut is not None
+            and self.shortcut.fusing
+            and begins_with_convolution(self.shortcut)
+            and begins_with_convolution(self.body)
+        )
+
     def _notes(self) -> dict[int, str]:
-        adds = "the BatchNorm2d adds the shortcut"
-        return {id(self.body): adds} if self._body_adds() else {}
+        notes = {id(self.body): "the BatchNorm2d adds the shortcut"} if self._body_adds() else {}
+        if self._shortcut_adds():
+            notes[id(self.shortcut)] = "its gradient is added to the body's in place"
+        return notes
 
     def _forget(self, reason: str) -> None:
         super()._forget(reason)
@@ -409,8 +435,10 @@ def fused(modules: Iterable[Module]) -> Iterator[Step]:
 
 
 def is_own(module: Module, kind: type[Module]) -> bool:
-    """Say whether a module is of this kind, and its forward pass is that of the kind."""
-    return isinstance(module, kind) and type(module).forward is kind.forward
+    """Say whether a module is of this kind, and its passes are those of the kind."""
+    return isinstance(module, kind) and all(
+        getattr(type(module), name) is getattr(kind, name) for name in ("forward", "backward")
+    )
 
 
 def pads_of(module: Module, pads: list[Any]) -> bool:
@@ -425,6 +453,13 @@ def last_leaf(module: Module) -> Module:
     while type(module) is Sequential and len(module):
         module = module[-1]
     return module
+
+
+def begins_with_convolution(module: Module) -> bool:
+    """Say whether what a module computes first, with its neighbours, is a convolution."""
+    if type(module) is Sequential and len(module):
+        module = module._steps()[0].module
+    return is_own(module, Convolution)
 
 
 def forget(module: Module, reason: str) -> None:

@@ -182,13 +182,19 @@ class Convolution(_Weighted):
         output = conv(x, *call, out=out, relu=with_relu)
         return output, (x, padding, output if with_relu else None)
 
-    def _backward(self, grad_output: Array, *kept: Any, input_grad: bool) -> Array | None:
+    def _backward(
+        self, grad_output: Array, *kept: Any, input_grad: bool, added: Array | None = None
+    ) -> Array | None:  # fmt: skip
+        """Compute equations (2) to (4); dX is added to an array that is ``added``, in place."""
         x, padding, relu = kept
         if relu is not None:
             grad_output = passed(grad_output, relu)
         backward = getattr(ops, f"conv{self.ndim}d_backward")
         call = (grad_output, x, self.weight, self.stride, padding, self.dilation, self.groups)
-        dx: Array | None = backward(*call, output_mask=(True, False, False)).input if input_grad else None
+        dx: Array | None = None
+        if input_grad:
+            into = None if added is None else ops.ConvGrads(added, None, None)
+            dx = backward(*call, output_mask=(True, False, False), out=into, accumulate=into is not None).input
         # Equations (3) and (4) write, or add, to the parameters' own arrays.
         with written_gradients(list(self._parameters.values())) as (grads, accumulate):
             out = ops.ConvGrads(None, grads[0], grads[1] if len(grads) == 2 else None)

@@ -21,11 +21,11 @@ def rectified(x: Array) -> Array:
     return reordered(output, x.shape, order)
 
 
-def summed(a: Array, b: Array, *, with_relu: bool = False) -> Array:
-    """Return a + b, or max(a + b, 0); it lies as ``a`` does."""
+def summed(a: Array, b: Array, *, with_relu: bool = False, in_place: bool = False) -> Array:
+    """Return a + b, or max(a + b, 0); it lies as ``a`` does, or is in its place, if that is contiguous."""
     values, order = in_memory_order(a)
     others, _ = in_memory_order(b, order)
-    output = empty("the sum", values.shape, a.dtype)
+    output = values if in_place else empty("the sum", values.shape, a.dtype)
     add(values, others, a.dtype.type(0 if with_relu else -np.inf), output)
     return reordered(output, a.shape, order)
 

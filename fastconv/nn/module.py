@@ -332,6 +332,10 @@ class Layer(Module):
         TypeError, ValueError
             If grad_output has another dtype or shape than the output; the activations are then still there.
         """
+        return self.fused_backward(grad_output, input_grad=input_grad)
+
+    def fused_backward(self, grad_output: Array, *, input_grad: bool = True, **joined: Any) -> Array | None:
+        """Compute `backward` together with what a container has joined to it: keyword arguments of ``_backward``."""
         if self._kept is None:
             raise self._nothing_kept()
         shape, dtype, kept = self._kept
@@ -341,7 +345,9 @@ class Layer(Module):
         self._forget(USED_UP)
         if not (input_grad or self._parameters):
             return None
-        return self._backward(grad_output, *kept, input_grad=input_grad)
+        compute: Any = self._backward
+        gradient: Array | None = compute(grad_output, *kept, input_grad=input_grad, **joined)
+        return gradient
 
     def _checked(self, x: Array) -> Array:
         return float_array("x", x)
