@@ -83,6 +83,10 @@ PACK_TERMS = 64
 PART_TILES = 48
 """Fewest tiles per part of dW's rows: each part reads the gradients anew."""
 
+MOST_APART = 2
+"""Widths of a tile between neighbouring pixels whose gradients are read as they lie: lines that far apart compete for few places
+in the cache."""
+
 PANELS_BYTES = 256 << 10
 """Most bytes of the panels that a task of dW sums up at once: as many blocks of filters use a strip of the input while it is in
 the cache."""
@@ -399,8 +403,8 @@ def _flat(g: ConvGeometry, images_too: bool) -> ConvGeometry:
 
 
 def _reads(grad_last: bool, channels: int, itemsize: int) -> bool:
-    """Say whether gradients are read as they lie: whole vectors, of pixels that do not lie far apart."""
-    return grad_last and channels % lanes(itemsize) == 0 and channels * itemsize <= 512
+    """Say whether gradients are read as they lie: whole vectors, of pixels that do not lie far apart for a tile's width."""
+    return grad_last and channels % lanes(itemsize) == 0 and channels <= MOST_APART * tile_width(itemsize)
 
 
 def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: bool, itemsize: int) -> Program:
