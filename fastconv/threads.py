@@ -96,8 +96,12 @@ def _start() -> None:
 
 
 def _load_tbb() -> None:
-    """Load a TBB that pip has installed: Numba looks for it where the system's libraries lie."""
-    if str(config.THREADING_LAYER).lower() in ("omp", "workqueue") or sys.platform == "win32":
+    """Load a TBB that pip has installed: Numba looks for it where the system's libraries lie.
+
+    Beside PyTorch, whose threads are OpenMP's, only where it was asked for: the two would take each other's cores.
+    """
+    layer = str(config.THREADING_LAYER).lower()
+    if layer in ("omp", "workqueue") or sys.platform == "win32" or (layer == "default" and "torch" in sys.modules):
         return
     with contextlib.suppress(Exception):  # there is none, or none that can be loaded: Numba takes another layer
         for file in importlib.metadata.files("tbb") or ():

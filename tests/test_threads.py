@@ -113,6 +113,17 @@ def test_any_number_of_threads_may_call(tmp_path, layer):
 
 
 @COMPILED
+@WITHOUT_TBB
+@pytest.mark.parametrize(
+    ("beside", "chosen", "taken"), [("", "default", 1), ("torch", "default", 0), ("torch", "tbb", 1)]
+)
+def test_tbb_is_not_taken_beside_pytorch_unless_asked_for(tmp_path, beside, chosen, taken):
+    first = f"import sys, types\nsys.modules |= {{name: types.ModuleType(name) for name in {beside.split()}}}\n"
+    layer = run(tmp_path, "    print(threads.layer())", first=first, NUMBA_THREADING_LAYER=chosen).strip()
+    assert (layer == "tbb") == taken
+
+
+@COMPILED
 @FORKS
 @LAYERS
 def test_a_forked_child_computes(tmp_path, layer):
