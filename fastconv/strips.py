@@ -22,7 +22,7 @@ import numpy as np
 
 from .arrays import Array
 from .geometry import ceil_div
-from .simd import FEW_ROWS, ROWS, VECTORS, lanes
+from .simd import AHEAD, FEW_ROWS, ROWS, VECTORS, lanes
 
 Ints = tuple[int, ...]
 
@@ -112,8 +112,8 @@ class Tables:
         return at
 
     def whole(self) -> Array:
-        """All tables as one array."""
-        return np.concatenate([*self.parts, np.zeros(1, np.int64)])
+        """All tables as one array, with room for what tiles fetch ahead."""
+        return np.concatenate([*self.parts, np.zeros(2 * AHEAD, np.int64)])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

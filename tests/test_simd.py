@@ -51,6 +51,11 @@ def run_outer(*arguments):
 
 
 @kernel
+def run_far(*arguments):
+    simd.far_tile(*arguments)
+
+
+@kernel
 def run_short(*arguments):
     simd.short_tile(*arguments)
 
@@ -189,7 +194,7 @@ def sums(rng, dtype, number, width, valid, count, add):
     order[-1] = order[-min(2, number // 2)]
     rows, targets = rng.permutation(3 * number)[order], order * pitch
     pairs = np.stack([rng.integers(0, 200, count), rng.permutation(count) * pitch], 1)
-    tables = np.concatenate([[AWAY], pairs.reshape(-1), [AWAY], rows, [AWAY], targets])
+    tables = np.concatenate([[AWAY], pairs.reshape(-1), [AWAY], rows, [AWAY], targets, [AWAY] * 2 * outer.AHEAD])
     rows_at = 2 + 2 * count
     out = islands(rng.standard_normal, dtype, 5 + targets, valid, MARK)
     written = out != MARK
@@ -228,7 +233,8 @@ def check_outer(dtype):
     )
     for number, (valid, count, add) in zip(cycle((12, 4, 8, 10, 14, 6, 16)), cases, strict=False):
         arguments, *results = sums(rng, dtype, number, width, valid, count, add)
-        compare(run_outer, outer._tile_twin, in_order(outer.TILE, **arguments), *results)
+        for run in (run_outer, run_far):
+            compare(run, outer._tile_twin, in_order(outer.TILE, **arguments), *results)
 
 
 def check_short(dtype):
@@ -539,8 +545,9 @@ def test_machine_code(machine, dtype, monkeypatch):
     monkeypatch.setattr(words, "VECTOR_BYTES", vector_bytes)
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
-    for height, width in ((ROWS, vectors), (FEW_ROWS, vectors), *SHORT.items()):
-        products, spills = assemble(machine, outer._write_tile, 12, dtype, height, width)
+    tiles = [(height, vectors, ahead) for height in (ROWS, FEW_ROWS) for ahead in (0, outer.AHEAD)]
+    for height, width, ahead in (*tiles, *((*kind, 0) for kind in SHORT.items())):
+        products, spills = assemble(machine, outer._write_tile, 12, dtype, height, width, ahead)
         assert products == 3 * height * width  # two terms in a turn, and one that may be left
         assert not spills or (machine == "AVX2" and height == 3), (height, width)
     for kind in (*((*kind, 1) for kind in SLIDES), *([(3, 1, 3)] if vectors == 4 else [])):

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..jit import kernel, unsigned
-from ..simd import VECTORS, clear, compact, lanes, outer_tile, short_tile
+from ..simd import VECTORS, clear, compact, far_tile, lanes, outer_tile, short_tile
 from ..tasks import task
 from .pack import five, four, pack_box, pack_depths, pack_strip, three, unpack_rows, unpack_strip
 
@@ -271,7 +271,7 @@ def correlate(
                 # rows, that of their targets, and how many.
                 at = numbers[54] + (3 + 3 * parts) * run
                 mine = at + 3 + 3 * part
-                outer_tile(
+                far_tile(
                     vectors, lane, tables, tables[at] if whole == pitch or reads else tables[at + 1], tables[at + 2], image,
                     base + g * group_step, tables[mine], panels, panel + (g_block - first_block) * size, tables[mine + 1],
                     tables[mine + 2], zeros, 0, width, 1, whole,

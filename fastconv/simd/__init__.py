@@ -19,7 +19,7 @@ Each tile has a twin in plain Python with the same signature, which takes its pl
 from ..jit import ROWS, VECTORS
 from .copying import clear, copy, copy_tile
 from .maps import gradient_map, input_map, output_map, weight_gradient_map, weight_map
-from .outer import FEW_ROWS, SHORT, outer_tile, short_tile
+from .outer import AHEAD, FEW_ROWS, SHORT, far_tile, outer_tile, short_tile
 from .peak import ACCUMULATORS, peak_tile
 from .slide import SLIDES, SPAN, TALL, TALLER, slide_tile, sum_slide_tile
 from .tasks import compact, run_tasks
@@ -28,6 +28,7 @@ from .words import lanes
 
 __all__ = [
     "ACCUMULATORS",
+    "AHEAD",
     "FEW_ROWS",
     "ROWS",
     "SHORT",
@@ -40,6 +41,7 @@ __all__ = [
     "compact",
     "copy",
     "copy_tile",
+    "far_tile",
     "gather_tile",
     "gradient_map",
     "input_map",

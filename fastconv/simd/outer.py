@@ -5,6 +5,7 @@ A column of tiles has any even number of rows but two: tiles of six, and at the 
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,14 @@ from numba.core import cgutils
 from ..jit import ROWS, VECTORS
 from .words import I64, Array, Words, address_of, call_first, lanes, private_function, tile_intrinsic
 
-__all__ = ["FEW_ROWS", "SHORT", "TERMS", "outer_tile", "short_tile"]
+__all__ = ["AHEAD", "FEW_ROWS", "SHORT", "TERMS", "far_tile", "outer_tile", "short_tile"]
 
 FEW_ROWS = 4
 """Rows of the tiles at the end of a column."""
 
 
-def _write_tile(function: Any, dtype: Any, height: int, vectors: int) -> None:
-    """Emit the tile with ``height`` rows of ``vectors`` vectors.
+def _write_tile(function: Any, dtype: Any, height: int, vectors: int, ahead: int) -> None:
+    """Emit the tile with ``height`` rows of ``vectors`` vectors, which fetches what the first row meets so many terms later.
 
     Registers on AVX2 (16): 6x2 accumulators, 2 vectors, 1 scalar; 10 loads for 12 multiplications.
     On AVX-512 (32): 6x4 accumulators, 4 vectors, 1 scalar; 12 loads for 24.  Six rows, because each row holds an address in a
@@ -47,6 +48,9 @@ def _write_tile(function: Any, dtype: Any, height: int, vectors: int) -> None:
             here = b.load(pair)
             offset, column = (b.mul(w.load(b.add(here, I64(PAIR * i + 8 * n)), I64), I64(w.size)) for n in (0, 1))
             column = b.add(vector, column)
+            if ahead:
+                later = b.mul(w.load(b.add(here, I64(PAIR * (i + ahead))), I64), I64(w.size))
+                w.prefetch(b.add(b.load(row[0]), later))
             columns = [w.load(b.add(column, I64(w.size * w.lanes * v)), w.vector) for v in range(vectors)]
             for m in range(height):
                 factor = w.splat(w.load(b.add(b.load(row[m]), offset), w.scalar))
@@ -103,6 +107,9 @@ TERMS = 128
 
 PAIR = 16
 """Bytes of a row of the table of pairs: two int64."""
+
+AHEAD = 32
+"""Terms between fetching a scalar from memory and its use: behind a table of pairs must be room for so many."""
 
 SHORT = {1: 8, 2: 4, 3: 3}
 """Vectors in the tiles with fewer rows: as many accumulators as hide the time that a multiply-add takes, with 16 registers."""
@@ -168,14 +175,15 @@ def _tile_arguments(context: Any, builder: Any, named: dict[str, tuple[Any, Any]
     ]  # fmt: skip
 
 
-def _tile_function(module: Any, w: Words, dtype: Any, height: int, vectors: int) -> Any:
-    function, new = private_function(module, f"outer_tile_{w.suffix}_{height}x{vectors}", 12)
+def _tile_function(module: Any, w: Words, dtype: Any, height: int, vectors: int, ahead: int = 0) -> Any:
+    name = f"{'far' if ahead else 'outer'}_tile_{w.suffix}_{height}x{vectors}"
+    function, new = private_function(module, name, 12)
     if new:
-        _write_tile(function, dtype, height, vectors)
+        _write_tile(function, dtype, height, vectors, ahead)
     return function
 
 
-def _call_tile(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]) -> None:
+def _call_tile(context: Any, builder: Any, named: dict[str, tuple[Any, Any]], ahead: int = 0) -> None:
     """Emit the calls of the tiles that have as many vectors as ``valid`` lanes need, and six and four rows."""
     dtype, w, passed = _tile_arguments(context, builder, named)
     rows_at, targets_at, rows = (passed[n] for n in (4, 6, 7))
@@ -186,7 +194,7 @@ def _call_tile(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]) ->
         calls = []
         for n in range(1, VECTORS + 1):
             enough = builder.icmp_signed("<=", passed[-1], I64(n * w.lanes))
-            calls.append((enough, _tile_function(builder.module, w, dtype, height, n)))
+            calls.append((enough, _tile_function(builder.module, w, dtype, height, n, ahead)))
         call_first(builder, calls, some)
 
     rest = builder.srem(rows, I64(ROWS))  # 4 of one tile with four rows, 2 of two of them
@@ -235,6 +243,12 @@ add : int
     If not 0, the sums are added to what ``out`` holds.
 valid : int
     Lanes of a row to store, 1 to VECTORS*lanes.  All lanes of ``vectors`` and ``start`` up to a whole vector are read.
+"""
+
+far_tile = _tile_twin if config.DISABLE_JIT else tile_intrinsic(TILE, functools.partial(_call_tile, ahead=AHEAD))
+"""The same for scalars that do not follow each other in memory: it fetches them AHEAD terms before they are used.
+
+For that it reads the table of pairs so many rows beyond its end; what it finds there it fetches, but does not use.
 """
 
 short_tile = _short_tile_twin if config.DISABLE_JIT else tile_intrinsic(f"height, {TILE}", _call_short_tile)
