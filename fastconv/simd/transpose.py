@@ -14,6 +14,10 @@ from .words import I32, I64, Array, Words, address_of, lanes, private_function
 __all__ = ["gather_tile", "scatter_tile", "transpose_tile"]
 
 
+SQUARES_AHEAD = 4
+"""Squares between fetching numbers from memory and turning them over: rows are too many for a machine to foresee each."""
+
+
 def _write_transpose_tile(function: Any, dtype: Any, kind: str) -> None:
     """Emit transposes of ``squares`` times lanes x lanes numbers, each in log2(lanes) rounds.
 
@@ -34,6 +38,8 @@ def _write_transpose_tile(function: Any, dtype: Any, kind: str) -> None:
         rows, at = [], here
         for m in range(n):
             rows.append(w.load(b.add(here, b.mul(spread[m], source_step)) if kind == "gather" else at, w.vector))
+            if kind != "gather":
+                w.prefetch(b.add(at, I64(SQUARES_AHEAD * n * w.size)))
             at = b.add(at, source_step)
         size = n // 2
         while size:
