@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from .. import arrays as memory
 from ..suites import Layer, pair
 
 __all__ = ["CONTENDERS", "LAYOUTS", "PASSES", "PREPARED", "Contender", "arrays"]
@@ -56,15 +57,23 @@ def arrays(layer: Layer, dtype: str) -> tuple[Array, Array, Array]:
     rng = np.random.default_rng(0)
     geometry = layer.geometry
     x, weight, grad_output = (
-        rng.random(shape, np.dtype(dtype)) - np.dtype(dtype).type(0.5)
+        from_line(rng.random(shape, np.dtype(dtype)) - np.dtype(dtype).type(0.5))
         for shape in (geometry.input_shape, geometry.weight_shape, geometry.output_shape)
     )
     return x, weight, grad_output
 
 
+def from_line(array: Array) -> Array:
+    """Copy an array to memory that begins with a line of the cache, as that of PyTorch's arrays and of fastconv's results."""
+    copy = memory.from_line(np.empty(array.nbytes + memory.LINE, np.uint8), array.nbytes).view(array.dtype)
+    copy = copy.reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
 def channels_last(array: Array) -> Array:
     """View (N, C, H, W) of memory that is (N, H, W, C)."""
-    return np.ascontiguousarray(array.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    return from_line(array.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
 
 
 class Fastconv:
@@ -130,7 +139,6 @@ class Torch:
     def calls(self, layer: Layer, dtype: str, layout: str) -> dict[str, Call]:
         """Return for each pass a function without arguments that computes it."""
         memory_format = self.torch.channels_last if layout == "channels_last" else self.torch.contiguous_format
-        # A clone lies as PyTorch aligns memory.
         x, weight, grad_output = (
             self.torch.from_numpy(array).clone().contiguous(memory_format=memory_format)
             for array in arrays(layer, dtype)
