@@ -6,12 +6,12 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from .arrays import Array
 from .geometry import ConvGeometry
 from .prepared import PreparedWeight
 from .programs import Pixels, Program, grad_input_pixels, memory_of, output_pixels
-from .scratch import buffer
 
 __all__ = ["Algorithm"]
 
@@ -56,15 +56,22 @@ class Algorithm:
         if g.batch == 0 or out.size == 0:
             out[...] = 0
             return
-        (grad_output, grad_last), (x, x_last) = memory_of(grad_output), memory_of(x)
-        per_sample = out.shape[0] > 1
-        g = self.lay(g, grad_last and x_last and not per_sample)
-        program = _plan_weights(self, g, per_sample, x_last, grad_last, out.itemsize)
-        flat = out.reshape(-1)
-        panels = flat if program.packing is None else buffer("panels", program.packing.panels, out.dtype)
-        program.run(program.prepared(x, g.input_shape, x_last), grad_output, panels, program.begin(None, out.dtype))
-        if program.packing is not None:
-            program.packing.run(panels, flat)
+        self.bind("grad_weight", g, grad_output, x, out)(out.reshape(-1), memory_of(grad_output)[0], memory_of(x)[0])
+
+    def bind(self, computes: str, g: ConvGeometry, *arrays: Any, adds: bool = False) -> Callable[..., None]:
+        """Return a pass as ``run(out, *inputs)`` with flat arrays, of calls whose arrays lie like these; none may be empty.
+
+        The bias and the floor of equation (1) may be left out; equation (2) may add to what is there.
+        """
+        first, second, *_, out = arrays
+        last = memory_of(first)[1]
+        if computes == "grad_weight":
+            x_last, per_sample = memory_of(second)[1], out.shape[0] > 1
+            g = self.lay(g, last and x_last and not per_sample)
+            return _plan_weights(self, g, per_sample, x_last, last, out.itemsize).weights
+        out_last, prepared = memory_of(out)[1], isinstance(second, PreparedWeight)
+        g = self.lay(g, last and out_last)
+        return _plan_pixels(self, computes, g, last, out_last, out.itemsize, prepared, adds).pixels
 
     def prepare(self, computes: str, geometry: ConvGeometry, weight: PreparedWeight) -> None:
         """Make of a weight what equation (1) or (2) needs of it, for both layouts of images."""
@@ -85,16 +92,10 @@ class Algorithm:
         self, computes: str, g: ConvGeometry, x: Array, weight: Array | PreparedWeight, bias: Array | None, out: Array,
         floor: float, adds: bool = False,
     ) -> None:  # fmt: skip
-        if out.size == 0:
-            return
-        (x, x_last), (memory, out_last) = memory_of(x), memory_of(out)
-        g = self.lay(g, x_last and out_last)
-        program = _plan_pixels(
-            self, computes, g, x_last, out_last, out.itemsize, isinstance(weight, PreparedWeight), adds
-        )  # fmt: skip
-        shape = g.input_shape if computes == "output" else g.output_shape
-        factors = program.factors(weight)
-        program.run(program.prepared(x, shape, x_last), factors, program.begin(bias, out.dtype, floor), memory)
+        if out.size:
+            flat = weight if isinstance(weight, PreparedWeight) else weight.reshape(-1)
+            run = self.bind(computes, g, x, weight, out, adds=adds)
+            run(memory_of(out)[0], memory_of(x)[0], flat, bias, floor)
 
 
 @functools.lru_cache(maxsize=1024)

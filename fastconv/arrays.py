@@ -174,8 +174,27 @@ def empty(name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
         If it is larger than what is free: asking the system could succeed, and using it could not.
     """
     size = math.prod(shape) * dtype.itemsize
-    if size < LEAST_POOLED:
-        return np.empty(shape, dtype)
+    return np.empty(shape, dtype) if size < LEAST_POOLED else np.ndarray(shape, dtype, _lease(name, shape, size))
+
+
+def new_array(name: str, shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[Array, Array]:
+    """Allocate an array with these strides, of elements that lie one behind the other in some order; return its memory, too.
+
+    Raises
+    ------
+    MemoryError
+        As `empty`.
+    """
+    size = math.prod(shape)
+    if size * dtype.itemsize < LEAST_POOLED:
+        memory = np.empty(size, dtype)
+        return memory, np.ndarray(shape, dtype, memory, 0, strides)
+    lease = _lease(name, shape, size * dtype.itemsize)
+    return np.ndarray((size,), dtype, lease), np.ndarray(shape, dtype, lease, 0, strides)
+
+
+def _lease(name: str, shape: Sequence[int], size: int) -> _Lease:
+    """Take at least ``size`` bytes of the calling thread's pool, or of the system's memory."""
     thread = threading.get_ident()
     pool = _pools.get(thread) or _new_pool()
     memory = pool.take(size)
@@ -183,7 +202,7 @@ def empty(name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
         require_memory(f"{name} of shape {tuple(shape)}", size)
         memory = from_line(np.empty(size + LINE, np.uint8), size).view(_Memory)
         memory.thread = thread
-    return _Lease(shape, dtype, memory).view(np.ndarray)
+    return memory.view(_Lease)
 
 
 def from_line(memory: Array, size: int) -> Array:

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -554,15 +554,21 @@ DIRECT = Algorithm(_program, _weights_program, _flat)
 
 def grad_bias(g: ConvGeometry, grad_output: Array, out: Array) -> None:
     """Equation (4)."""
-    grad_output, last = memory_of(grad_output)
-    if last:
-        out[...] = sum_of_pixels(grad_output.reshape(-1, g.filters)).reshape(out.shape)
-        return
+    bind_grad_bias(g, grad_output, out)(out, memory_of(grad_output)[0])
+
+
+def bind_grad_bias(g: ConvGeometry, grad_output: Array, out: Array) -> Callable[[Array, Array], None]:
+    """Return equation (4) as ``run(out, grad_output)`` with flat arrays, for gradients that lie like this one."""
+    if memory_of(grad_output)[1]:
+
+        def add_pixels(out: Array, grad_output: Array) -> None:
+            out[...] = sum_of_pixels(grad_output.reshape(-1, g.filters))
+
+        return add_pixels
     per_task = min(64, ceil_div(g.filters, TASKS))
     told = np.array((g.batch, g.filters, math.prod(g.output), per_task), np.int64)
-    sums(
-        ceil_div(g.filters, per_task), told, NO_TABLE, grad_output, out, alone=grad_output.nbytes <= SERIAL_BYTES
-    )  # fmt: skip
+    alone = grad_output.nbytes <= SERIAL_BYTES
+    return lambda out, grad_output: sums(ceil_div(g.filters, per_task), told, NO_TABLE, grad_output, out, alone=alone)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ __all__ = [
     "checked_shape",
     "conv_geometry",
     "gather_range",
+    "is_exact",
     "named_padding",
     "output_size",
     "padding_pairs",
@@ -299,14 +300,18 @@ def geometry_of(
     x_shape: Ints, weight_shape: Ints, stride: Any, padding: Any, dilation: Any, groups: Any, ndim: int
 ) -> ConvGeometry:
     """`conv_geometry` for the shapes of arrays; with plain ints and tuples of them, what was checked once is known."""
-    if _plain(stride) and _plain(padding) and _plain(dilation) and type(groups) is int:
+    if is_exact((stride, padding, dilation, groups)):
         return _geometry_of(x_shape, weight_shape, stride, padding, dilation, groups, ndim)
     return conv_geometry(x_shape, weight_shape, stride, padding, dilation, groups, ndim=ndim)
 
 
-def _plain(value: Any) -> bool:
-    """Say whether a value is an int or made of them: what equals it, as 1.0 equals 1, could be of another kind."""
-    return type(value) is int or (type(value) is tuple and all(map(_plain, value)))
+def is_exact(values: tuple[Any, ...]) -> bool:
+    """Say whether all are ints, strings or tuples of them: what equals others, as 1.0 equals 1, could be of another kind."""
+    for value in values:
+        kind = type(value)
+        if kind is not int and kind is not str and not (kind is tuple and is_exact(value)):
+            return False
+    return True
 
 
 @functools.lru_cache(maxsize=1024)

@@ -26,6 +26,7 @@ from .arrays import (
     sum_dtype,
     target,
 )
+from .calls import Bound, bind, flat, form_of, recall, remember
 from .geometry import ConvGeometry, checked_shape, conv_geometry, geometry_of, smallest_input, transposed_geometry
 from .limits import SMALL, require_memory
 from .plan import choose
@@ -108,6 +109,16 @@ def run_pass(
     ``shape`` is that of the kernel's result, ``final_shape`` that of the caller's, ``like`` the array whose memory layout the
     result takes where no ``out`` is given.  ``relu`` says that results less than 0 become 0.
     """
+    return _run_and_bind(
+        computes, geometry, dtype, inputs, like, shape, final_shape, algorithm, out, accumulate, relu
+    )[0]  # fmt: skip
+
+
+def _run_and_bind(
+    computes: str, geometry: ConvGeometry, dtype: np.dtype[Any], inputs: Sequence[Operand], like: Array, shape: Sequence[int],
+    final_shape: Sequence[int], algorithm: str, out: Array | None, accumulate: bool = False, relu: bool = False,
+) -> tuple[Array, Bound | None]:  # fmt: skip
+    """Return what was done, too, to do it again with other arrays; None if that had better be checked each time."""
     summed = sum_dtype(dtype)
     needed = _memory_for(shape if out is None else (0,), inputs, summed)
     if needed >= SMALL:
@@ -127,15 +138,15 @@ def run_pass(
         else plain(array, known, summed, axes if row.channels_last else 0)
         for array, known, axes, prepared in inputs
     ]  # fmt: skip
-    if relu and row.floors:
-        row.run(geometry.volume, *arrays, result, 0.0)
-    elif adds:
-        row.run(geometry.volume, *arrays, result, True)
-    else:
-        row.run(geometry.volume, *arrays, result)
-        if relu:
-            np.maximum(result, 0, out=result)
-    return finish(result, out, final_shape, result_dtype(dtype), accumulate and not adds, ndim)
+    floors = relu and row.floors
+    row.run(geometry.volume, *arrays, result, *((0.0,) if floors else (True,) if adds else ()))
+    if relu and not floors:
+        np.maximum(result, 0, out=result)
+    final = finish(result, out, final_shape, result_dtype(dtype), accumulate and not adds, ndim)
+    if needed >= SMALL or out is not None or relu != floors:
+        return final, None
+    given = [array if prepared is None else prepared for array, _, _, prepared in inputs]
+    return final, bind(row, geometry.volume, given, arrays, result, final, 0.0 if floors else None)
 
 
 def _memory_for(shape: Sequence[int], inputs: Sequence[Operand], dtype: np.dtype[Any]) -> int:
@@ -199,6 +210,12 @@ def _conv(
     relu: bool = False,
     algorithm: str = "auto",
 ) -> Array:
+    form = None
+    if out is None:
+        form = form_of((x, weight, bias), (relu,), (ndim, stride, padding, dilation, groups, algorithm))
+        if (bound := recall(form)) is not None:
+            result: Array = bound(flat(x), flat(weight), None if bias is None else flat(bias))
+            return result
     prepared = weight if isinstance(weight, PreparedWeight) else None
     x, weight, bias = as_array("x", x), as_array("weight", weight), _optional("bias", bias)
     dtype = common_dtype(x=x, weight=weight, bias=bias)
@@ -215,9 +232,12 @@ def _conv(
         Operand(weight, weight_shape, 0, prepared),
         Operand(values, (geometry.filters,)),
     ]
-    return run_pass(
-        "output", geometry, dtype, inputs, x, output_shape, final_shape, algorithm=algorithm, out=out, relu=relu
+    result, bound = _run_and_bind(
+        "output", geometry, dtype, inputs, x, output_shape, final_shape, algorithm, out, relu=relu
     )  # fmt: skip
+    if bound is not None:
+        remember(form, bound)
+    return result
 
 
 def check_grad_output(grad_output: Array, geometry: ConvGeometry, batched: bool) -> None:
@@ -297,6 +317,18 @@ def _backward(
     per_sample: bool,
     algorithm: str,
 ) -> ConvGrads:
+    form = None
+    if out is None and type(output_mask) is tuple:
+        flags = (accumulate, per_sample, bias_shape is None, *output_mask)
+        values = (ndim, stride, padding, dilation, groups, algorithm, bias_shape or ())
+        form = form_of((grad_output, x, weight), flags, values)
+        if (bound := recall(form)) is not None:
+            gradient, (grad_input, grad_weight, grad_bias) = flat(grad_output), bound
+            return ConvGrads(
+                None if grad_input is None else grad_input(gradient, flat(weight)),
+                None if grad_weight is None else grad_weight(gradient, flat(x)),
+                None if grad_bias is None else grad_bias(gradient),
+            )
     prepared = weight if isinstance(weight, PreparedWeight) else None
     grad_output, x, weight = as_array("grad_output", grad_output), as_array("x", x), as_array("weight", weight)
     dtype = common_dtype(x=x, weight=weight, grad_output=grad_output)
@@ -322,13 +354,14 @@ def _backward(
         ("grad_weight", [gradient, Operand(x, x_shape, ndim)], weight, (sums, *weight_shape)),
         ("grad_bias", [gradient], grad_output, (geometry.filters,)),
     )
-    grads = [
-        run_pass(
-            computes, geometry, dtype, inputs, like, shape, final_shape,
-            algorithm=algorithm, out=result, accumulate=accumulate,
-        ) if wanted else None
+    done = [
+        _run_and_bind(computes, geometry, dtype, inputs, like, shape, final_shape, algorithm, result, accumulate)
+        if wanted else (None, None)
         for (computes, inputs, like, shape), wanted, final_shape, result in zip(passes, mask, shapes, outs, strict=True)
     ]  # fmt: skip
+    grads, bounds = zip(*done, strict=True)
+    if all((bound is not None) == wanted for bound, wanted in zip(bounds, mask, strict=True)):
+        remember(form, bounds)
     return ConvGrads(*grads)
 
 

@@ -66,6 +66,9 @@ class Row:
     adds : callable
         ``adds(geometry, itemsize, channels_last)`` says whether ``run`` takes a last argument for ``grad_input``: whether to add
         to what ``out`` holds.
+    bind : callable or None
+        ``bind(geometry, *inputs, out)`` returns what ``run`` does with arrays that lie like these, none of them empty, as a
+        function ``run(out, *inputs)`` of their memory; for ``output`` it may be told no bias, and ``floor``.
     prepare : callable or None
         ``prepare(geometry, weight)`` makes of a `PreparedWeight` what ``run`` then takes in place of the weight.
     limits : callable
@@ -83,6 +86,7 @@ class Row:
     floors: bool = False
     channels_last: bool = False
     adds: Callable[[ConvGeometry, int, bool], bool] = lambda geometry, itemsize, channels_last: False
+    bind: Callable[..., Callable[..., None]] | None = None
     prepare: Callable[[ConvGeometry, PreparedWeight], None] | None = None
     limits: Callable[[ConvGeometry], str | None] = lambda geometry: None
 
@@ -163,6 +167,7 @@ def _row(
         scratch=functools.partial(algorithm.scratch_bytes, computes),
         floors=computes == "output",
         channels_last=True,
+        bind=functools.partial(algorithm.bind, computes),
         prepare=functools.partial(algorithm.prepare, computes) if computes in PREPARED else None,
         **more,
     )
@@ -204,7 +209,9 @@ TABLE = (
     _direct("output"),
     _direct("grad_input", adds=engine.adds_to),
     _direct("grad_weight"),
-    Row("grad_bias", "direct", engine.grad_bias, FAST, _sums_cost, _sums, channels_last=True),
+    Row(
+        "grad_bias", "direct", engine.grad_bias, FAST, _sums_cost, _sums, channels_last=True, bind=engine.bind_grad_bias
+    ),
     Row("output", "loops", _with_parameters(loops.output), FAST, _loops_cost, _parallel),
     Row("grad_input", "loops", _with_parameters(loops.grad_input), FAST, _loops_cost, _parallel),
     Row("grad_weight", "loops", _with_parameters(loops.grad_weight), FAST, _loops_cost, _parallel),

@@ -6,7 +6,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -91,6 +91,8 @@ class Program:
         Groups, lanes of a group, numbers for these, and zeros behind them, that sums begin with.
     packing : Packing or None
         None if the tasks take the weight as it lies, or each has panels of its own.
+    starts : dict
+        What sums begin with where there is no bias, by dtype and floor.
     """
 
     task: Task
@@ -102,15 +104,29 @@ class Program:
     source: Source
     start: tuple[int, int, int, int]
     packing: Packing | None = None
+    starts: dict[tuple[str, float], Array] = field(default_factory=dict, compare=False)
 
-    def prepared(self, x: Array, shape: Ints, channels_last: bool) -> Array:
+    def pixels(
+        self, out: Array, x: Array, weight: Array | PreparedWeight, bias: Array | None = None, floor: float = -math.inf
+    ) -> None:  # fmt: skip
+        """Compute equation (1) or (2) with flat arrays; what is less than the floor becomes that."""
+        factors = self.factors(weight)
+        self.run(self.prepared(x), factors, self.begin(bias, out.dtype, floor), out)
+
+    def weights(self, out: Array, grad_output: Array, x: Array) -> None:
+        """Compute equation (3) with flat arrays."""
+        panels = out if self.packing is None else buffer("panels", self.packing.panels, out.dtype)
+        self.run(self.prepared(x), grad_output, panels, self.begin(None, out.dtype))
+        if self.packing is not None:
+            self.packing.run(panels, out)
+
+    def prepared(self, x: Array) -> Array:
         """Return the input as the tasks take it: as it is, or packed as a whole."""
         if self.source.whole is None:
             return x
-        box, steps, left = self.source.whole
-        packed = buffer("image", box[0] * steps[0], x.dtype)
-        told = np.array((*shape, *steps_of_image(shape, channels_last), *left, *box, *steps), np.int64)
-        pack_image(box[0] * box[2] * box[3], told, NO_TABLE, x, packed, alone=packed.nbytes <= SERIAL_BYTES)
+        tasks, size, told = self.source.whole
+        packed = buffer("image", size, x.dtype)
+        pack_image(tasks, told, NO_TABLE, x, packed, alone=packed.nbytes <= SERIAL_BYTES)
         return packed
 
     def factors(self, weight: Array | PreparedWeight) -> Array:
@@ -119,9 +135,9 @@ class Program:
         if isinstance(weight, PreparedWeight):
             return weight.flat if packing is None else weight.panels(packing.key, packing.panels, packing.run)
         if packing is None:
-            return weight.reshape(-1)
+            return weight
         panels = buffer("panels", packing.panels, weight.dtype)
-        packing.run(weight.reshape(-1), panels)
+        packing.run(weight, panels)
         return panels
 
     def run(self, *arrays: Array) -> None:
@@ -130,7 +146,7 @@ class Program:
 
     def scratch_bytes(self, itemsize: int, threads: int = 0) -> int:
         """Count the scratch memory of a call: panels, the packed input, and a room for each of its workers."""
-        image = self.source.whole[0][0] * self.source.whole[1][0] if self.source.whole else 0
+        image = self.source.whole[1] if self.source.whole else 0
         workers = 1 if self.alone else min(threads or sharing(), self.tasks)
         panels = self.packing.panels if self.packing else 0
         return int(itemsize * (panels + image + workers * self.room))
@@ -141,11 +157,16 @@ class Program:
         Behind that are two floors, of what is stored: that of sums that are not done, and that of results.
         """
         groups, used, padded, zeros = self.start
-        start = buffer("start", groups * padded + zeros + 2, dtype)
-        start[:] = 0
-        start[-2:] = -math.inf, floor
-        if bias is not None:
-            start[: groups * padded].reshape(groups, padded)[:, :used] = bias.reshape(groups, used)
+        without = self.starts.get((dtype.char, floor))
+        if without is None:
+            without = np.zeros(groups * padded + zeros + 2, dtype)
+            without[-2:] = -math.inf, floor
+            self.starts[dtype.char, floor] = without
+        if bias is None:
+            return without
+        start = buffer("start", without.size, dtype)
+        start[:] = without
+        start[: groups * padded].reshape(groups, padded)[:, :used] = bias.reshape(groups, used)
         return start
 
 

@@ -353,8 +353,8 @@ class Source:
     """How the tasks find the input of a strip of (images, planes, rows, columns).
 
     If it ``packs``, the strip's part of the input is copied, with padding, into a ``box`` with distances ``box_steps``.  If
-    ``whole`` is given, (shape, steps, left) of the input with its padding, the input is first packed into that: several tasks
-    need each strip.
+    ``whole`` is given, the input with its padding is first packed as a whole, as several tasks need each strip: it holds the
+    tasks that this takes, the numbers that are written, and what `fastconv.kernels.pack.pack_image` is told.
     """
 
     strip: Ints
@@ -367,7 +367,7 @@ class Source:
     box: Ints
     box_steps: Ints
     slack: int
-    whole: tuple[Ints, Ints, Ints] | None
+    whole: tuple[int, int, Array] | None
 
     @property
     def strips(self) -> int:
@@ -417,11 +417,14 @@ def make_source(
 
     part = box(strip)
     counts = tuple(ceil_div(n, m) for n, m in zip(sizes, strip, strict=True))
-    steps, whole, lefts = steps_of_image(shape, channels_last), None, left
+    steps, lefts = steps_of_image(shape, channels_last), left
+    whole: tuple[int, int, Array] | None = None
     if packs and together:
         everything = box(sizes)
-        whole = (everything, steps_of_box(everything, last, itemsize), left)
-        shape, steps, left, packs = everything, whole[1], (0, 0, 0), False
+        inside = steps_of_box(everything, last, itemsize)
+        told = np.array((*shape, *steps, *left, *everything, *inside), np.int64)
+        whole = everything[0] * everything[2] * everything[3], everything[0] * inside[0], told
+        shape, steps, left, packs = everything, inside, (0, 0, 0), False
     return Source(
         strip, counts, shape, steps, left, step, packs, part, steps_of_box(part, last, itemsize), slack, whole, lefts
     )

@@ -34,6 +34,7 @@ FLOORS = (
     {"algorithm"},
     {"engine", "winograd"},
     {"plan"},
+    {"calls"},
     {"ops"},
     {"grad", "ladder"},
     {"nn"},

@@ -1,0 +1,119 @@
+"""Calls that come again: all that is known of one but its arrays, found by the form of its arguments.
+
+What a call is checked for before a kernel runs is its *form*: the types, dtypes, shapes and strides of its arrays, and its other
+arguments; never what the arrays hold.  So a call whose form has passed the checks passes them again, and what was found for it
+holds again: the row of the plan's table, its program, how the result lies.  To find that anew takes longer than a small layer.
+
+Only calls are remembered that read arrays as they lie and return a new one.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from . import plan
+from .arrays import Array, new_array
+from .geometry import ConvGeometry, is_exact
+from .prepared import PreparedWeight
+
+__all__ = ["Bound", "bind", "flat", "form_of", "recall", "remember"]
+
+MOST = 4096
+"""Calls that are remembered; with one more all are forgotten."""
+
+Form = tuple[Any, ...]
+
+_calls: dict[Form, Any] = {}
+_table = plan.TABLE
+"""The table from which the rows of these calls are."""
+
+
+def form_of(arrays: Sequence[Any], flags: tuple[Any, ...], values: tuple[Any, ...]) -> Form | None:
+    """Return what tells a call from others that are to be checked anew; None if this one is to be, whatever came before it.
+
+    Equal values need not be of equal types, as 1, 1.0 and True: flags have to be bools, values ints, strings or tuples of them.
+    """
+    if not is_exact(values):
+        return None
+    for flag in flags:
+        if type(flag) is not bool:
+            return None
+    form: list[Any] = [plan.get_precision(), flags, values]
+    for array in arrays:
+        kind = type(array)
+        if kind is np.ndarray and array.flags.behaved:
+            form += array.dtype, array.shape, array.strides
+        elif array is None:
+            form.append(None)
+        elif kind is PreparedWeight:
+            form += kind, array.dtype, array.shape
+        else:
+            return None
+    return tuple(form)
+
+
+def recall(form: Form | None) -> Any:
+    """Return what was remembered for a form; None if nothing was."""
+    return _calls.get(form) if form is not None and plan.TABLE is _table else None
+
+
+def remember(form: Form | None, call: Any) -> None:
+    """Remember a call that has passed all checks."""
+    global _table
+    if form is None:
+        return
+    if plan.TABLE is not _table or len(_calls) >= MOST:
+        _calls.clear()
+        _table = plan.TABLE
+    _calls[form] = call
+
+
+def flat(array: Any) -> Any:
+    """Return an operand of a remembered call as kernels take it: its memory, or a weight that was prepared."""
+    return array if type(array) is PreparedWeight else array.ravel("K")
+
+
+class Bound:
+    """A pass of which all is known but its arrays: called with flat ones, it returns a new array.
+
+    Parameters
+    ----------
+    computes : str
+        One of `fastconv.plan.PASSES`.
+    run : callable
+        ``run(out, *inputs)`` with flat arrays.
+    like : ndarray
+        What it returned once: other results have its dtype, shape and strides.
+    """
+
+    __slots__ = ("computes", "dtype", "run", "shape", "strides")
+
+    def __init__(self, computes: str, run: Callable[..., None], like: Array) -> None:
+        self.computes, self.run = computes, run
+        self.dtype, self.shape, self.strides = like.dtype, like.shape, like.strides
+
+    def __call__(self, *inputs: Any) -> Array:
+        """Compute the pass of flat arrays."""
+        memory, result = new_array(self.computes, self.shape, self.strides, self.dtype)
+        self.run(memory, *inputs)
+        return result
+
+
+def bind(
+    row: plan.Row, geometry: ConvGeometry, given: Sequence[Any], taken: Sequence[Any], written: Array, returned: Array,
+    floor: float | None = None,
+) -> Bound | None:  # fmt: skip
+    """Bind what a row has just done with the arrays that it was ``given``, and has ``taken`` as these; None if that cannot be.
+
+    It cannot where arrays had to be copied.
+    """
+    if row.bind is None or written.size == 0 or not np.may_share_memory(written, returned):
+        return None
+    if any(a is not b and not np.may_share_memory(a, b) for a, b in zip(given, taken, strict=True)):
+        return None
+    run = row.bind(geometry, *taken, written)
+    return Bound(row.computes, run if floor is None else functools.partial(run, floor=floor), returned)
