@@ -435,10 +435,14 @@ FUSED = {
     ),
     "shortcut with a stride": (
         (2, 9, 7, 8),
-        lambda dtype: [nn.Residual(
-            nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(9, 4, 3, stride=2, dtype=dtype)), nn.Conv2d(9, 4, 1, stride=2, dtype=dtype)
-        )],
-        ["its gradient is added to the body's in place"],
+        lambda dtype: [
+            nn.Residual(
+                nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(9, 4, 3, stride=2, dtype=dtype)),
+                nn.Conv2d(9, 4, 1, stride=2, dtype=dtype),
+            ),
+            nn.ReLU(),
+        ],
+        ["its gradient is added to the body's in place", "part of the Residual"],
     ),
     "sum of a convolution": (
         (2, 9, 6, 5), lambda dtype: [nn.Residual(nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(9, 9, 3, dtype=dtype)))],
