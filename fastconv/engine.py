@@ -21,7 +21,7 @@ from .algorithm import Algorithm
 from .arrays import Array
 from .geometry import ConvGeometry, ceil_div
 from .kernels.depthwise import correlate_depthwise, gather_depthwise
-from .kernels.direct import correlate, gather, gather_planes
+from .kernels.direct import correlate, gather, gather_planes, gather_taps
 from .kernels.pack import pack_panel, unpack_panel
 from .kernels.sums import sum_of_pixels, sums
 from .programs import (
@@ -246,7 +246,7 @@ def _planes_program(p: Pixels) -> Program:
     lane_count = p.channels // groups
     height = lane_count if lane_count in SHORT else ROWS
     width = SHORT.get(height, VECTORS) * lanes(itemsize)
-    strip = choose_strip(p.sizes, p.in_shape[1] * itemsize, MOST_PIXELS * VECTORS, p.tasks)
+    strip = _strip_of_planes(p)
     kinds = find_kinds(g.batch, axes, strip, (False,) * 3, by_output)
     source = make_source(p.in_shape, p.in_last, itemsize, g.batch, axes, strip, False, True, False, slack=2 * width)
     *_, rows_of_box, columns = source.box
@@ -278,6 +278,62 @@ def _planes_program(p: Pixels) -> Program:
     return Program(
         gather_planes, source.strips, lay_numbers(**numbers), tables.whole(), source.box_size + tiles * height * plane,
         p.tasks == 1, source, (groups, lane_count, lane_count, width),
+    )  # fmt: skip
+
+
+def _strip_of_planes(p: Pixels) -> Ints:
+    return choose_strip(p.sizes, p.in_shape[1] * p.itemsize, MOST_PIXELS * VECTORS, p.tasks)
+
+
+def _parts_pitch(p: Pixels, strip: Ints) -> int:
+    """Numbers of a part, that is of the input's rows that a strip meets: an odd number of lines, as in `steps_of_box`."""
+    *_, height, columns = p.in_shape
+    line = 64 // p.itemsize
+    pixels = max(min(height, strip[2] + p.axes[1].span) * columns, columns + lanes(p.itemsize))
+    return (ceil_div(pixels, line) | 1) * line
+
+
+def _by_taps(p: Pixels) -> bool:
+    """Say whether taps had better be the rows: with one channel as a row, a tile loads a vector for each multiplication.
+
+    Planes have to lie as such.  Parts are to stay in the second-level cache, and strips to share few of their rows.
+    """
+    if p.in_last or p.T == 1 or p.channels > p.g.groups or max(p.in_shape[2], p.out_shape[2], p.g.kernel[0]) > 1:
+        return False
+    strip = _strip_of_planes(p)
+    fits = filled(p.T) * _parts_pitch(p, strip) * p.itemsize <= STAGE_BYTES and p.axes[1].span <= strip[2]
+    return fits and strip[3] == p.sizes[3] and math.prod(p.in_shape[2:]) >= lanes(p.itemsize)
+
+
+def _taps_program(p: Pixels) -> Program:
+    """Rows are taps, lanes are pixels of the input."""
+    g, axes, itemsize, depth, groups = p.g, p.axes, p.itemsize, p.depth, p.g.groups
+    strip, width, down = _strip_of_planes(p), tile_width(itemsize), axes[1]
+    pitch = _parts_pitch(p, strip)
+    kinds = find_kinds(g.batch, axes, strip, (False,) * 3, by_output)
+    source = make_source(p.in_shape, False, itemsize, g.batch, axes, strip, False, False, False)
+    tables = Tables()
+    numbers = strip_numbers(source, kinds, tables, p.out_shape, steps_of_image(p.out_shape, p.out_last), p.out_step)
+    rows, k = fill_tiles(np.arange(p.T)), np.arange(depth)
+    first_run, runs = [0], []
+    for _, segments in kinds.all():
+        for phases, run in runs_of(segments):
+            met = tap_numbers(g, [tap for _, _, tap in run[1:]])
+            taps_at = tables.add([(n * pitch, y, x) for n, (_, (_, y), (_, x)) in met])
+            _, *firsts = (axis.phases[n].first for axis, n in zip(axes, phases, strict=True))
+            _, *extents = (b - a for a, b, _ in run[1:])
+            runs.append((taps_at, len(met), *firsts, *extents))
+        first_run.append(len(runs))
+    numbers |= {"runs_at": tables.add(first_run), "run_list_at": tables.add(runs)}
+    numbers |= {
+        "groups": groups, "group_step": depth * source.pitches[1], "weight_step": p.weight_steps[0], "depth": depth,
+        "pairs_at": tables.add(np.stack([k * p.weight_steps[2], k * source.pitches[1]], 1)), "rows_at": tables.add(rows),
+        "targets_at": tables.add(rows * pitch), "rows": rows.size, "pitch": pitch, "above": down.left,
+        "below": max(down.shifts),
+    }  # fmt: skip
+    return Program(
+        gather_taps, source.strips, lay_numbers(**numbers), tables.whole(), rows.size * pitch + strip[3], p.tasks == 1, source,
+        (groups, 1, 1, width),
     )  # fmt: skip
 
 
@@ -376,7 +432,7 @@ def _program(p: Pixels) -> Program:
     if is_depthwise(p.g):
         return _gather_depthwise_program(p)
     if lanes_are_pixels(p.g, p.stride, p.channels // p.g.groups, p.itemsize):
-        return _planes_program(p)
+        return _taps_program(p) if _by_taps(p) else _planes_program(p)
     return _gather_program(p)
 
 
@@ -589,7 +645,8 @@ def describe(computes: str, geometry: ConvGeometry, itemsize: int) -> str:
     used //= g.groups
     phases = ", phase by phase" if computes == "grad_input" and max(g.stride) > 1 else ""
     if lanes_are_pixels(g, step, used, itemsize):
-        return f"tiles of {what} times pixels, as so few ({used}) would leave most of {lanes(itemsize)} lanes empty{phases}"
+        rows = what if used > 1 else f"{what}, or taps,"
+        return f"tiles of {rows} times pixels, as so few ({used}) would leave most of {lanes(itemsize)} lanes empty{phases}"
     return f"tiles of pixels times {what}{phases}"
 
 

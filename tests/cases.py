@@ -182,6 +182,24 @@ SPECIAL = (
     ),
     *(simple(1, batch=2, channels=3, filters=17, size=n, kernel=k, padding=2) for k, n in ((3, 29), (5, 30), (7, 23))),
     simple(2, batch=1, channels=2, filters=2, size=(5, 150), kernel=3, padding=1),
+    # One channel of a group: planes that fill a vector or do not, taps of several phases, and rows that no tap leads into.
+    *(
+        simple(2, channels=1, filters=18, size=size, kernel=k, stride=s, padding=p)
+        for size, k, s, p in (
+            ((9, 20), 3, 1, 0),
+            ((8, 7), 3, 1, 1),
+            ((40, 3), (5, 2), 1, 2),
+            ((1, 33), (1, 4), 1, 0),
+            ((4, 5), 2, 2, 0),
+            ((11, 13), 3, 2, 1),
+            ((12, 18), 5, (2, 1), (0, 2)),
+            ((4, 4), 3, 1, 2),
+        )
+    ),
+    simple(2, channels=3, filters=15, size=(10, 9), kernel=3, dilation=(2, 1), padding=1, groups=3),
+    simple(2, channels=36, filters=2, size=(9, 14), kernel=(3, 5), dilation=2, padding=(2, 3), groups=2),
+    simple(2, batch=1, channels=20, filters=1, size=(4, 30), kernel=3, padding=((70, 50), (1, 0))),
+    simple(1, channels=20, filters=1, size=45, kernel=3, padding=1),
     # Numbers that 32 bits would not hold.
     simple(1, size=5, kernel=2, stride=2**31 - 1),
     simple(1, size=5, kernel=2, dilation=2**31 - 1, padding=((2**31 - 1, 2),), stride=2),
@@ -193,6 +211,11 @@ LARGE = (
     simple(2, batch=1, channels=520, filters=520, size=14, kernel=3, padding=1, groups=520),
     simple(2, batch=2, channels=20, filters=20, size=(31, 40), kernel=3, stride=(1, 2), padding=1, groups=20),
     simple(2, batch=3, channels=12, filters=140, size=(13, 6), kernel=3, padding=1, groups=2),
+    simple(2, batch=2, channels=1, filters=20, size=(70, 60), kernel=3, padding=((1, 0), (0, 1))),
+    simple(2, batch=1, channels=40, filters=1, size=(80, 50), kernel=5, padding=2),
+    simple(
+        2, batch=1, channels=220, filters=1, size=(91, 3), kernel=3, padding=1
+    ),  # the last strip's rows fill no vector
     simple(2, batch=1, channels=300, filters=20, size=7, kernel=3, padding=1),
     simple(2, batch=2, channels=140, filters=70, size=(9, 5), kernel=3, padding=1),
     simple(2, batch=3, channels=150, filters=20, size=(13, 10), kernel=(5, 5), padding=2),

@@ -1,10 +1,11 @@
 """Direct convolution on the register tiles.
 
-Three tasks serve all passes in which channels mix.  `gather` computes pixels: a row of the tile is an output pixel, its lanes
+Four tasks serve all passes in which channels mix.  `gather` computes pixels: a row of the tile is an output pixel, its lanes
 are a block of output channels, and the sum runs over pairs of an input channel and a tap; with the weight packed one way this
 is equation (1), with the other, phase by phase, it is equation (2).  `gather_planes` does the same for few output channels:
-they are the rows, and lanes are pixels.  `correlate` computes weights: a row is a pair of a channel and a tap, its lanes are a
-block of filters, and the sum runs over pixels: equation (3).  What is what is said by the tables that `fastconv.engine` makes.
+they are the rows, and lanes are pixels; `gather_taps` for one, where the rows are taps.  `correlate` computes weights: a row is
+a pair of a channel and a tap, its lanes are a block of filters, and the sum runs over pixels: equation (3).  What is what is
+said by the tables that `fastconv.engine` makes.
 
 The output's pixels are cut into strips, (images, planes, rows, columns), few enough that what they need of the input stays in
 the second-level cache.  Strips of one *kind* meet the padding alike, and share their tables: a kind is a list of *runs*, pixels
@@ -24,7 +25,7 @@ from ..simd import VECTORS, clear, compact, far_tile, lanes, outer_tile, short_t
 from ..tasks import task
 from .pack import five, four, pack_box, pack_depths, pack_strip, three, unpack_rows, unpack_strip
 
-__all__ = ["CORRELATE", "GATHER", "PLANES", "STRIPS", "correlate", "gather", "gather_planes"]
+__all__ = ["CORRELATE", "GATHER", "PLANES", "STRIPS", "TAPS", "correlate", "gather", "gather_planes", "gather_taps"]
 
 Array = np.ndarray[Any, Any]
 Ints = tuple[int, ...]
@@ -52,6 +53,12 @@ then what `pack_depths` takes."""
 PLANES = ("groups", "lane_count", "group_step", "height", "width", "plane", "weight_step")
 """Groups, channels of each, the distance in x of groups, rows and lanes of a tile, numbers of a plane in scratch, and the
 distance in the weight of groups."""
+
+TAPS = (
+    "groups", "group_step", "weight_step", "depth", "pairs_at", "rows_at", "targets_at", "rows", "pitch", "above", "below",
+)  # fmt: skip
+"""Groups, the distance in x and in the weight of groups, depths, where tables hold the pairs, rows and targets of tiles, how many
+rows these have, the distance of parts, and how many rows of the input above and below its own a strip meets."""
 
 CORRELATE = (
     "per_chunk", "parts", "groups", "lane_count", "pitch", "group_step", "depths", "depth", "taps", "each", "reads", "own",
@@ -201,6 +208,70 @@ def gather_planes(
                                 + y * out_step[1] * out_steps[3],
                                 out_step[2] * out_steps[4],
                             )  # fmt: skip
+
+
+@task
+def gather_taps(
+    task: int, room: Array, numbers: Array, tables: Array, x: Array, weight: Array, start: Array, out: Array
+) -> None:  # fmt: skip
+    """The same sums for one output channel of a group, with taps as rows and pixels of the input as lanes.
+
+    parts[tap, q] = sum over k of weight[g, k, tap] * x[g, k, q],
+    out[pixel, g] = start[g] + sum over taps of parts[tap, source of pixel + offset of tap].
+
+    Planes are read as they lie, and each number of them once; taps that lead out of a row are left out of the second sum.
+    """
+    groups, group_step, weight_step, depth, pairs_at, rows_at, targets_at, rows, pitch, above, below = (
+        numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3], numbers[OWN + 4], numbers[OWN + 5],
+        numbers[OWN + 6], numbers[OWN + 7], numbers[OWN + 8], numbers[OWN + 9], numbers[OWN + 10],
+    )  # fmt: skip
+    shape, steps, strip = five(numbers, 0), five(numbers, 5), four(numbers, 20)
+    out_shape, out_steps, out_step = five(numbers, 40), five(numbers, 45), three(numbers, 50)
+    n0, _, y0, _, kind = place_strip(task, numbers, tables)
+    n = lanes(out.itemsize)
+    width, H, W = VECTORS * n, shape[3], shape[4]
+    floor = start[groups + width + 1]
+    first, last = max(0, y0 - above), min(H, y0 + strip[2] + below)
+    last = max(last, min(H, first + (n + W - 1) // W))  # at least a vector, of which the plane has one
+    first = max(0, min(first, last - (n + W - 1) // W))
+    pixels, sums = (last - first) * W, rows * pitch
+    for b in range(min(strip[0], out_shape[0] - n0)):
+        for g in range(groups):
+            done = 0
+            while done < pixels:
+                valid = min(width, (pixels - done) // n * n)
+                at = done if valid > 0 else pixels - n  # the last vector overlaps
+                valid = max(valid, n)
+                outer_tile(
+                    x, (n0 + b) * steps[0] + g * group_step + first * W + at, tables, pairs_at, depth, weight, g * weight_step,
+                    rows_at, room, at, targets_at, rows, start, groups, groups + width, 0, valid,
+                )  # fmt: skip
+                done = at + valid
+            for run in range(tables[numbers[53] + kind], tables[numbers[53] + kind + 1]):
+                # A run is a phase: its taps, how many, its first pixel and how many along each axis.
+                at = numbers[54] + 6 * run
+                Y, X = tables[at + 4], tables[at + 5]
+                to = (n0 + b) * out_steps[0] + g * out_steps[1] + tables[at + 3] * out_steps[4]
+                for y in range(Y):
+                    clear(room, sums, sums + X)
+                    for tap in range(tables[at], tables[at] + 3 * tables[at + 1], 3):
+                        row, shift = y0 + y + tables[tap + 1], tables[tap + 2]
+                        if row >= 0 and row < H:
+                            left, right = max(0, -shift), min(X, W - shift)
+                            add_row(
+                                room, tables[tap] + (row - first) * W + left + shift, right - left, room, sums + left
+                            )  # fmt: skip
+                    spread_row(
+                        room, sums, X, start[g], floor, out,
+                        to + (out_step[1] * (y0 + y) + tables[at + 2]) * out_steps[3], out_step[2] * out_steps[4],
+                    )  # fmt: skip
+
+
+@kernel
+def add_row(row: Array, row_at: int, count: int, sums: Array, sums_at: int) -> None:
+    """sums[k] += row[k] for k < count."""
+    for k in range(count):
+        sums[unsigned(sums_at + k)] += row[unsigned(row_at + k)]
 
 
 @kernel
