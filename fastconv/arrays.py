@@ -242,17 +242,28 @@ class _Pool:
     def take(self, size: int) -> _Memory | None:
         """Take the memory of this size that was used last, which may still be in the cache; else any up to twice as large."""
         with self._busy:
-            if size not in self._free:
+            waiting = self._free.get(size)
+            if waiting is None:
                 size = min((known for known in self._free if size < known <= 2 * size), default=0)
-            return self._pop(size, -1) if size else None
+                return self._pop(size, -1) if size else None
+            memory = waiting.pop()
+            if not waiting:
+                del self._free[size]
+            self.size -= size
+            return memory
 
     def keep(self, memory: _Memory) -> None:
         """Keep memory for the next array, in place of what has been waiting for longest if it would be too much."""
-        if memory.size <= MOST_POOLED and self._busy.acquire(blocking=False):
-            while self.size + memory.size > MOST_POOLED:
+        size = memory.size
+        if size <= MOST_POOLED and self._busy.acquire(blocking=False):
+            while self.size + size > MOST_POOLED:
                 self._pop(next(iter(self._free)), 0)
-            self._free.setdefault(memory.size, []).append(memory)
-            self.size += memory.size
+            waiting = self._free.get(size)
+            if waiting is None:
+                self._free[size] = [memory]
+            else:
+                waiting.append(memory)
+            self.size += size
             self._busy.release()
 
     def clear(self) -> None:
@@ -277,6 +288,7 @@ class _Memory(np.ndarray[Any, Any]):
     view.
     """
 
+    __slots__ = ("thread",)  # without a dictionary it is made sooner
     thread: int
 
 
@@ -285,6 +297,8 @@ class _Lease(np.ndarray[Any, Any]):
 
     They may go in another thread, as under PyTorch, where threads of its own let go of what a forward pass has made.
     """
+
+    __slots__ = ()
 
     def __del__(self) -> None:
         memory = self.base
