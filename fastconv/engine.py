@@ -107,6 +107,9 @@ REPACKED = 64_000
 """Most numbers that tasks pack more than once between them: what one packs for all has to be waited for, and to pass from cache
 to cache."""
 
+ENOUGH_TASKS = 4
+"""Tasks that small layers may be content with, if each then packs what it needs of the input itself."""
+
 PACKED, SHARING = 20, 10_000
 """Numbers of a weight that are packed in the time of one of a tile's terms, and how many of these threads wait where they pack it
 together."""
@@ -483,6 +486,9 @@ def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_las
         if per_task == 1
         else 1
     )
+    packers = REPACKED // max(1, math.prod(g.input_shape)) + 1
+    if few and packers >= ENOUGH_TASKS:  # a few more would have to wait for what one packs for all
+        parts = min(parts, max(1, packers // blocks))
     depths = ceil_div(depth, parts)
     parts = ceil_div(depth, depths)
     wanted = ceil_div(count_tasks(g), blocks_of_tasks * parts)
