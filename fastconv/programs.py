@@ -15,7 +15,7 @@ from .arrays import Array
 from .geometry import ConvGeometry, ceil_div, phase_taps
 from .kernels.pack import pack_image
 from .prepared import PreparedWeight
-from .scratch import buffer
+from .scratch import aligned, buffer
 from .strips import TASKS, Axis, AxisPhase, Ints, Source, steps_of_image
 from .tasks import Task
 from .threads import sharing
@@ -159,7 +159,8 @@ class Program:
         groups, used, padded, zeros = self.start
         without = self.starts.get((dtype.char, floor))
         if without is None:
-            without = np.zeros(groups * padded + zeros + 2, dtype)
+            without = aligned(groups * padded + zeros + 2, dtype)
+            without[:] = 0
             without[-2:] = -math.inf, floor
             self.starts[dtype.char, floor] = without
         if bias is None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from .arrays import LINE, Array, empty, from_line
 
-__all__ = ["LARGEST_KEPT", "buffer", "release"]
+__all__ = ["LARGEST_KEPT", "aligned", "buffer", "release"]
 
 LARGEST_KEPT = 2**28
 """Bytes of a buffer that is kept for the next call; a larger one lives only as long as its call."""
@@ -37,13 +37,13 @@ def buffer(name: str, size: int, dtype: np.dtype[Any]) -> Array:
     if array is not None and array.size >= size:
         return array[:size]
     if size * dtype.itemsize > LARGEST_KEPT:
-        return _aligned(size, dtype)
+        return aligned(size, dtype)
     kept.pop((name, dtype.char), None)
-    kept[name, dtype.char] = array = _aligned(max(size, 1), dtype)
+    kept[name, dtype.char] = array = aligned(max(size, 1), dtype)
     return array[:size]
 
 
-def _aligned(size: int, dtype: np.dtype[Any]) -> Array:
+def aligned(size: int, dtype: np.dtype[Any]) -> Array:
     """Allocate numbers from the beginning of a cache line on: vectors then lie in one line each."""
     memory = empty("scratch memory", (size + LINE // dtype.itemsize,), dtype)
     return from_line(memory.view(np.uint8), size * dtype.itemsize).view(dtype)
