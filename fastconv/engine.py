@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from . import depthwise, planes
 from .algorithm import Algorithm
 from .arrays import Array
 from .geometry import ConvGeometry, ceil_div
-from .kernels.depthwise import correlate_depthwise, gather_depthwise
-from .kernels.direct import correlate, gather, gather_planes, gather_taps
+from .kernels.direct import correlate, gather
 from .kernels.pack import pack_panel, unpack_panel
 from .kernels.sums import sum_of_pixels, sums
+from .planes import lanes_are_pixels
 from .programs import (
     CHUNK_PIXELS,
     NO_TABLE,
@@ -38,18 +38,16 @@ from .programs import (
     memory_of,
     tap_numbers,
 )
-from .simd import ROWS, SHORT, SLIDES, TALL, TALLER, VECTORS, lanes
+from .simd import ROWS, lanes
 from .strips import (
     FEWEST_PIXELS,
     MOST_PIXELS,
     MOST_SUMMED,
-    STRIP_BYTES,
     TASKS,
     Ints,
     Kinds,
     Source,
     Tables,
-    Taps,
     by_output,
     by_tap,
     candidate_strips,
@@ -57,12 +55,10 @@ from .strips import (
     choose_strip,
     fill_tiles,
     filled,
-    find_kinds,
     grid_offsets,
     imbalance,
     lay_numbers,
     make_source,
-    panel_of_lines,
     panel_pitch,
     runs_of,
     steps_of_image,
@@ -91,18 +87,6 @@ PANELS_BYTES = 256 << 10
 """Most bytes of the panels that a task of dW sums up at once: as many blocks of filters use a strip of the input while it is in
 the cache."""
 
-BLOCK_BYTES = 1024
-"""Bytes of a pixel that a task of a depthwise convolution packs: what is turned over must fit a cache."""
-
-MOST_SLID = 1024
-"""Most pixels of a depthwise strip that is summed over as it lies: the sums of strips are added up apart."""
-
-PART_VECTORS = 4
-"""Fewest vectors of channels that a task of a depthwise convolution reads as they lie."""
-
-DEPTHWISE_PIXELS, DEPTHWISE_BYTES = 392, 392 << 10
-"""Most pixels of a depthwise strip, and bytes of a block of them: their box and the results share the second-level cache."""
-
 REPACKED = 64_000
 """Most numbers that tasks pack more than once between them: what one packs for all has to be waited for, and to pass from cache
 to cache."""
@@ -122,11 +106,6 @@ FIRST_PANEL = 16
 
 TILE_TERMS = 12
 """Terms that take as long as beginning and ending a tile."""
-
-
-def lanes_are_pixels(g: ConvGeometry, step: Ints, channels: int, itemsize: int) -> bool:
-    """Say whether a pass computes so few channels that pixels had better be the lanes."""
-    return not is_depthwise(g) and max(step) == 1 and 2 * channels <= lanes(itemsize)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -243,199 +222,11 @@ def _gather_program(p: Pixels) -> Program:
     )  # fmt: skip
 
 
-def _planes_program(p: Pixels) -> Program:
-    """Rows are channels, lanes are pixels."""
-    g, axes, itemsize, depth, groups = p.g, p.axes, p.itemsize, p.depth, p.g.groups
-    lane_count = p.channels // groups
-    height = lane_count if lane_count in SHORT else ROWS
-    width = SHORT.get(height, VECTORS) * lanes(itemsize)
-    strip = _strip_of_planes(p)
-    kinds = find_kinds(g.batch, axes, strip, (False,) * 3, by_output)
-    source = make_source(p.in_shape, p.in_last, itemsize, g.batch, axes, strip, False, True, False, slack=2 * width)
-    *_, rows_of_box, columns = source.box
-    plane = ceil_div((strip[1] * rows_of_box) * columns, width) * width + width
-    tables = Tables()
-    out_steps = steps_of_image(p.out_shape, p.out_last)
-    numbers = strip_numbers(source, kinds, tables, p.out_shape, out_steps, p.out_step)
-    lane_step = p.weight_steps[1]
-    tiles = ceil_div(lane_count, height)
-    rows_at = tables.add(fill_tiles(np.arange(lane_count) * lane_step, height))
-    targets_at = tables.add(np.arange(tiles * height) * plane)
-    first_run, runs = [0], []
-    for _, segments in kinds.all():
-        for phases, run in runs_of(segments):
-            met = tap_numbers(g, [tap for _, _, tap in run[1:]])
-            k = np.arange(depth)[:, None]
-            offsets = k * p.weight_steps[2] + np.array([n for n, _ in met], np.int64)
-            columns_of = k * source.pitches[1] + np.array([source.place(at) for _, at in met], np.int64)
-            pairs_at = tables.add(np.stack([offsets.reshape(-1), columns_of.reshape(-1)], 1))
-            firsts = (axis.phases[n].first for axis, n in zip(axes, phases, strict=True))
-            extents = (b - a for a, b, _ in run[1:])
-            runs.append((pairs_at, depth * len(met), rows_at, targets_at, *firsts, *extents))
-        first_run.append(len(runs))
-    numbers |= {"runs_at": tables.add(first_run), "run_list_at": tables.add(runs)}
-    numbers |= {
-        "groups": groups, "lane_count": lane_count, "group_step": depth * source.pitches[1], "height": height,
-        "width": width, "plane": plane, "weight_step": p.weight_steps[0],
-    }  # fmt: skip
-    return Program(
-        gather_planes, source.strips, lay_numbers(**numbers), tables.whole(), source.box_size + tiles * height * plane,
-        p.tasks == 1, source, (groups, lane_count, lane_count, width),
-    )  # fmt: skip
-
-
-def _strip_of_planes(p: Pixels) -> Ints:
-    return choose_strip(p.sizes, p.in_shape[1] * p.itemsize, MOST_PIXELS * VECTORS, p.tasks)
-
-
-def _parts_pitch(p: Pixels, strip: Ints) -> int:
-    """Numbers of a part, that is of the input's rows that a strip meets: an odd number of lines, as in `steps_of_box`."""
-    *_, height, columns = p.in_shape
-    line = 64 // p.itemsize
-    pixels = max(min(height, strip[2] + p.axes[1].span) * columns, columns + lanes(p.itemsize))
-    return (ceil_div(pixels, line) | 1) * line
-
-
-def _by_taps(p: Pixels) -> bool:
-    """Say whether taps had better be the rows: with one channel as a row, a tile loads a vector for each multiplication.
-
-    Planes have to lie as such.  Parts are to stay in the second-level cache, and strips to share few of their rows.
-    """
-    if p.in_last or p.T == 1 or p.channels > p.g.groups or max(p.in_shape[2], p.out_shape[2], p.g.kernel[0]) > 1:
-        return False
-    strip = _strip_of_planes(p)
-    fits = filled(p.T) * _parts_pitch(p, strip) * p.itemsize <= STAGE_BYTES and p.axes[1].span <= strip[2]
-    return fits and strip[3] == p.sizes[3] and math.prod(p.in_shape[2:]) >= lanes(p.itemsize)
-
-
-def _taps_program(p: Pixels) -> Program:
-    """Rows are taps, lanes are pixels of the input."""
-    g, axes, itemsize, depth, groups = p.g, p.axes, p.itemsize, p.depth, p.g.groups
-    strip, width, down = _strip_of_planes(p), tile_width(itemsize), axes[1]
-    pitch = _parts_pitch(p, strip)
-    kinds = find_kinds(g.batch, axes, strip, (False,) * 3, by_output)
-    source = make_source(p.in_shape, False, itemsize, g.batch, axes, strip, False, False, False)
-    tables = Tables()
-    numbers = strip_numbers(source, kinds, tables, p.out_shape, steps_of_image(p.out_shape, p.out_last), p.out_step)
-    rows, k = fill_tiles(np.arange(p.T)), np.arange(depth)
-    first_run, runs = [0], []
-    for _, segments in kinds.all():
-        for phases, run in runs_of(segments):
-            met = tap_numbers(g, [tap for _, _, tap in run[1:]])
-            taps_at = tables.add([(n * pitch, y, x) for n, (_, (_, y), (_, x)) in met])
-            _, *firsts = (axis.phases[n].first for axis, n in zip(axes, phases, strict=True))
-            _, *extents = (b - a for a, b, _ in run[1:])
-            runs.append((taps_at, len(met), *firsts, *extents))
-        first_run.append(len(runs))
-    numbers |= {"runs_at": tables.add(first_run), "run_list_at": tables.add(runs)}
-    numbers |= {
-        "groups": groups, "group_step": depth * source.pitches[1], "weight_step": p.weight_steps[0], "depth": depth,
-        "pairs_at": tables.add(np.stack([k * p.weight_steps[2], k * source.pitches[1]], 1)), "rows_at": tables.add(rows),
-        "targets_at": tables.add(rows * pitch), "rows": rows.size, "pitch": pitch, "above": down.left,
-        "below": max(down.shifts),
-    }  # fmt: skip
-    return Program(
-        gather_taps, source.strips, lay_numbers(**numbers), tables.whole(), rows.size * pitch + strip[3], p.tasks == 1, source,
-        (groups, 1, 1, width),
-    )  # fmt: skip
-
-
-def _neighbours(taps: Taps, distance: int) -> bool:
-    """Say whether taps along an axis lead to inputs at a distance of each other."""
-    return all(b - a == distance for (_, a), (_, b) in itertools.pairwise(taps))
-
-
-def _slide(taps: Sequence[Taps], step: Ints) -> tuple[int, int, int]:
-    """Choose the tile that slides over lines of these taps: its taps in a row, stride and rows of outputs."""
-    _, above, beside = taps
-    each = len(beside)
-    if each < 2 or (each, step[2]) not in SLIDES or not _neighbours(beside, 1):
-        return 1, 1, 1
-    tall = (each, step[2], TALL) in TALLER and len(above) == each and _neighbours(above, step[1])
-    return each, step[2], TALL if tall else 1
-
-
-def _lines(taps: Sequence[Taps], each: int, source: Source) -> list[list[int]]:
-    """List how far each line of ``each`` taps leads along each axis."""
-    return [
-        [shift * pitch for (_, shift), pitch in zip(along, source.pitches[2:], strict=True)]
-        for along in list(itertools.product(*taps))[::each]
-    ]
-
-
-def _parts(tasks: int, strips: int, channels: int, itemsize: int) -> int:
-    """Count the parts of the channels that are read as they lie, so that there are enough tasks."""
-    return max(1, min(ceil_div(tasks, max(1, strips)), channels // (PART_VECTORS * lanes(itemsize))))
-
-
-def _block(channels: int, itemsize: int) -> tuple[int, int]:
-    """Channels of a block that is packed, whole vectors in blocks of about one size, and most pixels of a strip."""
-    blocks = ceil_div(channels * itemsize, BLOCK_BYTES)
-    width = whole_lanes(ceil_div(channels, blocks), itemsize)
-    return width, min(DEPTHWISE_PIXELS, DEPTHWISE_BYTES // (width * itemsize))
-
-
-def _vector_by_vector(source: Source) -> Source:
-    """Let the vectors of channels of a box lie one behind the other, an odd number of lines apart."""
-    image, _, *steps = steps_of_image(source.box, True)
-    line = source.box[1]
-    return dataclasses.replace(source, box_steps=(image, (source.box[0] * image // line | 1) * line, *steps))
-
-
-def _gather_depthwise_program(p: Pixels) -> Program:
-    """Lanes are channels, which do not mix."""
-    g, axes, itemsize, T = p.g, p.axes, p.itemsize, p.T
-    reads = p.in_last and p.out_last and p.channels >= lanes(itemsize)
-    if reads:
-        # Phases write between each other's pixels, which are to stay in the second-level cache meanwhile.  With one, only the
-        # rows that a tile slides along are: strips are long, as they read rows that others read, too.
-        between = math.prod(p.out_step)
-        strip_bytes = p.channels * itemsize * (math.prod(p.stride) + between)
-        strip = choose_strip(p.sizes, strip_bytes if between > 1 else ceil_div(strip_bytes, 8), STRIP_BYTES, p.tasks)
-        strips = math.prod(ceil_div(n, m) for n, m in zip(p.sizes, strip, strict=True))
-        parts = _parts(p.tasks, strips, p.channels, itemsize)
-        width = panel_of_lines(p.channels, itemsize)
-    else:
-        width, most = _block(p.channels, itemsize)
-        parts = ceil_div(p.channels, width)
-        strip = choose_strip(p.sizes, width * itemsize * math.prod(p.stride), most, p.tasks)
-    kinds = find_kinds(g.batch, axes, strip, (False,) * 3, by_output)
-    source = make_source(
-        p.in_shape, p.in_last, itemsize, g.batch, axes, strip, True, not reads, False, channels=lanes(itemsize)
-    )
-    source = _vector_by_vector(source)
-    tables = Tables()
-    boxes = 0 if reads else width // lanes(itemsize) * source.box_steps[1]
-    numbers = strip_numbers(source, kinds, tables, p.out_shape, steps_of_image(p.out_shape, p.out_last), p.out_step)
-    rows, runs, term = np.full(T, -1, np.int64), [], 0
-    for phases in itertools.product(*(axis.phases for axis in axes)):
-        taps = tuple(phase.taps for phase in phases)
-        each, stride, height = _slide(taps, p.stride)
-        met = tap_numbers(g, taps)
-        rows[[n for n, _ in met]] = term + np.arange(len(met))
-        lines = _lines(taps, each, source)
-        runs.append((
-            *(phase.count for phase in phases), *(phase.first for phase in phases), each, stride, height, len(lines),
-            tables.add(lines), term,
-        ))  # fmt: skip
-        term += len(met)
-    rows[rows < 0] = term + np.arange(T - term)  # taps that no phase meets
-    numbers |= {"box_size": boxes, "runs_at": tables.add(runs), "run_list_at": 0}
-    numbers |= {"channels": p.channels, "width": width, "taps": T, "phases": len(runs), "parts": parts, "reads": reads}
-    panels = 1 if reads else parts
-    told = (width, 1, 1, T, p.channels, *p.weight_steps, math.prod(g.weight_shape))
-    return Program(
-        gather_depthwise, source.strips * parts, lay_numbers(**numbers), tables.whole(),
-        0 if reads else boxes + strip[0] * p.scratch_steps(strip, width)[0], p.tasks == 1, source,
-        (1, p.channels, panels * width, 0), Packing(pack_panel, panels, np.array(told, np.int64), rows, panels * T * width),
-    )  # fmt: skip
-
-
 def _program(p: Pixels) -> Program:
     if is_depthwise(p.g):
-        return _gather_depthwise_program(p)
+        return depthwise.pixels_program(p)
     if lanes_are_pixels(p.g, p.stride, p.channels // p.g.groups, p.itemsize):
-        return _taps_program(p) if _by_taps(p) else _planes_program(p)
+        return planes.pixels_program(p)
     return _gather_program(p)
 
 
@@ -556,58 +347,8 @@ def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_las
     )  # fmt: skip
 
 
-def _correlate_depthwise_program(
-    g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: bool, itemsize: int
-) -> Program:
-    """Lanes are channels, which do not mix."""
-    axes, T, channels = forward_axes(g), math.prod(g.kernel), g.channels
-    tasks, pixels = count_tasks(g), g.batch * math.prod(g.output)
-    reads = x_last and grad_last and channels >= lanes(itemsize)
-    sizes, lane_bytes = (g.batch, *g.output), itemsize * math.prod(g.stride)
-    if reads:
-        strip = choose_strip(sizes, ceil_div(channels * lane_bytes, 4), MOST_SLID, tasks)
-        parts = _parts(tasks, pixels // CHUNK_PIXELS, channels, itemsize)
-        width = panel_of_lines(channels, itemsize)
-    else:
-        width, most = _block(channels, itemsize)
-        parts = ceil_div(channels, width)
-        strip = choose_strip(sizes, width * lane_bytes, most, tasks)
-    if per_sample:
-        strip = (1, *strip[1:])
-    counts = [ceil_div(n, m) for n, m in zip(sizes, strip, strict=True)]
-    chunks, per_chunk = choose_chunks(
-        math.prod(counts), math.prod(counts[1:]), pixels, g.batch, ceil_div(tasks, parts), per_sample
-    )  # fmt: skip
-    kinds = find_kinds(g.batch, axes, strip, (False,) * 3, by_tap)
-    source = make_source(
-        g.input_shape, x_last, itemsize, g.batch, axes, strip, True, not reads, False, channels=lanes(itemsize)
-    )
-    source = _vector_by_vector(source)
-    tables = Tables()
-    numbers = strip_numbers(source, kinds, tables, g.output_shape, steps_of_image(g.output_shape, grad_last), (1, 1, 1))
-    taps = tuple(axis.phases[0].taps for axis in axes)
-    row_taps, stride, height = _slide(taps, g.stride)
-    lines = _lines(taps, row_taps, source)
-    panels = 1 if reads else parts
-    boxes = 0 if reads else width // lanes(itemsize) * source.box_steps[1]
-    sums_at = boxes + (0 if reads else math.prod(strip) * width)
-    numbers |= {"box_size": boxes, "runs_at": 0, "run_list_at": 0}
-    numbers |= {
-        "channels": channels, "width": width, "taps": T, "parts": parts, "reads": reads, "per_chunk": per_chunk,
-        "each": panels * T * width, "row_taps": row_taps, "stride": stride, "height": height, "lines": len(lines),
-        "lines_at": tables.add(lines), "sums_at": sums_at,
-    }  # fmt: skip
-    sums_of, units = (1, chunks) if per_sample else (chunks, 1)
-    told = np.array((sums_of, panels * T * width, channels, T, width), np.int64)
-    return Program(
-        correlate_depthwise, chunks * parts, lay_numbers(**numbers), tables.whole(), sums_at + T * width, tasks == 1, source,
-        (1, 0, 0, 0),
-        Packing(unpack_panel, units * ceil_div(channels, lanes(itemsize)), told, np.arange(T), chunks * panels * T * width),
-    )  # fmt: skip
-
-
 def _weights_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: bool, itemsize: int) -> Program:
-    make = _correlate_depthwise_program if is_depthwise(g) else _correlate_program
+    make = depthwise.weights_program if is_depthwise(g) else _correlate_program
     return make(g, per_sample, x_last, grad_last, itemsize)
 
 

@@ -31,7 +31,7 @@ FLOORS = (
     {"reference", "kernels", "padding"},
     {"strips", "prepared"},
     {"programs"},
-    {"algorithm"},
+    {"algorithm", "depthwise", "planes"},
     {"engine", "winograd"},
     {"plan"},
     {"calls"},

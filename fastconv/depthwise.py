@@ -1,0 +1,189 @@
+"""Depthwise convolution, between the plan and the kernels: channels do not mix, so they are the lanes.
+
+`fastconv.engine` does the same where they do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from .geometry import ConvGeometry, ceil_div
+from .kernels.depthwise import correlate_depthwise, gather_depthwise
+from .kernels.pack import pack_panel, unpack_panel
+from .programs import CHUNK_PIXELS, Packing, Pixels, Program, choose_chunks, count_tasks, forward_axes, tap_numbers
+from .simd import SLIDES, TALL, TALLER, lanes
+from .strips import (
+    STRIP_BYTES,
+    Ints,
+    Source,
+    Tables,
+    Taps,
+    by_output,
+    by_tap,
+    choose_strip,
+    find_kinds,
+    lay_numbers,
+    make_source,
+    panel_of_lines,
+    steps_of_image,
+    strip_numbers,
+    whole_lanes,
+)
+
+__all__ = ["pixels_program", "weights_program"]
+
+BLOCK_BYTES = 1024
+"""Bytes of a pixel that a task of a depthwise convolution packs: what is turned over must fit a cache."""
+
+MOST_SLID = 1024
+"""Most pixels of a depthwise strip that is summed over as it lies: the sums of strips are added up apart."""
+
+PART_VECTORS = 4
+"""Fewest vectors of channels that a task of a depthwise convolution reads as they lie."""
+
+DEPTHWISE_PIXELS, DEPTHWISE_BYTES = 392, 392 << 10
+"""Most pixels of a depthwise strip, and bytes of a block of them: their box and the results share the second-level cache."""
+
+
+def _neighbours(taps: Taps, distance: int) -> bool:
+    """Say whether taps along an axis lead to inputs at a distance of each other."""
+    return all(b - a == distance for (_, a), (_, b) in itertools.pairwise(taps))
+
+
+def _slide(taps: Sequence[Taps], step: Ints) -> tuple[int, int, int]:
+    """Choose the tile that slides over lines of these taps: its taps in a row, stride and rows of outputs."""
+    _, above, beside = taps
+    each = len(beside)
+    if each < 2 or (each, step[2]) not in SLIDES or not _neighbours(beside, 1):
+        return 1, 1, 1
+    tall = (each, step[2], TALL) in TALLER and len(above) == each and _neighbours(above, step[1])
+    return each, step[2], TALL if tall else 1
+
+
+def _lines(taps: Sequence[Taps], each: int, source: Source) -> list[list[int]]:
+    """List how far each line of ``each`` taps leads along each axis."""
+    return [
+        [shift * pitch for (_, shift), pitch in zip(along, source.pitches[2:], strict=True)]
+        for along in list(itertools.product(*taps))[::each]
+    ]
+
+
+def _parts(tasks: int, strips: int, channels: int, itemsize: int) -> int:
+    """Count the parts of the channels that are read as they lie, so that there are enough tasks."""
+    return max(1, min(ceil_div(tasks, max(1, strips)), channels // (PART_VECTORS * lanes(itemsize))))
+
+
+def _block(channels: int, itemsize: int) -> tuple[int, int]:
+    """Channels of a block that is packed, whole vectors in blocks of about one size, and most pixels of a strip."""
+    blocks = ceil_div(channels * itemsize, BLOCK_BYTES)
+    width = whole_lanes(ceil_div(channels, blocks), itemsize)
+    return width, min(DEPTHWISE_PIXELS, DEPTHWISE_BYTES // (width * itemsize))
+
+
+def _vector_by_vector(source: Source) -> Source:
+    """Let the vectors of channels of a box lie one behind the other, an odd number of lines apart."""
+    image, _, *steps = steps_of_image(source.box, True)
+    line = source.box[1]
+    return dataclasses.replace(source, box_steps=(image, (source.box[0] * image // line | 1) * line, *steps))
+
+
+def pixels_program(p: Pixels) -> Program:
+    """Lanes are channels, which do not mix."""
+    g, axes, itemsize, T = p.g, p.axes, p.itemsize, p.T
+    reads = p.in_last and p.out_last and p.channels >= lanes(itemsize)
+    if reads:
+        # Phases write between each other's pixels, which are to stay in the second-level cache meanwhile.  With one, only the
+        # rows that a tile slides along are: strips are long, as they read rows that others read, too.
+        between = math.prod(p.out_step)
+        strip_bytes = p.channels * itemsize * (math.prod(p.stride) + between)
+        strip = choose_strip(p.sizes, strip_bytes if between > 1 else ceil_div(strip_bytes, 8), STRIP_BYTES, p.tasks)
+        strips = math.prod(ceil_div(n, m) for n, m in zip(p.sizes, strip, strict=True))
+        parts = _parts(p.tasks, strips, p.channels, itemsize)
+        width = panel_of_lines(p.channels, itemsize)
+    else:
+        width, most = _block(p.channels, itemsize)
+        parts = ceil_div(p.channels, width)
+        strip = choose_strip(p.sizes, width * itemsize * math.prod(p.stride), most, p.tasks)
+    kinds = find_kinds(g.batch, axes, strip, (False,) * 3, by_output)
+    source = make_source(
+        p.in_shape, p.in_last, itemsize, g.batch, axes, strip, True, not reads, False, channels=lanes(itemsize)
+    )
+    source = _vector_by_vector(source)
+    tables = Tables()
+    boxes = 0 if reads else width // lanes(itemsize) * source.box_steps[1]
+    numbers = strip_numbers(source, kinds, tables, p.out_shape, steps_of_image(p.out_shape, p.out_last), p.out_step)
+    rows, runs, term = np.full(T, -1, np.int64), [], 0
+    for phases in itertools.product(*(axis.phases for axis in axes)):
+        taps = tuple(phase.taps for phase in phases)
+        each, stride, height = _slide(taps, p.stride)
+        met = tap_numbers(g, taps)
+        rows[[n for n, _ in met]] = term + np.arange(len(met))
+        lines = _lines(taps, each, source)
+        runs.append((
+            *(phase.count for phase in phases), *(phase.first for phase in phases), each, stride, height, len(lines),
+            tables.add(lines), term,
+        ))  # fmt: skip
+        term += len(met)
+    rows[rows < 0] = term + np.arange(T - term)  # taps that no phase meets
+    numbers |= {"box_size": boxes, "runs_at": tables.add(runs), "run_list_at": 0}
+    numbers |= {"channels": p.channels, "width": width, "taps": T, "phases": len(runs), "parts": parts, "reads": reads}
+    panels = 1 if reads else parts
+    told = (width, 1, 1, T, p.channels, *p.weight_steps, math.prod(g.weight_shape))
+    return Program(
+        gather_depthwise, source.strips * parts, lay_numbers(**numbers), tables.whole(),
+        0 if reads else boxes + strip[0] * p.scratch_steps(strip, width)[0], p.tasks == 1, source,
+        (1, p.channels, panels * width, 0), Packing(pack_panel, panels, np.array(told, np.int64), rows, panels * T * width),
+    )  # fmt: skip
+
+
+def weights_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: bool, itemsize: int) -> Program:
+    """Lanes are channels, which do not mix."""
+    axes, T, channels = forward_axes(g), math.prod(g.kernel), g.channels
+    tasks, pixels = count_tasks(g), g.batch * math.prod(g.output)
+    reads = x_last and grad_last and channels >= lanes(itemsize)
+    sizes, lane_bytes = (g.batch, *g.output), itemsize * math.prod(g.stride)
+    if reads:
+        strip = choose_strip(sizes, ceil_div(channels * lane_bytes, 4), MOST_SLID, tasks)
+        parts = _parts(tasks, pixels // CHUNK_PIXELS, channels, itemsize)
+        width = panel_of_lines(channels, itemsize)
+    else:
+        width, most = _block(channels, itemsize)
+        parts = ceil_div(channels, width)
+        strip = choose_strip(sizes, width * lane_bytes, most, tasks)
+    if per_sample:
+        strip = (1, *strip[1:])
+    counts = [ceil_div(n, m) for n, m in zip(sizes, strip, strict=True)]
+    chunks, per_chunk = choose_chunks(
+        math.prod(counts), math.prod(counts[1:]), pixels, g.batch, ceil_div(tasks, parts), per_sample
+    )  # fmt: skip
+    kinds = find_kinds(g.batch, axes, strip, (False,) * 3, by_tap)
+    source = make_source(
+        g.input_shape, x_last, itemsize, g.batch, axes, strip, True, not reads, False, channels=lanes(itemsize)
+    )
+    source = _vector_by_vector(source)
+    tables = Tables()
+    numbers = strip_numbers(source, kinds, tables, g.output_shape, steps_of_image(g.output_shape, grad_last), (1, 1, 1))
+    taps = tuple(axis.phases[0].taps for axis in axes)
+    row_taps, stride, height = _slide(taps, g.stride)
+    lines = _lines(taps, row_taps, source)
+    panels = 1 if reads else parts
+    boxes = 0 if reads else width // lanes(itemsize) * source.box_steps[1]
+    sums_at = boxes + (0 if reads else math.prod(strip) * width)
+    numbers |= {"box_size": boxes, "runs_at": 0, "run_list_at": 0}
+    numbers |= {
+        "channels": channels, "width": width, "taps": T, "parts": parts, "reads": reads, "per_chunk": per_chunk,
+        "each": panels * T * width, "row_taps": row_taps, "stride": stride, "height": height, "lines": len(lines),
+        "lines_at": tables.add(lines), "sums_at": sums_at,
+    }  # fmt: skip
+    sums_of, units = (1, chunks) if per_sample else (chunks, 1)
+    told = np.array((sums_of, panels * T * width, channels, T, width), np.int64)
+    return Program(
+        correlate_depthwise, chunks * parts, lay_numbers(**numbers), tables.whole(), sums_at + T * width, tasks == 1, source,
+        (1, 0, 0, 0),
+        Packing(unpack_panel, units * ceil_div(channels, lanes(itemsize)), told, np.arange(T), chunks * panels * T * width),
+    )  # fmt: skip
