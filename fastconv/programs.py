@@ -184,7 +184,7 @@ class Pixels:
     """What equations (1) and (2) have in common: a pass that computes pixels of ``channels`` from sums of ``depth``.
 
     ``weight_steps`` are the distances of groups, lanes and depths in the weight; if it is ``prepared``, its panels are kept from
-    call to call.  If it ``adds``, the sums are added to what is there.
+    call to call.  If it ``adds``, the sums are added to what is there.  Equation (2) is ``transposed``.
     """
 
     g: ConvGeometry
@@ -200,6 +200,7 @@ class Pixels:
     itemsize: int
     prepared: bool = False
     adds: bool = False
+    transposed: bool = False
 
     @property
     def T(self) -> int:
@@ -279,7 +280,7 @@ def grad_input_pixels(
     channels = g.channels // (1 if is_depthwise(g) else g.groups)
     return Pixels(
         g, tuple(axes), g.output_shape, grad_last, g.input_shape, out_last, g.stride, g.channels, depth,
-        (depth * channels * T, T, channels * T), itemsize, prepared, adds,
+        (depth * channels * T, T, channels * T), itemsize, prepared, adds, True,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,8 @@ import numpy as np
 
 from .algorithm import Algorithm
 from .arrays import Array
-from .cook_toom import can_be_cut, points_of, slots, tile_of
-from .geometry import ConvGeometry, ceil_div
+from .cook_toom import KERNELS, Filter, slots
+from .geometry import ConvGeometry, ceil_div, tap_range
 from .kernels import winograd as kernels
 from .kernels.pack import unpack_panel
 from .programs import (
@@ -36,6 +37,7 @@ from .simd import lanes
 from .strips import (
     TASKS,
     Axis,
+    AxisPhase,
     Ints,
     Kinds,
     Source,
@@ -79,6 +81,18 @@ TILE_TERMS, READING, INPUT, OUTPUT, EVALUATION = 12, 2.8, 2.8, 2.75, 6.7
 """Time, in that of one multiplication of vectors, beside the multiplications: to begin and end a tile; to read a vector of the
 weight at a point for a strip; and for each vector that is written where the input, the products or the weight are evaluated."""
 
+PHASES = 2
+"""What a vector of the input takes in proportion where it has phases: a row of tiles does not stay in the first-level cache."""
+
+PHASES_BYTES, CROWDED = 5 << 18, 1.12
+"""Bytes of the values of all phases that still share the second-level cache with others, and what it takes where they do not."""
+
+WRITTEN_APART = 1.1
+"""What equation (2) takes in proportion where neighbouring pixels are of different phases: its sums are short, and many."""
+
+FEW_TASKS = 4
+"""Tasks to cut such a pass into at least: each part of the blocks evaluates the input anew."""
+
 ALONG_ONE_AXIS = 1.2
 """What rows and columns alone take in proportion to the estimate: they have few products for what has to be evaluated."""
 
@@ -95,14 +109,12 @@ REEVALUATED = 40_000
 def objection(g: ConvGeometry) -> str | None:
     """Say why Winograd's algorithm is not for a geometry; None if it is."""
     g = g.volume
-    if (
-        g.kernel[0] > 1
-        or not can_be_cut(*g.kernel[1:])
-        or max(g.stride) > 1
-        or max(g.dilation[1:]) > 1
-        or g.padding[0] != (0, 0)
-    ):
-        return "it computes kernels of 1, 3, 5 or 7 rows and columns, but not 7 of both, with stride 1 and dilation 1"
+    filters = tuple(map(Filter, g.kernel[1:], g.stride[1:]))
+    if g.kernel[0] * g.stride[0] > 1 or filters not in KERNELS or max(g.dilation[1:]) > 1 or g.padding[0] != (0, 0):
+        return (
+            "it computes kernels of 1, 3, 5 or 7 rows and columns, but not 7 of both, with stride 1, and 3x3 with stride 2, with "
+            "dilation 1"
+        )
     if is_depthwise(g):
         return "channels do not mix, so there is no matrix product"
     return None
@@ -114,72 +126,172 @@ def objection(g: ConvGeometry) -> str | None:
 
 
 @dataclass(frozen=True)
-class Form:
-    """Tiles for a kernel of so many taps down its columns and across its rows.
+class Side:
+    """What a tile has along (columns, rows) of what is read or made: ``steps`` times its outputs and ``more``.
 
-    >>> Form(5, 3).points, Form(5, 3).tile
-    ((6, 6), (2, 4))
+    ``points`` holds for each of its values the number of its point, ``weights`` that of the weight it is multiplied with.
     """
 
-    down: int
-    across: int
+    steps: tuple[int, int]
+    more: tuple[int, int]
+    points: tuple[Ints, Ints]
+    weights: tuple[Ints, Ints]
+
+    @property
+    def values(self) -> tuple[int, int]:
+        """Values along (columns, rows)."""
+        return len(self.points[0]), len(self.points[1])
+
+    @property
+    def planes(self) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+        """The points and the weights, along (columns, rows), of each of all values."""
+        along = (zip(points, weights, strict=True) for points, weights in zip(self.points, self.weights, strict=True))
+        return [((y[0], x[0]), (y[1], x[1])) for y, x in itertools.product(*along)]
+
+
+def side_of(*filters: Filter) -> Side:
+    """Return what a tile has of the strided side of filters down and across a kernel."""
+    points, weights = (tuple(tuple(value[n] for value in f.values) for f in filters) for n in (0, 1))
+    steps, more = (filters[0].stride, filters[1].stride), (filters[0].more, filters[1].more)
+    return Side(steps, more, (points[0], points[1]), (weights[0], weights[1]))
+
+
+@dataclass(frozen=True)
+class Form:
+    """Tiles of (rows, columns) of outputs for filters down and across a kernel.
+
+    If it is ``transposed``, for equation (2), pixels are what is strided.
+
+    >>> Form(Filter(5), Filter(3), (2, 4)).points
+    (6, 6)
+    >>> Form(Filter(3, 2), Filter(3, 2), (5, 5)).read.values
+    (11, 11)
+    """
+
+    down: Filter
+    across: Filter
+    tile: tuple[int, int]
+    transposed: bool = False
+
+    @property
+    def number(self) -> int:
+        """Number of the kernel."""
+        return KERNELS.index((self.down, self.across))
+
+    @property
+    def taps(self) -> tuple[int, int]:
+        """Taps along (columns, rows)."""
+        return self.down.taps, self.across.taps
 
     @property
     def terms(self) -> int:
         """Taps of the kernel."""
-        return self.down * self.across
+        return math.prod(self.taps)
 
     @property
     def points(self) -> tuple[int, int]:
         """Points along (columns, rows)."""
-        return points_of(self.down), points_of(self.across)
+        return self.down.points, self.across.points
 
     @property
-    def tile(self) -> tuple[int, int]:
-        """(rows, columns) of the largest tile."""
-        return tile_of(self.down), tile_of(self.across)
+    def weights(self) -> tuple[int, int]:
+        """Different values of the weight along (columns, rows)."""
+        return self.down.weights, self.across.weights
+
+    @functools.cached_property
+    def strided(self) -> Side:
+        """The side whose tiles have values of all phases."""
+        return side_of(self.down, self.across)
+
+    @functools.cached_property
+    def plain(self) -> Side:
+        """The side whose tiles have values at the points."""
+        return side_of(self.down.longest, self.across.longest)
+
+    @property
+    def read(self) -> Side:
+        """What tiles read of the input."""
+        return self.plain if self.transposed else self.strided
+
+    @property
+    def made(self) -> Side:
+        """What tiles make."""
+        return self.strided if self.transposed else self.plain
+
+    @property
+    def strides(self) -> bool:
+        """Whether any filter has several phases."""
+        return self.strided != self.plain
+
+    @property
+    def reads_phases(self) -> bool:
+        """Whether what tiles read has values of several phases."""
+        return self.strides and not self.transposed
 
     @property
     def written(self) -> tuple[int, int, int]:
         """Vectors that maps write: for a tile of the input, one of the products, and a depth of the weight."""
-        (points_y, points_x), (tile_y, tile_x) = self.points, self.tile
-        return points_y * (tile_x + points_x), tile_y * (points_x + tile_x), points_y * (self.across + points_x)
+        (read_y, read_x), (_, made_x), (weights_y, weights_x) = self.read.values, self.made.values, self.weights
+        (tile_y, tile_x), across = self.tile, self.across.taps
+        tile_y, tile_x = tile_y * self.made.steps[0], tile_x * self.read.steps[1]
+        return read_y * (tile_x + read_x), tile_y * (made_x + tile_x), weights_y * (across + weights_x)
 
     def count(self, height: int, width: int) -> int:
-        """Count the tiles of an image."""
+        """Count the tiles of so many outputs."""
         return ceil_div(height, self.tile[0]) * ceil_div(width, self.tile[1])
 
+    def numbers(self) -> dict[str, Any]:
+        """Return what `fastconv.kernels.winograd.PLACES` names of the form."""
+        numbers = {"kernel": self.number, "terms": self.taps, "weights": self.weights, "tile": self.tile}
+        for name, side in (("read", self.read), ("made", self.made)):
+            numbers |= {f"{name}_steps": side.steps, f"{name}_more": side.more, f"{name}_values": side.values}
+        return numbers
 
-def form_of(g: ConvGeometry) -> Form:
+
+def form_of(g: ConvGeometry, transposed: bool = False) -> Form:
     """Return the tiles for a geometry."""
-    return Form(*g.kernel[1:])
+    down, across = map(Filter, g.kernel[1:], g.stride[1:])
+    _, height, width = (axis.grid for axis in cells(g)[0]) if transposed else g.output
+    return Form(down, across, (even_tile(height, down.tile), even_tile(width, across.tile)), transposed)
 
 
-def tile_sizes(n: int, taps: int) -> list[int]:
+def even_tile(n: int, largest: int) -> int:
+    """Return the size of the tiles that n outputs are cut into: as few as can be, of about one size.
+
+    >>> even_tile(9, 4), even_tile(14, 4)
+    (3, 4)
+    """
+    return ceil_div(n, max(1, ceil_div(n, largest))) or 1
+
+
+def tile_sizes(n: int, tile: int) -> list[int]:
     """Cut ``n`` outputs into tiles: the largest, and what is left.
 
-    >>> tile_sizes(14, taps=3)
+    >>> tile_sizes(14, 4)
     [4, 4, 4, 2]
     """
-    return [min(tile_of(taps), n - first) for first in range(0, n, tile_of(taps))]
+    return [min(tile, n - first) for first in range(0, n, tile)]
 
 
 def tiles_at(sizes: tuple[int, int, int], form: Form) -> Array:
-    """Count for each point the tiles of (images, rows, columns) that use it, as an array of tile numbers each."""
+    """Say which of the tiles of (images, rows, columns) use a point: an array [y, x, tile]."""
     images, *pixels = sizes
-    used = [
-        np.array([[slot in slots(m + taps - 1) for m in tile_sizes(n, taps)] for slot in range(points_of(taps))])
-        for n, taps in zip(pixels, (form.down, form.across), strict=True)
-    ]
-    tiles = used[0][:, None, None, :, None] & used[1][None, :, None, None, :]
-    return np.repeat(tiles, images, axis=2).reshape(math.prod(form.points), -1)
+    down, across = (
+        np.array([[point in slots(m + f.phases[0] - 1) for m in tile_sizes(n, tile)] for point in range(f.points)])
+        for n, f, tile in zip(pixels, (form.down, form.across), form.tile, strict=True)
+    )
+    tiles = down[:, None, None, :, None] & across[None, :, None, None, :]
+    return np.repeat(tiles, images, axis=2).reshape(*form.points, -1)
 
 
 @functools.lru_cache(maxsize=1024)
-def product_rows(images: int, height: int, width: int, form: Form) -> int:
-    """Count the rows of the tiles that multiply a strip: at all points, filled up to whole tiles."""
-    counts = tiles_at((images, height, width), form).sum(1)
-    return sum(filled(int(count)) for count in counts)
+def product_rows(images: int, height: int, width: int, form: Form) -> tuple[int, int]:
+    """Count the rows of the tiles that multiply a strip, filled up to whole tiles: those begun, and those of all phases."""
+    counts = tiles_at((images, height, width), form).sum(2)
+    begun, summed = (
+        sum(filled(int(counts[points])) for points, _ in side.planes) for side in (form.made, form.strided)
+    )
+    return begun, summed
 
 
 @dataclass(frozen=True)
@@ -234,28 +346,42 @@ class Work:
     def split(self, strip: Ints) -> tuple[int, int]:
         """Count the strips, and the parts of the blocks that are tasks of their own."""
         strips = math.prod(ceil_div(n, m) for n, m in zip(self.sizes, strip, strict=True))
-        return strips, min(self.blocks, ceil_div(self.tasks, strips))
+        tasks = min(self.tasks, FEW_TASKS) if self.form.reads_phases else self.tasks
+        return strips, min(self.blocks, ceil_div(tasks, strips))
 
     def owns(self, strip: Ints) -> bool:
         """Say whether tasks evaluate the weight themselves: few or none would do so again."""
-        return (
-            not self.prepared
-            and (self.split(strip)[0] - 1) * self.groups * self.depth * self.lane_count * self.form.terms <= REEVALUATED
-        )
+        strips, size = self.split(strip)[0], self.groups * self.depth * self.lane_count * self.form.terms
+        again, (evaluating, reading) = strips - 1, self.weighing
+        few = again * size <= REEVALUATED or (self.form.strides and again * evaluating < strips * reading)
+        return few and not self.prepared
+
+    @property
+    def weighing(self) -> tuple[float, float]:
+        """Estimate the time to evaluate a vector of the weight for each tap, and to read what came of it."""
+        return EVALUATION * self.form.written[2], READING * math.prod(self.form.strided.values)
 
     def cost(self, strip: Ints) -> float:
         """Estimate the time of all tasks."""
         strips, parts = self.split(strip)
         tiles = strips * strip[0] * self.form.count(*strip[2:])
         summed, computed = self.vectors
-        of_input, of_products, of_weight = self.form.written
-        rows = product_rows(strip[0], strip[2], strip[3], self.form)
-        work: float = strips * rows * (self.depth + TILE_TERMS) * computed
-        work += tiles * (INPUT * of_input * summed * parts + OUTPUT * of_products * computed)
-        evaluating, reading = EVALUATION * of_weight, READING * math.prod(self.form.points)
+        of_input, of_products, _ = self.form.written
+        begun, summed_up = product_rows(strip[0], strip[2], strip[3], self.form)
+        work: float = strips * (summed_up * self.depth + begun * TILE_TERMS) * computed
+        inputs = INPUT * (PHASES if self.form.reads_phases else 1)
+        work += tiles * (inputs * of_input * summed * parts + OUTPUT * of_products * computed)
+        evaluating, reading = self.weighing
         each = strips * evaluating if self.owns(strip) else strips * reading + evaluating * (not self.prepared)
         work += each * self.depth * computed + SHARING * (not self.owns(strip) and not self.prepared)
+        if self.form.reads_phases and tiles // strips * self.bytes_of_tile > PHASES_BYTES:
+            work *= CROWDED
         return work * (ALONG_ONE_AXIS if 1 in self.form.points else 1.0) * (NARROW if self.narrow else 1.0)
+
+    @property
+    def bytes_of_tile(self) -> int:
+        """Bytes of the values of a tile's input."""
+        return math.prod(self.form.read.values) * whole_lanes(self.depth, self.itemsize) * self.itemsize
 
     def time(self, strip: Ints) -> float:
         """Estimate the time of all tasks, and of the threads that have none."""
@@ -274,8 +400,7 @@ class Work:
         It has ``most`` tiles or less.
         """
         batch, _, height, width = self.sizes
-        bytes_of_tile = math.prod(self.form.points) * whole_lanes(self.depth, self.itemsize) * self.itemsize
-        most = max(FEWEST_TILES, min(most, VALUES_BYTES // bytes_of_tile))
+        most = max(FEWEST_TILES, min(most, VALUES_BYTES // self.bytes_of_tile))
         tile_y, tile_x = self.form.tile
         down, along = ceil_div(height, tile_y), ceil_div(width, tile_x)
         choices = {
@@ -300,6 +425,30 @@ def _kinds_and_source(
     return kinds, make_source(shape, last, itemsize, g.batch, axes, strip, True, not last, together)
 
 
+def phases_of(form: Form) -> list[list[tuple[int, int]]]:
+    """List for each product the values of the input and of the weight that it is the sum of: those of all phases at its point."""
+
+    def number(of: Iterable[tuple[int, int]], along: tuple[int, int]) -> list[int]:
+        return [y * along[1] + x for y, x in of]
+
+    weights = number((weight for _, weight in form.strided.planes), form.weights)
+    if form.transposed:
+        points = number((point for point, _ in form.strided.planes), form.points)
+        return [[pair] for pair in zip(points, weights, strict=True)]
+    return [
+        [(value, weights[value]) for value, (point, _) in enumerate(form.strided.planes) if point == made]
+        for made, _ in form.plain.planes
+    ]
+
+
+def meetings_of(form: Form) -> list[list[tuple[int, int]]]:
+    """List for each value of the weight the values of the input and points of the gradient whose products it is the sum of."""
+    met: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for value, ((y, x), weight) in enumerate(form.strided.planes):
+        met.setdefault(weight, []).append((value, y * form.points[1] + x))
+    return [met[weight] for weight in sorted(met)]
+
+
 def sizes_of(segments: Any) -> tuple[int, int, int]:
     """(images, rows, columns) of a kind of strips."""
     images, _, rows, columns = (along[0][0][1] for along in segments)
@@ -313,9 +462,11 @@ def odd_lines(count: int, itemsize: int) -> int:
 
 
 def rows_of_tiles(form: Form, strip: Ints) -> int:
-    """Vectors to turn a row of tiles into, and to copy one of the input to; at least those of a tile of products twice."""
-    points_y, points_x = form.points
-    return 2 * points_y * (strip[3] + form.across - 1) + points_y * points_x
+    """Vectors to turn a row of tiles into, and to copy one of what is read to; or those of a tile of products, and its pixels."""
+    (steps_y, steps_x), (read, _), (_, made) = form.made.steps, form.read.values, form.made.values
+    pixels_y, pixels_x = steps_y * form.tile[0], steps_x * form.tile[1]
+    gradient = 2 * form.points[0] * strip[3]
+    return max(2 * read * (form.read.steps[1] * strip[3] + form.read.more[1]), gradient, pixels_y * (made + pixels_x))
 
 
 class Room:
@@ -336,10 +487,36 @@ class Room:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def cells(g: ConvGeometry) -> tuple[tuple[Axis, ...], Ints]:
+    """Describe equation (2): how as many pixels as the stride, side by side, meet the gradients, and the first pixel of all.
+
+    The pixels of a phase that has a tap less lie in front of those of the first, of whose gradients they do not meet the last.
+    """
+    axes, pixels = [], []
+    for n, n_out, f, s, (left, _) in zip(g.input, g.output, g.kernel, g.stride, g.padding, strict=True):
+        last = f % s or s  # pixels behind that which the first tap of a gradient meets, and this one
+        first_output = ceil_div(left + 1 - last, s)
+        first = s * first_output - left + last - s
+        reach = Filter(f, s).phases[0] - 1
+        taps = ((0, first_output - reach), (reach, first_output))
+        axes.append(Axis(n_out, 1, (AxisPhase(0, ceil_div(n - first, s), taps),)))
+        pixels.append(first)
+    return tuple(axes), tuple(pixels)
+
+
 def work_of(p: Pixels) -> Work:
     """Say what equation (1) or (2) has to do."""
     sizes = (max(1, p.sizes[0]), *p.sizes[1:])
-    work = Work(form_of(p.g), sizes, p.depth, p.channels // p.g.groups, p.g.groups, p.itemsize, p.tasks, p.prepared)
+    work = Work(
+        form_of(p.g, p.transposed),
+        sizes,
+        p.depth,
+        p.channels // p.g.groups,
+        p.g.groups,
+        p.itemsize,
+        p.tasks,
+        p.prepared,
+    )
     return work.best()
 
 
@@ -348,11 +525,19 @@ def in_proportion(program: Program, g: ConvGeometry, itemsize: int) -> bool:
     return program.scratch_bytes(itemsize, threads=2) <= MOST_SCRATCH * g.bytes(itemsize)
 
 
+def pixels_of(p: Pixels) -> Pixels:
+    """Describe equation (2) by as many pixels as the stride at a time."""
+    return dataclasses.replace(p, axes=cells(p.g)[0]) if p.transposed else p
+
+
 def _multiply_program(p: Pixels) -> Program:
     """Evaluate the weight in large stages, in small ones, or of narrow blocks: what scratch memory allows."""
+    p = pixels_of(p)
     work = work_of(p)
     narrow = dataclasses.replace(work, narrow=True)
-    choices = ((work, STAGE_BYTES), (work, LEAST_STAGE_BYTES), (narrow, LEAST_STAGE_BYTES))
+    choices = (
+        (work, STAGE_BYTES * (2 if work.form.strides else 1)), (work, LEAST_STAGE_BYTES), (narrow, LEAST_STAGE_BYTES)
+    )  # fmt: skip
     programs = []
     for choice in choices:
         programs.append(_cut_program(p, *choice))
@@ -367,42 +552,48 @@ def _cut_program(p: Pixels, work: Work, stage_bytes: int) -> Program:
     lane_count = p.channels // groups
     pitch, blocks = work.pitch, work.blocks // groups
     form, strip = work.form, work.strip()
-    points = math.prod(form.points)
+    planes, weights = math.prod(form.read.values), math.prod(form.weights)
     _, parts = work.split(strip)
     kinds, source = _kinds_and_source(g, p.axes, p.in_shape, p.in_last, itemsize, strip, parts > 1)
+    first = cells(g)[1] if p.transposed else (0, 0, 0)
     tables = Tables()
     out_steps = steps_of_image(p.out_shape, p.out_last)
     numbers = strip_numbers(source, kinds, tables, p.out_shape, out_steps, (1, 1, 1))
     pixel = whole_lanes(depth, itemsize)
-    lists = []
-    for _, segments in kinds.all():
-        for used in tiles_at(sizes_of(segments), form):
-            tiles = np.flatnonzero(used)
-            at = fill_tiles(tiles * pixel)
-            lists.append((tables.add(at), tables.add(fill_tiles(tiles * pitch)), at.size))
-    numbers |= {"runs_at": 0, "run_list_at": tables.add(lists)}
     count = strip[0] * form.count(*strip[2:])
     values, products = odd_lines(count * pixel, itemsize), odd_lines(count * pitch, itemsize)
     size, own = math.prod(g.weight_shape), work.owns(strip)
-    depths = min(depth, max(n, stage_bytes // (points * pitch * itemsize) // n * n)) if own else depth
+    depths = min(depth, max(n, stage_bytes // (weights * pitch * itemsize) // n * n)) if own else depth
     plane = odd_lines(depths * pitch, itemsize)
+    # Of each product the pairs of a phase and a depth, stage by stage, how many phases, and the first of its values and weights.
+    terms = np.stack([np.arange(depth), np.arange(depth) % depths * pitch], 1)
+    summed = []
+    for phases in phases_of(form):
+        offsets = (np.array(phases) - phases[0]) * (values, plane)
+        pairs = [offsets[:, None] + terms[some : some + depths] for some in range(0, depth, depths)]
+        summed.append((tables.add(np.concatenate([stage.reshape(-1, 2) for stage in pairs])), len(phases), *phases[0]))
+    lists = []
+    for _, segments in kinds.all():
+        tiles = tiles_at(sizes_of(segments), form)
+        for (points, _), summing in zip(form.made.planes, summed, strict=True):
+            used = np.flatnonzero(tiles[points])
+            at = fill_tiles(used * pixel)
+            lists.append((tables.add(at), tables.add(fill_tiles(used * pitch)), at.size, *summing))
+    numbers |= {"runs_at": 0, "run_list_at": tables.add(lists)}
     room = Room(source.box_size)
     # The row of each (depth, tap): in the order in which the input meets the taps.
-    order = [[k for k, _ in axis.phases[0].taps] for axis in p.axes[1:]]
-    place = np.empty(g.kernel[1:], np.int64)
-    for (y, k_y), (x, k_x) in itertools.product(*(enumerate(taps) for taps in order)):
-        place[k_y, k_x] = form.across * y + x
-    rows = np.arange(depth)[:, None] * form.terms + place.reshape(-1)
+    place = np.arange(form.terms)[:: -1 if p.transposed else 1]
+    rows = np.arange(depth)[:, None] * form.terms + place
     told = (depth, form.terms, lane_count, *p.weight_steps, size)
     numbers |= {
-        "values_at": room.take(points * values), "values": values,
-        "products_at": room.take(points * products), "products": products,
+        "values_at": room.take(planes * values), "values": values,
+        "products_at": room.take(math.prod(form.made.values) * products), "products": products,
         "columns_at": room.take(rows_of_tiles(form, strip) * n),
-        "pixels_at": room.take(0 if p.out_last else math.prod(strip) * pitch),
-        "pairs_at": tables.add(np.arange(depth)[:, None] * (1, pitch)), "group_step": depth * source.pitches[1],
-        "down": form.down, "across": form.across, "parts": parts, "groups": groups,
+        "pixels_at": room.take(0 if p.out_last else math.prod(strip) * math.prod(form.made.steps) * pitch),
+        "group_step": depth * source.pitches[1], **form.numbers(),
+        "first": first[1:], "parts": parts, "groups": groups,
         "stages": ceil_div(depth, depths), "depths": depths,
-        "own": room.take(points * plane) if own else 0, "plane": plane,
+        "own": room.take(weights * plane) if own else 0, "plane": plane,
         "taps_at": room.take(form.terms * kernels.DEPTHS * pitch if own else 0),
         "rows_at": tables.add(rows) if own else 0, "pitch": pitch, "told": told,
     }  # fmt: skip
@@ -411,8 +602,8 @@ def _cut_program(p: Pixels, work: Work, stage_bytes: int) -> Program:
         chunk = max(kernels.DEPTHS, ceil_div(depth, ceil_div(TASKS, groups * blocks)))
         packing = Packing(
             kernels.transform_weight, groups * blocks * ceil_div(depth, chunk),
-            np.array((pitch, chunk, plane, form.down, form.across, *told), np.int64),
-            rows.reshape(-1), groups * blocks * points * plane, form.terms * kernels.DEPTHS * pitch,
+            np.array((pitch, chunk, plane, form.number, *form.taps, *form.weights, *told), np.int64),
+            rows.reshape(-1), groups * blocks * weights * plane, form.terms * kernels.DEPTHS * pitch,
         )  # fmt: skip
     return Program(
         kernels.multiply, source.strips * parts, lay_numbers(**numbers), tables.whole(), room.size, p.tasks == 1, source,
@@ -443,7 +634,6 @@ def _correlate_program(
     depths = ceil_div(depth, parts)
     parts = ceil_div(depth, depths)
     form = form_of(g)
-    points = math.prod(form.points)
     strip = Work(form, sizes, depths, filters, 1, itemsize, 1).strip(most)
     if per_sample:
         strip = (1, *strip[1:])
@@ -455,11 +645,6 @@ def _correlate_program(
     tables = Tables()
     numbers = strip_numbers(source, kinds, tables, g.output_shape, steps_of_image(g.output_shape, grad_last), (1, 1, 1))
     pixel = whole_lanes(depths, itemsize)
-    lists = []
-    for _, segments in kinds.all():
-        for used in tiles_at(sizes_of(segments), form):
-            tiles = np.flatnonzero(used)
-            lists.append((tables.add(tiles[:, None] * (pixel, pitch)), tiles.size))
     turn = min(depths, TURN) if per_chunk == 1 else depths
     turns = ceil_div(depths, turn)
     rows_of_turns = []
@@ -467,25 +652,40 @@ def _correlate_program(
         left = min(depths, depth - part * depths) - some * turn
         rows = fill_tiles(np.arange(max(1, min(turn, left))))
         rows_of_turns.append((tables.add(some * turn + rows), tables.add(rows * pitch), rows.size))
-    numbers |= {"runs_at": 0, "run_list_at": tables.add(lists)}
     count = strip[0] * form.count(*strip[2:])
     values, gradients, products = (odd_lines(size, itemsize) for size in (count * pixel, count * pitch, turn * pitch))
+    # Of each value of the weight the pairs that it is summed over, how many, and the first of the values of both images.
+    lists = []
+    for _, segments in kinds.all():
+        tiles = tiles_at(sizes_of(segments), form).reshape(math.prod(form.points), -1)
+        for met in meetings_of(form):
+            offsets = (np.array(met) - met[0]) * (values, gradients)
+            pairs = np.concatenate(
+                [
+                    offset + np.flatnonzero(tiles[point])[:, None] * (pixel, pitch)
+                    for offset, (_, point) in zip(offsets, met, strict=True)
+                ]
+            )
+            lists.append((tables.add(pairs), len(pairs), *met[0]))
+    numbers |= {"runs_at": 0, "run_list_at": tables.add(lists)}
     each = blocks * depth * form.terms * pitch
     sums_of, units = (1, chunks * groups) if per_sample else (chunks, groups)
     own = chunks == 1
     room = Room(source.box_size)
     taps = turn * form.terms * pitch if own else 0
-    values_at = room.take(max(points * values, taps if turns == 1 else 0))  # the last taps lie where the values did
+    values_at = room.take(
+        max(math.prod(form.read.values) * values, taps if turns == 1 else 0)
+    )  # the last taps lie where the values did
     numbers |= {
         "values_at": values_at, "values": values,
-        "products_at": room.take(points * products), "products": products,
+        "products_at": room.take(math.prod(form.weights) * products), "products": products,
         "columns_at": room.take(rows_of_tiles(form, strip) * n),
         "pixels_at": room.take(0 if grad_last else math.prod(strip) * pitch),
-        "pairs_at": 0, "group_step": depth * source.pitches[1],
-        "down": form.down, "across": form.across,
-        "gradients_at": room.take(points * gradients), "gradients": gradients, "per_chunk": per_chunk, "parts": parts,
-        "groups": groups, "depths": depths, "depth": depth, "filters": filters, "pitch": pitch, "each": each, "own": own,
-        "rows_at": tables.add(np.arange(turn * form.terms)), "taps_at": values_at if turns == 1 else room.take(taps),
+        "group_step": depth * source.pitches[1], **form.numbers(),
+        "gradients_at": room.take(math.prod(form.points) * gradients), "gradients": gradients, "per_chunk": per_chunk,
+        "parts": parts, "groups": groups, "depths": depths, "depth": depth, "filters": filters, "pitch": pitch, "each": each,
+        "own": own, "rows_at": tables.add(np.arange(turn * form.terms)),
+        "taps_at": values_at if turns == 1 else room.take(taps),
         "turns_at": tables.add(rows_of_turns), "turn": turn, "turns": turns,
     }  # fmt: skip
     packing = None
@@ -509,9 +709,12 @@ WINOGRAD = Algorithm(_multiply_program, _weights_program)
 
 def describe(computes: str, geometry: ConvGeometry, itemsize: int) -> str:
     """Say how a pass is computed, as the end of a sentence."""
-    form = form_of(geometry.volume)
-    (tile_y, tile_x), (points_y, points_x) = form.tile, form.points
-    tiles = f"tiles of {tile_y}x{tile_x} pixels at {points_y}x{points_x} points"
+    form = form_of(geometry.volume, computes == "grad_input")
+    (tile_y, tile_x), (points_y, points_x), (steps_y, steps_x) = form.tile, form.points, form.made.steps
+    tiles = f"tiles of {tile_y * steps_y}x{tile_x * steps_x} pixels at {points_y}x{points_x} points"
+    phases = len(form.down.phases), len(form.across.phases)
+    if max(phases) > 1:
+        tiles += f" of {phases[0]}x{phases[1]} phases"
     return f"{tiles}, summed over tiles" if computes == "grad_weight" else tiles
 
 
@@ -523,9 +726,24 @@ def nanoseconds(computes: str, geometry: ConvGeometry, itemsize: int) -> float:
         channels, filters = g.channels // g.groups, g.filters // g.groups
         work = Work(form_of(g), (max(1, g.batch), *g.output), channels, filters, g.groups, itemsize, count_tasks(g))
     else:
-        work = work_of((grad_input_pixels if computes == "grad_input" else output_pixels)(g, True, True, itemsize))
+        describe = grad_input_pixels if computes == "grad_input" else output_pixels
+        work = work_of(pixels_of(describe(g, True, True, itemsize)))
     if WINOGRAD.scratch_bytes(computes, g, itemsize, threads=2) > MOST_SCRATCH * g.bytes(itemsize):
         return math.inf
     strip = work.strip()
     tasks = math.prod(work.split(strip))
-    return 30_000 + 0.3 * work.cost(strip) * (ceil_div(tasks, 2) * 2 / tasks)
+    time = 0.3 * work.cost(strip) * (ceil_div(tasks, 2) * 2 / tasks)
+    if (
+        work.form.strides
+    ):  # the margin is small: direct sums leave out taps on padding, of which their estimate does not tell
+        time *= (WRITTEN_APART if computes == "grad_input" else 1.0) / met_share(g)
+    return 30_000 + time
+
+
+def met_share(g: ConvGeometry) -> float:
+    """Return the share of the taps of all outputs that lead into the input."""
+    share = 1.0
+    for n, n_out, f, s, d, (left, _) in zip(g.input, g.output, g.kernel, g.stride, g.dilation, g.padding, strict=True):
+        ranges = (tap_range(k, n, n_out, s, d, left) for k in range(f))
+        share *= max(1, sum(max(0, last - first + 1) for first, last in ranges)) / (n_out * f)
+    return share

@@ -181,6 +181,17 @@ SPECIAL = (
         for k in ((5, 1), (1, 7), (7, 1), (7, 3))
     ),
     *(simple(1, batch=2, channels=3, filters=17, size=n, kernel=k, padding=2) for k, n in ((3, 29), (5, 30), (7, 23))),
+    # 3x3 with stride 2: the same, from an even or an odd row and column on, and pixels that no output sees.
+    *(
+        simple(2, batch=1, channels=3, filters=5, size=(n, 26 - n), kernel=3, stride=2, padding=((p, 1), (1 - p, q)))
+        for n, p, q in zip(range(2, 24), itertools.cycle((0, 1)), itertools.cycle((0, 1, 2)))
+    ),
+    *(
+        simple(2, channels=16, filters=18, size=(8, 7), kernel=3, stride=2, padding=((p, 1), (0, p)))
+        for p in (2, 3, 4, 5)
+    ),
+    simple(2, batch=9, channels=2, filters=3, size=15, kernel=3, stride=2, padding=1),
+    simple(2, batch=2, channels=12, filters=8, size=(9, 12), kernel=3, stride=2, padding=1, groups=4),
     simple(2, batch=1, channels=2, filters=2, size=(5, 150), kernel=3, padding=1),
     # One channel of a group: planes that fill a vector or do not, taps of several phases, and rows that no tap leads into.
     *(
@@ -219,6 +230,8 @@ LARGE = (
     simple(2, batch=1, channels=300, filters=20, size=7, kernel=3, padding=1),
     simple(2, batch=2, channels=140, filters=70, size=(9, 5), kernel=3, padding=1),
     simple(2, batch=3, channels=150, filters=20, size=(13, 10), kernel=(5, 5), padding=2),
+    simple(2, batch=3, channels=150, filters=20, size=(13, 22), kernel=3, stride=2, padding=1),
+    simple(2, batch=2, channels=20, filters=140, size=(60, 9), kernel=3, stride=2, padding=1, groups=2),
     simple(2, batch=2, channels=70, filters=140, size=(9, 25), kernel=(1, 7), padding=(0, 3), groups=2),
 )
 

@@ -642,7 +642,7 @@ def test_errors(monkeypatch, capsys):
         direct, _, winograd, _ = map(float, line.split()[-4:])
         assert 0 < direct < 1e-6
         assert 0 < winograd < 1e-5
-    assert len(shapes) == 1 + 4 * 4 - 2
+    assert len(shapes) == 1 + 4 * 4 - 2 + 1
     assert all(0 < float(error) < 2e-5 for line in shapes[1:] for error in line.split()[1:])
     assert len(points) == 1 + len(errors.CANDIDATES)
     assert all(0 < float(line.split()[-1]) < 1e-5 for line in points[1:])

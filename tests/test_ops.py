@@ -12,7 +12,6 @@ from numba import config
 
 import fastconv
 from fastconv import ConvGrads, explain, grad, plan, reference, winograd
-from fastconv.cook_toom import tile_of
 
 DIMENSIONS = (1, 2, 3)
 CONV = {n: getattr(fastconv, f"conv{n}d") for n in DIMENSIONS}
@@ -690,6 +689,7 @@ OWN_AXES = {"output": (1,), "grad_input": (1,), "grad_weight": (0, 1)}  # sums o
         simple(2, size=9, stride=3, kernel=2, padding=1),
         simple(2, size=(11, 6), padding=1),
         simple(2, size=(7, 9), kernel=(1, 5), padding=(0, 1)),
+        simple(2, size=(13, 26), stride=2, padding=((1, 1), (0, 2))),
         simple(1, size=40, kernel=7, padding=2),
         simple(1, size=40, dilation=2),
     ],
@@ -721,16 +721,25 @@ def test_what_is_not_finite_stays_in_its_windows(row, case, value, rng):
             apart = tuple(axis for axis in range(result.ndim) if axis not in OWN_AXES[row.computes])
             holds = holds.any(axis=apart, keepdims=True) & np.ones(result.shape, bool)
         if not row.exact:
-            taps = case.geometry.volume.kernel[1:]
-            holds = over_tiles(holds, taps if row.computes == "grad_weight" else [tile_of(n) for n in taps])
+            holds = over_tiles(holds, *tiles_of(row.computes, case.geometry.volume))
         assert not reached[~holds].any(), names[position]
 
 
-def over_tiles(holds, sizes):
+def tiles_of(computes, g):
+    """Return where the first tile begins and its size, along the last two axes."""
+    if computes == "grad_weight":
+        return (0, 0), g.kernel[1:]
+    form = winograd.form_of(g, computes == "grad_input")
+    first = winograd.cells(g)[1][1:] if computes == "grad_input" else (0, 0)
+    return first, [n * step for n, step in zip(form.tile, form.made.steps, strict=True)]
+
+
+def over_tiles(holds, first, sizes):
     """Spread True over the whole of each tile of the last two axes."""
     holds = holds.copy()
-    for y, x in itertools.product(*(range(0, n, size) for n, size in zip(holds.shape[-2:], sizes, strict=True))):
-        tile = holds[..., y : y + sizes[0], x : x + sizes[1]]
+    places = (range(at, n, size) for at, n, size in zip(first, holds.shape[-2:], sizes, strict=True))
+    for y, x in itertools.product(*places):
+        tile = holds[..., max(0, y) : y + sizes[0], max(0, x) : x + sizes[1]]
         tile[...] = tile.any(axis=(-2, -1), keepdims=True)
     return holds
 

@@ -7,7 +7,6 @@ are drawn from a normal distribution.  Both algorithms see the same numbers.
 from __future__ import annotations
 
 import io
-import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .. import ops, plan
-from ..cook_toom import POINTS, TAPS, can_be_cut, input_matrix, output_matrix, weight_matrix
+from ..cook_toom import KERNELS, POINTS, input_matrix, output_matrix, weight_matrix
 from .table import aligned
 
 __all__ = ["KINDS", "text"]
@@ -78,15 +77,16 @@ def _kernels() -> Iterator[list[str]]:
             yield [computes, what, *(f"{error:.1e}" for error in found)]
 
 
-def _run(computes: str, arrays: list[Array], algorithm: str) -> Array:
+def _run(computes: str, arrays: list[Array], algorithm: str, stride: int = 1) -> Array:
     x, weight, g = arrays
     padding = tuple(n // 2 for n in weight.shape[2:])
     if computes == "forward":
-        return ops.conv2d(x, weight, None, 1, padding, algorithm=algorithm)
+        return ops.conv2d(x, weight, None, stride, padding, algorithm=algorithm)
     wanted = computes == "dX", computes == "dW", False
     if computes == "dX":  # its sums run over filters
-        x, weight, g = g, np.ascontiguousarray(weight.swapaxes(0, 1)), x
-    grads = ops.conv2d_backward(g, x, weight, 1, padding, output_mask=wanted, algorithm=algorithm)
+        weight, g = np.ascontiguousarray(weight.swapaxes(0, 1)), x
+        x = np.empty((len(g), weight.shape[1], stride * g.shape[2], stride * g.shape[3]), g.dtype)
+    grads = ops.conv2d_backward(g, x, weight, stride, padding, output_mask=wanted, algorithm=algorithm)
     result = next(grad for grad in grads if grad is not None)
     return result
 
@@ -95,18 +95,17 @@ def _shapes() -> Iterator[list[str]]:
     """Winograd's algorithm for kernels of all the shapes that it takes."""
     yield ["kernel", *(f"{computes}, {kind}" for computes in PASSES for kind in ("largest", "norm"))]
     rng = np.random.default_rng(0)
-    for taps in itertools.product(sorted(TAPS), repeat=2):
-        if not can_be_cut(*taps):
-            continue
+    for stride, *taps in sorted((down.stride, down.taps, across.taps) for down, across in KERNELS):
+        small = SIZE // stride
         x, weight, g = (
             rng.standard_normal(shape, np.float32)
-            for shape in ((2, SUMMED, SIZE, SIZE), (LANES, SUMMED, *taps), (2, LANES, SIZE, SIZE))
+            for shape in ((2, SUMMED, SIZE, SIZE), (LANES, SUMMED, *taps), (2, LANES, small, small))
         )
         found: list[float] = []
         for computes in PASSES:
-            exact = _run(computes, [array.astype(np.float64) for array in (x, weight, g)], "direct")
-            found += errors(_run(computes, [x, weight, g], "winograd"), exact)
-        yield [f"{taps[0]}x{taps[1]}", *(f"{error:.1e}" for error in found)]
+            exact = _run(computes, [array.astype(np.float64) for array in (x, weight, g)], "direct", stride)
+            found += errors(_run(computes, [x, weight, g], "winograd", stride), exact)
+        yield [f"{taps[0]}x{taps[1]}" + f"/{stride}" * (stride > 1), *(f"{error:.1e}" for error in found)]
 
 
 def _points() -> Iterator[list[str]]:

@@ -1,4 +1,4 @@
-"""Winograd's convolution: small kernels with stride 1, 3x3 from 36 products where direct summation needs 144.
+"""Winograd's convolution: small kernels, 3x3 from 36 products where direct summation needs 144.
 
 The output is cut into tiles, of 4x4 pixels for kernels of 3x3 taps, smaller ones at the end of an axis.  What a tile needs of the
 input, and the weight, are evaluated at 6x6 points (`fastconv.cook_toom`); there a convolution is one product for each point,
@@ -6,11 +6,16 @@ summed over channels: for each point a matrix product of tiles and channels with
 tile's work.  From the results at the points follow the pixels.  Five taps along an axis have tiles of 2 pixels at as many points,
 seven taps at 8 points; one tap has tiles of one pixel, at one point.
 
+With stride 2 a tile's input has *values* of both phases along an axis, 6 + 5 for three taps, and the values at a point are summed
+over the phases, too: as over channels.  In equation (2) the input is that of stride 1, and the products are the values of the
+phases, from which follow neighbouring pixels.  Below, *steps* are the distances of neighbouring outputs of the stride-1
+convolution in an image: the stride on one side, 1 on the other.
+
 `multiply` computes pixels, of equation (1) and, with the weight turned round, of equation (2).  `correlate` computes weights,
 equation (3): there the products are summed over tiles, and the points of the weight are summed up to taps at the end.
 
 A task takes a strip of tiles, few enough that what it computes of them stays in the second-level cache.  All lie as
-[point, tile, channel], with an odd number of cache lines between points: at a power of two, those of one tile would compete for a
+[value, tile, channel], with an odd number of cache lines between values: at a power of two, those of one tile would compete for a
 few lines of the cache.
 
 A task's numbers begin with what `fastconv.kernels.direct.STRIPS` names; a strip has one plane.
@@ -45,16 +50,22 @@ Array = np.ndarray[Any, Any]
 Ints = tuple[int, ...]
 
 PLACES = (
-    "values_at", "values", "products_at", "products", "columns_at", "pixels_at", "pairs_at", "group_step", "down", "across"
+    ("values_at", 1), ("values", 1), ("products_at", 1), ("products", 1), ("columns_at", 1), ("pixels_at", 1), ("group_step", 1),
+    ("kernel", 1), ("terms", 2), ("weights", 2), ("tile", 2), ("read_steps", 2), ("read_more", 2), ("read_values", 2),
+    ("made_steps", 2), ("made_more", 2), ("made_values", 2),
 )  # fmt: skip
-"""Where in a task's room the input at the points begins and the distance of its points, the same of the products, where there
-is room for a row of tiles, and for a strip's pixels, where tables hold the pairs, the distance in x of groups, and the taps of a
-column and of a row of the kernel."""
+"""Where in a task's room the values of the input begin and their distance, the same of the products, where there is room for a
+row of tiles, and for a strip's pixels, the distance in x of groups, the number of the kernel, and then along (columns, rows) its
+taps, the different values of its weight, outputs of a tile, and of what is read and what is made their steps, how many numbers a
+tile has more than its outputs times the step, and how many values."""
 
-MULTIPLY = ("parts", "groups", "stages", "depths", "own", "plane", "taps_at", "rows_at", "pitch")
-"""Behind PLACES: parts of the blocks for tasks of their own, groups, how many stages a sum has and depths each of them, where in
-its room a task evaluates the weight, or 0, the distance of the points of the weight, where it turns the weight over before,
-where tables hold the row of each (depth, tap), and numbers in a row of a panel; then what `pack_depths` takes."""
+PLACED = OWN + sum(n for _, n in PLACES)
+
+MULTIPLY = ("first", "parts", "groups", "stages", "depths", "own", "plane", "taps_at", "rows_at", "pitch")
+"""Behind PLACES: the first pixel along (columns, rows) of the first tile, parts of the blocks for tasks of their own, groups, how
+many stages a sum has and depths each of them, where in its room a task evaluates the weight, or 0, the distance of the values of
+the weight, where it turns the weight over before, where tables hold the row of each (depth, tap), and numbers in a row of a
+panel; then what `pack_depths` takes."""
 
 CORRELATE = (
     "gradients_at", "gradients", "per_chunk", "parts", "groups", "depths", "depth", "filters", "pitch", "each", "own", "rows_at",
@@ -71,141 +82,147 @@ DEPTHS = 16
 
 
 @kernel
-def points_along(taps: int) -> int:
-    """Count the points along an axis, as `fastconv.cook_toom.points_of` does."""
-    compact()
-    return 1 if taps == 1 else 8 if taps == 7 else 6
+def two(numbers: Array, at: int) -> Ints:
+    """Two numbers as a tuple."""
+    return numbers[at], numbers[at + 1]
 
 
 @kernel
 def transform_tiles(
-    gradient: bool, image: Array, base: int, steps: Ints, sizes: Ints, taps: Ints, inside: Ints, channels: int, room: Array,
-    columns_at: int, target_at: int, plane: int, pixel: int,
+    gradient: bool, image: Array, base: int, distances: Ints, sizes: Ints, tile: Ints, steps: Ints, more: Ints, values: Ints,
+    inside: Ints, channels: int, room: Array, columns_at: int, target_at: int, plane: int, pixel: int,
 ) -> None:  # fmt: skip
-    """Evaluate tiles at the points: target[point, tile, channel], the input's or, if it is a ``gradient``, the output's.
+    """Evaluate tiles at the points: target[value, tile, channel], the input's or, if it is a ``gradient``, the output's.
 
-    ``sizes`` are (images, rows, columns) of output pixels, ``steps`` their distances in the image, ``taps`` those of a column
-    and of a row of the kernel: a tile of the input has as many rows and columns more, less one.  ``inside`` are the first row
-    and the last + 1, and the first column and the last + 1, that exist: the others are 0.  Rows that cannot be read as they lie
-    are copied first.  At points that a small tile does not use stands anything.
+    ``sizes`` are (images, rows, columns) of outputs, ``distances`` those of pixels in the image; ``tile``, ``steps``, ``more``
+    and ``values`` are what PLACES says of an image that is read: a tile of the input has steps times the outputs and some more
+    rows and columns, one of a gradient its outputs.  ``inside`` are the first row and the last + 1, and the first column and the
+    last + 1, that exist: the others are 0.  Rows that cannot be read as they lie are copied first.  For values that a small
+    tile does not have stands anything.
     """
     compact()
     n = lanes(image.itemsize)
     images, height, width = sizes
     top, bottom, left, right = inside
-    more_y, more_x = taps[0] - 1, taps[1] - 1
-    points_y, points_x = points_along(taps[0]), points_along(taps[1])
-    tile_y, tile_x = points_y - more_y, points_x - more_x
-    reach = 0 if gradient else more_y
-    row = (width + (0 if gradient else more_x)) * n
-    copied = columns_at + points_y * row
+    step_y, step_x = steps
+    reach = 0 if gradient else more[0]
+    row = (step_x * width + (0 if gradient else more[1])) * n
+    copied = columns_at + values[0] * row
     t = 0
     for b in range(images):
-        for y in range(0, height, tile_y):
-            m_y = min(tile_y, height - y)
-            first = base + b * steps[0] + y * steps[1] + left * steps[2]
-            exist = y >= top and y + m_y + reach <= bottom
+        for y in range(0, height, tile[0]):
+            m_y, y_in = min(tile[0], height - y), step_y * y
+            rows = step_y * m_y + reach
+            first = base + b * distances[0] + y_in * distances[1] + left * distances[2]
+            exist = y_in >= top and y_in + rows <= bottom
             for c in range(0, channels, n):
                 whole = exist and channels - c >= n
-                source, at, row_step, step = image if whole else room, first + c, steps[1], steps[2]
+                source, at, row_step, step = image if whole else room, first + c, distances[1], distances[2]
                 if not whole:
                     at, row_step, step = copied, (right - left) * n, n
-                    for r in range(m_y + reach):
+                    for r in range(rows):
                         to = copied + r * row_step
-                        if top <= y + r < bottom:
+                        if top <= y_in + r < bottom:
                             copy_columns(
-                                image, first + c + r * steps[1], steps[2], room, to, n, right - left, min(n, channels - c)
+                                image, first + c + r * distances[1], distances[2], room, to, n, right - left, min(n, channels - c)
                             )  # fmt: skip
                         else:
                             clear(room, to, to + row_step)
                 to = columns_at + left * n
                 if gradient:
-                    gradient_map(m_y + more_y, m_y, source, at, row_step, step, room, to, row, n, right - left)
+                    gradient_map(m_y + more[0], m_y, 1, source, at, row_step, step, room, to, row, n, right - left)
                 else:
-                    input_map(m_y + more_y, m_y + more_y, source, at, row_step, step, room, to, row, n, right - left)
-                for point in range(points_y):
-                    to = columns_at + point * row
+                    input_map(rows, rows, step_y, source, at, row_step, step, room, to, row, n, right - left)
+                for value in range(values[0]):
+                    to = columns_at + value * row
                     clear(room, to, to + left * n)
                     clear(room, to + right * n, to + row)
                 to = target_at + t * pixel + c
-                for x in range(0, width, tile_x):
-                    m_x, at = min(tile_x, width - x), columns_at + x * n
+                for x in range(0, width, tile[1]):
+                    m_x, at = min(tile[1], width - x), columns_at + step_x * x * n
                     if gradient:
                         gradient_map(
-                            m_x + more_x, m_x, room, at, n, row, room, to, plane, points_x * plane, points_y
+                            m_x + more[1], m_x, 1, room, at, n, row, room, to, plane, values[1] * plane, values[0]
                         )  # fmt: skip
                     else:
+                        columns = step_x * m_x + more[1]
                         input_map(
-                            m_x + more_x, m_x + more_x, room, at, n, row, room, to, plane, points_x * plane, points_y
+                            columns, columns, step_x, room, at, n, row, room, to, plane, values[1] * plane, values[0]
                         )  # fmt: skip
                     to += pixel
-            t += (width + tile_x - 1) // tile_x
+            t += (width + tile[1] - 1) // tile[1]
 
 
 @kernel
 def transform_products(
-    room: Array, products_at: int, plane: int, pixel: int, columns_at: int, sizes: Ints, taps: Ints, valid: int, start: Array,
-    lane: int, zeros: int, out: Array, out_at: int, steps: Ints,
+    room: Array, products_at: int, plane: int, pixel: int, columns_at: int, sizes: Ints, tile: Ints, steps: Ints, more: Ints,
+    values: Ints, inside: Ints, valid: int, start: Array, lane: int, zeros: int, out: Array, out_at: int, distances: Ints,
 ) -> None:  # fmt: skip
-    """Compute the pixels of tiles from their products at the points: out[pixel, lane] for the first ``valid`` lanes.
+    """Compute the pixels of tiles from their products: out[pixel, lane] for the first ``valid`` lanes.
 
-    ``start`` holds at ``lane`` what is added to the lanes, and at ``zeros`` a tile's zeros and then the floors.
+    ``tile``, ``steps``, ``more`` and ``values`` are what PLACES says of what is made, ``inside`` are the first row and the
+    last + 1, and the same of columns, of pixels that exist.  ``start`` holds at ``lane`` what is added to the lanes, and at
+    ``zeros`` a tile's zeros and then the floors.
     """
     compact()
     n = lanes(room.itemsize)
     images, height, width = sizes
-    more_y, more_x = taps[0] - 1, taps[1] - 1
-    points_y, points_x = points_along(taps[0]), points_along(taps[1])
-    tile_y, tile_x = points_y - more_y, points_x - more_x
-    row, edge, floors = points_x * n, columns_at + tile_y * points_x * n, zeros + VECTORS * n
+    top, bottom, left, right = inside
+    along = steps[1] * tile[1] * n
+    row, edge, floors = values[1] * n, columns_at + steps[0] * tile[0] * values[1] * n, zeros + VECTORS * n
     t = 0
     for b in range(images):
-        for y in range(0, height, tile_y):
-            m_y = min(tile_y, height - y)
-            for x in range(0, width, tile_x):
-                m_x = min(tile_x, width - x)
-                to = out_at + b * steps[0] + y * steps[1] + x * steps[2]
+        for y in range(0, height, tile[0]):
+            first, rows = steps[0] * y, steps[0] * min(tile[0], height - y)
+            for x in range(0, width, tile[1]):
+                begin, columns = steps[1] * x, steps[1] * min(tile[1], width - x)
+                to = out_at + b * distances[0] + first * distances[1] + begin * distances[2]
+                exist = first >= top and first + rows <= bottom and begin >= left and begin + columns <= right
                 for c in range(0, valid, n):
                     at = products_at + t * pixel + c
                     output_map(
-                        m_y, m_y + more_y, room, at, points_x * plane, plane, room, columns_at, row, n, points_x, start, zeros,
-                        floors,
+                        rows, rows + more[0], steps[0], room, at, values[1] * plane, plane, room, columns_at, row, n, values[1],
+                        start, zeros, floors,
                     )  # fmt: skip
-                    if valid - c >= n:
+                    if exist and valid - c >= n:
                         output_map(
-                            m_x, m_x + more_x, room, columns_at, n, row, out, to + c, steps[2], steps[1], m_y, start, lane + c,
-                            floors + 1,
+                            columns, columns + more[1], steps[1], room, columns_at, n, row, out, to + c, distances[2],
+                            distances[1], rows, start, lane + c, floors + 1,
                         )  # fmt: skip
                         continue
                     output_map(
-                        m_x, m_x + more_x, room, columns_at, n, row, room, edge, n, tile_x * n, m_y, start, lane + c, floors + 1
+                        columns, columns + more[1], steps[1], room, columns_at, n, row, room, edge, n, along, rows, start,
+                        lane + c, floors + 1,
                     )  # fmt: skip
-                    for r in range(m_y):
-                        here, there = edge + r * tile_x * n, to + c + r * steps[1]
-                        copy_columns(room, here, n, out, there, steps[2], m_x, valid - c)
+                    skipped = max(0, left - begin)
+                    for r in range(max(0, top - first), min(rows, bottom - first)):
+                        here, there = edge + r * along + skipped * n, to + c + r * distances[1] + skipped * distances[2]
+                        copy_columns(
+                            room, here, n, out, there, distances[2], min(columns, right - begin) - skipped, min(n, valid - c)
+                        )  # fmt: skip
                 t += 1
 
 
 @kernel
 def transform_depths(
-    numbers: Array, at: int, tables: Array, rows_at: int, weight: Array, taps: Ints, g_block: int, first: int, last: int,
-    room: Array, turned_at: int, panels: Array, panel: int, plane: int, pitch: int, blocks: int,
+    numbers: Array, at: int, tables: Array, rows_at: int, weight: Array, kernel: int, taps: Ints, weights: Ints, g_block: int,
+    first: int, last: int, room: Array, turned_at: int, panels: Array, panel: int, plane: int, pitch: int, blocks: int,
 ) -> None:  # fmt: skip
-    """Evaluate the taps of the depths ``first`` to ``last`` - 1 of a block of lanes at the points: panels[point, depth, lane].
+    """Evaluate the taps of the depths ``first`` to ``last`` - 1 of a block of lanes at the points: panels[value, depth, lane].
 
     A few depths at a time are turned over, as `pack_depths` does it.
     """
     compact()
     n = lanes(weight.itemsize)
-    points_x, each = points_along(taps[1]), taps[0] * taps[1] * pitch
+    each = taps[0] * taps[1] * pitch
     for some in range(first, last, DEPTHS):
         turned = turned_at - some * each
         taken = min(some + DEPTHS, last)
         pack_depths(numbers, at, tables, rows_at, weight, g_block, some, taken, room, turned, pitch, blocks)
         for k in range(some, taken):
             weight_map(
-                taps[0], taps[1], room, turned + k * each, taps[1] * pitch, pitch, n, panels, panel + (k - first) * pitch,
-                points_x * plane, plane, n, pitch // n,
+                kernel, room, turned + k * each, taps[1] * pitch, pitch, n, panels, panel + (k - first) * pitch,
+                weights[1] * plane, plane, n, pitch // n,
             )  # fmt: skip
 
 
@@ -213,31 +230,32 @@ def transform_depths(
 def transform_weight(
     task: int, room: Array, numbers: Array, tables: Array, weight: Array, panels: Array, _: Array, __: Array
 ) -> None:  # fmt: skip
-    """Evaluate a chunk of the depths of a block of lanes at the points: panels[block, point, depth, lane].
+    """Evaluate a chunk of the depths of a block of lanes at the points: panels[block, value, depth, lane].
 
-    ``numbers`` are the numbers in a row of a panel, the depths of a chunk, the distance of points, the taps of a column and of a
-    row of the kernel, and what `pack_depths` takes.
+    ``numbers`` are the numbers in a row of a panel, the depths of a chunk, the distance of values, the number of the kernel, the
+    taps of a column and of a row, the different values of both, and what `pack_depths` takes.
     """
-    pitch, chunk, plane, taps, depth, lane_count = (
-        numbers[0], numbers[1], numbers[2], (numbers[3], numbers[4]), numbers[5], numbers[7]
+    pitch, chunk, plane, kernel, taps, weights, depth, lane_count = (
+        numbers[0], numbers[1], numbers[2], numbers[3], two(numbers, 4), two(numbers, 6), numbers[8], numbers[10]
     )  # fmt: skip
     blocks, chunks = (lane_count + pitch - 1) // pitch, (depth + chunk - 1) // chunk
     g_block, number = divmod(task, chunks)
     first = number * chunk
     transform_depths(
-        numbers, 5, tables, 0, weight, taps, g_block, first, min(first + chunk, depth), room, 0, panels,
-        g_block * points_along(taps[0]) * points_along(taps[1]) * plane + first * pitch, plane, pitch, blocks,
+        numbers, 8, tables, 0, weight, kernel, taps, weights, g_block, first, min(first + chunk, depth), room, 0, panels,
+        g_block * weights[0] * weights[1] * plane + first * pitch, plane, pitch, blocks,
     )  # fmt: skip
 
 
 @kernel
-def inside_of(numbers: Array, sizes: Ints, taps: Ints, y0: int, x0: int) -> Ints:
+def inside_of(numbers: Array, sizes: Ints, y0: int, x0: int) -> Ints:
     """Return the first row and the last + 1, and the same of columns, of a strip's input that exist: all, where it is packed."""
     compact()
-    height, width = sizes[1] + taps[0] - 1, sizes[2] + taps[1] - 1
+    steps, more = two(numbers, OWN + 14), two(numbers, OWN + 16)
+    height, width = steps[0] * sizes[1] + more[0], steps[1] * sizes[2] + more[1]
     if numbers[34]:
         return 0, height, 0, width
-    y, x = y0 - numbers[29], x0 - numbers[30]
+    y, x = steps[0] * y0 - numbers[29], steps[1] * x0 - numbers[30]
     top, left = min(max(0, -y), height), min(max(0, -x), width)
     return top, max(top, min(height, numbers[3] - y)), left, max(left, min(width, numbers[4] - x))
 
@@ -251,71 +269,91 @@ def multiply(
     A task is a strip and a part of the blocks of lanes.  ``weight`` are panels, evaluated at the points; where no other task
     needs them they are evaluated here, some depths at a time.
     """
-    values_at, values, products_at, products, columns_at, pixels_at, pairs_at, group_step = (
+    values_at, values, products_at, products, columns_at, pixels_at, group_step, kernel = (
         numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3], numbers[OWN + 4], numbers[OWN + 5],
         numbers[OWN + 6], numbers[OWN + 7],
     )  # fmt: skip
-    taps = numbers[OWN + 8], numbers[OWN + 9]
+    taps, weights, tile = two(numbers, OWN + 8), two(numbers, OWN + 10), two(numbers, OWN + 12)
+    made_steps, made_more, made_values = two(numbers, OWN + 20), two(numbers, OWN + 22), two(numbers, OWN + 24)
+    first_pixel = two(numbers, PLACED)
     parts, groups, stages, depths, own, plane, taps_at, rows_at, pitch, depth, lane_count = (
-        numbers[OWN + 10], numbers[OWN + 11], numbers[OWN + 12], numbers[OWN + 13], numbers[OWN + 14], numbers[OWN + 15],
-        numbers[OWN + 16], numbers[OWN + 17], numbers[OWN + 18], numbers[OWN + 19], numbers[OWN + 21],
+        numbers[PLACED + 2], numbers[PLACED + 3], numbers[PLACED + 4], numbers[PLACED + 5], numbers[PLACED + 6],
+        numbers[PLACED + 7], numbers[PLACED + 8], numbers[PLACED + 9], numbers[PLACED + 10], numbers[PLACED + 11],
+        numbers[PLACED + 13],
     )  # fmt: skip
-    points = points_along(taps[0]) * points_along(taps[1])
+    planes = made_values[0] * made_values[1]
     strip, out_shape, out_steps = four(numbers, 20), five(numbers, 40), five(numbers, 45)
     number, part = divmod(task, parts)
     n0, z0, y0, x0, kind = place_strip(number, numbers, tables)
     base = open_strip(numbers, x, n0, z0, y0, x0, room)
-    sizes = (min(strip[0], out_shape[0] - n0), min(strip[2], out_shape[3] - y0), min(strip[3], out_shape[4] - x0))
-    inside = inside_of(numbers, sizes, taps, y0, x0)
+    # The first pixel of the strip need not exist, and outputs that end in some that do not are counted.
+    first_y, first_x = first_pixel[0] + made_steps[0] * y0, first_pixel[1] + made_steps[1] * x0
+    sizes = (
+        min(strip[0], out_shape[0] - n0),
+        min(strip[2], (out_shape[3] - first_y + made_steps[0] - 1) // made_steps[0]),
+        min(strip[3], (out_shape[4] - first_x + made_steps[1] - 1) // made_steps[1]),
+    )
+    exist = (
+        max(0, -first_y), min(made_steps[0] * sizes[1], out_shape[3] - first_y),
+        max(0, -first_x), min(made_steps[1] * sizes[2], out_shape[4] - first_x),
+    )  # fmt: skip
+    rows, columns = exist[1] - exist[0], exist[3] - exist[2]
+    inside = inside_of(numbers, sizes, y0, x0)
     packs, out_last = numbers[34], out_steps[1] == 1
     image, image_steps = room if packs else x, five(numbers, 15 if packs else 5)
     n = lanes(out.itemsize)
     pixel, blocks = (depth + n - 1) // n * n, (lane_count + pitch - 1) // pitch
     padded = (lane_count + n - 1) // n * n
     zeros = groups * padded
-    corner = n0 * out_steps[0] + z0 * out_steps[2] + y0 * out_steps[3] + x0 * out_steps[4]
-    columns, rows = min(strip[3], out_shape[4]), min(strip[2], out_shape[3])
+    corner = n0 * out_steps[0] + z0 * out_steps[2] + first_y * out_steps[3] + first_x * out_steps[4]
     panels = room if own else weight
     transformed = -1
     for g_block in range(part * groups * blocks // parts, (part + 1) * groups * blocks // parts):
         g, block = divmod(g_block, blocks)
         if g != transformed:
             transform_tiles(
-                False, image, base + g * group_step, (image_steps[0], image_steps[3], image_steps[4]), sizes, taps, inside,
-                depth, room, columns_at, values_at, values, pixel,
+                False, image, base + g * group_step, (image_steps[0], image_steps[3], image_steps[4]), sizes, tile,
+                two(numbers, OWN + 14), two(numbers, OWN + 16), two(numbers, OWN + 18), inside, depth, room, columns_at,
+                values_at, values, pixel,
             )  # fmt: skip
             transformed = g
         valid = min(pitch, lane_count - block * pitch)
         whole = (valid + n - 1) // n * n
         for stage in range(stages):
             taken = min(depths, depth - stage * depths)
-            panel = own if own else g_block * points * plane
+            panel = own if own else g_block * weights[0] * weights[1] * plane
             if own:
                 transform_depths(
-                    numbers, OWN + 19, tables, rows_at, weight, taps, g_block, stage * depths, stage * depths + taken, room,
-                    taps_at, room, own, plane, pitch, blocks,
+                    numbers, PLACED + 11, tables, rows_at, weight, kernel, taps, weights, g_block, stage * depths,
+                    stage * depths + taken, room, taps_at, room, own, plane, pitch, blocks,
                 )  # fmt: skip
-            for point in range(points):
-                at = numbers[54] + 3 * (points * kind + point)
+            for product in range(planes):
+                # For a kind and a product: the rows of its tiles, those of their targets, and how many; the pairs of its phases,
+                # how many phases, and the first of its values and of its weights.
+                at = numbers[54] + 7 * (planes * kind + product)
+                phases = tables[at + 4]
                 outer_tile(
-                    panels, panel + point * plane, tables, pairs_at, taken, room, values_at + point * values + stage * depths,
-                    tables[at], room, products_at + point * products, tables[at + 1], tables[at + 2], start, zeros,
-                    zeros + VECTORS * n, stage, whole,
+                    panels, panel + tables[at + 6] * plane, tables, tables[at + 3] + 2 * stage * depths * phases, taken * phases,
+                    room, values_at + tables[at + 5] * values, tables[at], room, products_at + product * products,
+                    tables[at + 1], tables[at + 2], start, zeros, zeros + VECTORS * n, stage, whole,
                 )  # fmt: skip
         lane = g * padded + block * pitch
         if out_last:
             transform_products(
-                room, products_at, products, pitch, columns_at, sizes, taps, valid, start, lane, zeros, out,
-                corner + g * lane_count + block * pitch, (out_steps[0], out_steps[3], out_steps[4]),
+                room, products_at, products, pitch, columns_at, sizes, tile, made_steps, made_more, made_values, exist, valid,
+                start, lane, zeros, out, corner + g * lane_count + block * pitch, (out_steps[0], out_steps[3], out_steps[4]),
             )  # fmt: skip
         else:
             transform_products(
-                room, products_at, products, pitch, columns_at, sizes, taps, whole, start, lane, zeros, room, pixels_at,
+                room, products_at, products, pitch, columns_at, sizes, tile, made_steps, made_more, made_values, exist, whole,
+                start, lane, zeros, room, pixels_at - (exist[0] * columns + exist[2]) * pitch,
                 (rows * columns * pitch, columns * pitch, pitch),
             )  # fmt: skip
             unpack_strip(
-                room, pixels_at, pitch, sizes[0], (z0, y0, x0), (1, 1, 1), strip, valid, out,
-                corner + (g * lane_count + block * pitch) * out_steps[1], out_shape, out_steps,
+                room, pixels_at, pitch, sizes[0], (z0, first_y + exist[0], first_x + exist[2]), (1, 1, 1),
+                (strip[0], 1, rows, columns), valid, out,
+                corner + exist[0] * out_steps[3] + exist[2] * out_steps[4] + (g * lane_count + block * pitch) * out_steps[1],
+                out_shape, out_steps,
             )  # fmt: skip
 
 
@@ -329,19 +367,19 @@ def correlate(
     there is one chunk for each, which the task then writes itself.  The sums of a single strip are turned to taps as they come,
     some depths at a time.
     """
-    values_at, values, products_at, products, columns_at, pixels_at, _, group_step = (
+    values_at, values, products_at, products, columns_at, pixels_at, group_step, kernel = (
         numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3], numbers[OWN + 4], numbers[OWN + 5],
         numbers[OWN + 6], numbers[OWN + 7],
     )  # fmt: skip
-    taps = numbers[OWN + 8], numbers[OWN + 9]
+    taps, weights, tile = two(numbers, OWN + 8), two(numbers, OWN + 10), two(numbers, OWN + 12)
+    made_steps, made_more, made_values = two(numbers, OWN + 20), two(numbers, OWN + 22), two(numbers, OWN + 24)
     gradients_at, gradients, per_chunk, parts, groups, depths, depth, filters, pitch, each, own, rows_at, taps_at = (
-        numbers[OWN + 10], numbers[OWN + 11], numbers[OWN + 12], numbers[OWN + 13], numbers[OWN + 14], numbers[OWN + 15],
-        numbers[OWN + 16], numbers[OWN + 17], numbers[OWN + 18], numbers[OWN + 19], numbers[OWN + 20], numbers[OWN + 21],
-        numbers[OWN + 22],
+        numbers[PLACED], numbers[PLACED + 1], numbers[PLACED + 2], numbers[PLACED + 3], numbers[PLACED + 4], numbers[PLACED + 5],
+        numbers[PLACED + 6], numbers[PLACED + 7], numbers[PLACED + 8], numbers[PLACED + 9], numbers[PLACED + 10],
+        numbers[PLACED + 11], numbers[PLACED + 12],
     )  # fmt: skip
-    turns_at, turn, turns = numbers[OWN + 23], numbers[OWN + 24], numbers[OWN + 25]
-    points_x, terms = points_along(taps[1]), taps[0] * taps[1]
-    points = points_along(taps[0]) * points_x
+    turns_at, turn, turns = numbers[PLACED + 13], numbers[PLACED + 14], numbers[PLACED + 15]
+    terms, planes = taps[0] * taps[1], weights[0] * weights[1]
     strip, counts = four(numbers, 20), four(numbers, 24)
     out_shape, out_steps = five(numbers, 40), five(numbers, 45)
     n = lanes(out.itemsize)
@@ -362,8 +400,8 @@ def correlate(
         packs = numbers[34]
         image, steps = room if packs else x, five(numbers, 15 if packs else 5)
         transform_tiles(
-            False, image, base, (steps[0], steps[3], steps[4]), sizes, taps, inside_of(numbers, sizes, taps, y0, x0), taken,
-            room, columns_at, values_at, values, pixel,
+            False, image, base, (steps[0], steps[3], steps[4]), sizes, tile, two(numbers, OWN + 14), two(numbers, OWN + 16),
+            two(numbers, OWN + 18), inside_of(numbers, sizes, y0, x0), taken, room, columns_at, values_at, values, pixel,
         )  # fmt: skip
         at = n0 * out_steps[0] + z0 * out_steps[2] + y0 * out_steps[3] + x0 * out_steps[4]
         at += (g * filters + block * pitch) * out_steps[1]
@@ -374,17 +412,18 @@ def correlate(
             at, image = pixels_at, room
             image_steps = (strip[2] * strip[3] * whole, strip[3] * whole, whole)
         transform_tiles(
-            True, image, at, image_steps, sizes, taps, (0, sizes[1], 0, sizes[2]), whole if out_steps[1] != 1 else valid,
-            room, columns_at, gradients_at, gradients, pitch,
+            True, image, at, image_steps, sizes, tile, made_steps, made_more, made_values, (0, sizes[1], 0, sizes[2]),
+            whole if out_steps[1] != 1 else valid, room, columns_at, gradients_at, gradients, pitch,
         )  # fmt: skip
         for some in range(0, taken, turn):
             rows = turns_at + 3 * (part * turns + some // turn)
-            for point in range(points):
-                at = numbers[54] + 2 * (points * kind + point)
+            for product in range(planes):
+                # For a kind and a value of the weight: the pairs that it is summed over, how many, and the first of both values.
+                at = numbers[54] + 4 * (planes * kind + product)
                 outer_tile(
-                    room, gradients_at + point * gradients, tables, tables[at], tables[at + 1], room, values_at + point * values,
-                    tables[rows], room, products_at + point * products, tables[rows + 1], tables[rows + 2], zeros, 0,
-                    (pitch + n - 1) // n * n, number - first, whole,
+                    room, gradients_at + tables[at + 3] * gradients, tables, tables[at], tables[at + 1], room,
+                    values_at + tables[at + 2] * values, tables[rows], room, products_at + product * products,
+                    tables[rows + 1], tables[rows + 2], zeros, 0, (pitch + n - 1) // n * n, number - first, whole,
                 )  # fmt: skip
             if number < last - 1:
                 continue
@@ -393,8 +432,8 @@ def correlate(
             panel = taps_at if own else s * each + g_block * depth * terms * pitch + row * pitch
             for k in range(summed):
                 weight_gradient_map(
-                    taps[0], taps[1], room, products_at + k * pitch, points_x * products, products, n, panels,
-                    panel + k * terms * pitch, taps[1] * pitch, pitch, n, whole // n,
+                    kernel, room, products_at + k * pitch, weights[1] * products, products, n, panels, panel + k * terms * pitch,
+                    taps[1] * pitch, pitch, n, whole // n,
                 )  # fmt: skip
             if own:
                 to = (g * filters + block * pitch) * depth * terms + row

@@ -9,6 +9,7 @@ and -p do, both are the sum and the difference of two shorter sums; columns alik
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +19,7 @@ from llvmlite import ir
 from numba import config
 from numba.core import cgutils
 
-from ..cook_toom import TAPS, can_be_cut, input_matrix, output_matrix, slots, tile_of, weight_matrix
+from ..cook_toom import FILTERS, KERNELS
 from .words import I64, Array, Words, address_of, call_first, lanes, private_function, tile_intrinsic
 
 __all__ = ["gradient_map", "input_map", "output_map", "weight_gradient_map", "weight_map"]
@@ -26,34 +27,36 @@ __all__ = ["gradient_map", "input_map", "output_map", "weight_gradient_map", "we
 Map = tuple[Array, Sequence[int], Sequence[int]]
 """A matrix, and where its inputs and its outputs lie."""
 
-Maps = dict[tuple[int, int], Map]
-"""Maps by the rows and columns of their matrices; the most frequent first."""
+Maps = dict[tuple[int, int, int], Map]
+"""Maps by the rows and columns of their matrices and the stride of their filters; the most frequent first."""
 
-Planes = dict[tuple[int, int], tuple[Array, Array]]
-"""Matrices for columns and for rows, by the taps down and across a kernel; the most frequent first."""
+Planes = dict[int, tuple[Array, Array]]
+"""Matrices for columns and for rows, by the number of a kernel."""
 
+PLAIN = tuple(dict.fromkeys((*FILTERS, *(filter_.longest for filter_ in FILTERS))))
+"""All filters, and those of stride 1 that the transforms of the others' outputs are those of."""
 
-def _tiles() -> list[tuple[int, int]]:
-    """(outputs, inputs) of all tiles along an axis."""
-    return [(m, m + taps - 1) for taps in TAPS for m in range(tile_of(taps), 0, -1)]
+TILES = [(filter_, m, filter_.stride * m + filter_.more) for filter_ in PLAIN for m in range(filter_.tile, 0, -1)]
+"""A filter, the outputs of a tile and its values."""
 
-
-INPUT: Maps = {(n, n): (input_matrix(n), range(n), slots(n)) for _, n in _tiles()}
-OUTPUT: Maps = {(m, n): (output_matrix(m, n), slots(n), range(m)) for m, n in _tiles()}
-GRADIENT: Maps = {(n, m): (matrix.T, outputs, inputs) for (m, n), (matrix, inputs, outputs) in OUTPUT.items()}
-WEIGHT: Planes = {
-    (down, across): (weight_matrix(down), weight_matrix(across))
-    for down, across in itertools.product(TAPS, repeat=2)
-    if can_be_cut(down, across)
+INPUT: Maps = {(n, n, f.stride): (f.input_matrix(m), range(n), f.slots(m)) for f, m, n in TILES}
+OUTPUT: Maps = {(f.stride * m, n, f.stride): (f.pixel_matrix(m), f.slots(m), range(f.stride * m)) for f, m, n in TILES}
+GRADIENT: Maps = {
+    (n, m, 1): (matrix.T, outputs, inputs)
+    for (m, n, stride), (matrix, inputs, outputs) in OUTPUT.items()
+    if stride == 1
 }
-WEIGHT_GRADIENT: Planes = {taps: (down.T, across.T) for taps, (down, across) in WEIGHT.items()}
+WEIGHT: Planes = {
+    kernel: (down.weight_matrix(), across.weight_matrix()) for kernel, (down, across) in enumerate(KERNELS)
+}
+WEIGHT_GRADIENT: Planes = {kernel: (down.T, across.T) for kernel, (down, across) in WEIGHT.items()}
 
 PLANE_NAMES = (
-    "down, across, source, source_at, source_row, source_step, source_next, target, target_at, target_row, target_step, "
+    "kernel, source, source_at, source_row, source_step, source_next, target, target_at, target_row, target_step, "
     "target_next, count"
 )
 
-NAMES = "rows, columns, source, source_at, source_step, source_next, target, target_at, target_step, target_next, count"
+NAMES = "rows, columns, stride, source, source_at, source_step, source_next, target, target_at, target_step, target_next, count"
 
 STARTS = "start, start_at, floor_at"
 
@@ -125,11 +128,11 @@ def _map_twin(maps: Maps) -> Any:
     """Return the tile that applies a map in plain Python."""
 
     def twin(
-        rows: int, columns: int, source: Array, source_at: int, source_step: int, source_next: int, target: Array,
-        target_at: int, target_step: int, target_next: int, count: int, start: Array | None = None, start_at: int = 0,
-        floor_at: int = 0,
+        rows: int, columns: int, stride: int, source: Array, source_at: int, source_step: int, source_next: int,
+        target: Array, target_at: int, target_step: int, target_next: int, count: int, start: Array | None = None,
+        start_at: int = 0, floor_at: int = 0,
     ) -> None:  # fmt: skip
-        matrix, inputs, outputs = maps[rows, columns]
+        matrix, inputs, outputs = maps[rows, columns, stride]
         lane = np.arange(lanes(source.itemsize))
         for turn in range(count):
             at = source_at + turn * source_next + np.array(inputs)[:, None] * source_step + lane
@@ -144,6 +147,12 @@ def _map_twin(maps: Maps) -> Any:
     return twin
 
 
+def _equal(builder: Any, named: dict[str, tuple[Any, Any]], numbers: dict[str, int]) -> Any:
+    """Emit whether arguments have these numbers."""
+    equal = (builder.icmp_signed("==", named[name][1], I64(n)) for name, n in numbers.items())
+    return functools.reduce(builder.and_, equal)
+
+
 def _map_tile(name: str, maps: Maps, starts: bool = False) -> Any:
     """Make a tile that applies the map whose matrix has so many rows and columns."""
 
@@ -151,16 +160,12 @@ def _map_tile(name: str, maps: Maps, starts: bool = False) -> Any:
         dtype = named["source"][0].dtype
         w = Words(builder, dtype)
         calls = []
-        for (rows, columns), map_ in maps.items():
-            function, new = private_function(
-                builder.module, f"{name}_map_{w.suffix}_{rows}_{columns}", 9 if starts else 7
-            )
+        for key, map_ in maps.items():
+            suffix = "_".join(map(str, key))
+            function, new = private_function(builder.module, f"{name}_map_{w.suffix}_{suffix}", 9 if starts else 7)
             if new:
                 _write_map(function, dtype, map_, starts)
-            equal = (
-                builder.icmp_signed("==", named[axis][1], I64(n)) for axis, n in (("rows", rows), ("columns", columns))
-            )
-            calls.append((builder.and_(*equal), function))
+            calls.append((_equal(builder, named, dict(zip(("rows", "columns", "stride"), key, strict=True))), function))
         source, target, *begin = (
             w.at(
                 address_of(context, builder, *named[at.partition("_")[0] if at != "floor_at" else "start"]),
@@ -200,10 +205,10 @@ def _plane_twin(planes: Planes) -> Any:
     """Return the tile that applies a map of planes in plain Python."""
 
     def twin(
-        down: int, across: int, source: Array, source_at: int, source_row: int, source_step: int, source_next: int,
-        target: Array, target_at: int, target_row: int, target_step: int, target_next: int, count: int,
+        kernel: int, source: Array, source_at: int, source_row: int, source_step: int, source_next: int, target: Array,
+        target_at: int, target_row: int, target_step: int, target_next: int, count: int,
     ) -> None:  # fmt: skip
-        columns, rows = (matrix.astype(source.dtype) for matrix in planes[down, across])
+        columns, rows = (matrix.astype(source.dtype) for matrix in planes[kernel])
         lane = np.arange(lanes(source.itemsize))
         for turn in range(count):
             at, to = (
@@ -226,14 +231,11 @@ def _plane_tile(name: str, planes: Planes) -> Any:
         dtype = named["source"][0].dtype
         w = Words(builder, dtype)
         calls = []
-        for (down, across), matrices in planes.items():
-            function, new = private_function(builder.module, f"{name}_plane_{w.suffix}_{down}_{across}", 9)
+        for kernel, matrices in planes.items():
+            function, new = private_function(builder.module, f"{name}_plane_{w.suffix}_{kernel}", 9)
             if new:
                 _write_plane_map(function, dtype, *matrices)
-            equal = (
-                builder.icmp_signed("==", named[axis][1], I64(n)) for axis, n in (("down", down), ("across", across))
-            )
-            calls.append((builder.and_(*equal), function))
+            calls.append((_equal(builder, named, {"kernel": kernel}), function))
         passed = [
             w.at(address_of(context, builder, *named[array]), named[f"{array}_at"][1]) for array in ("source", "target")
         ]
@@ -250,6 +252,8 @@ Parameters
 ----------
 rows, columns : int
     Of the matrix; here both are the inputs, those of a tile of `fastconv.cook_toom`.
+stride : int
+    Of the filter; the values of its phases lie one behind the other.
 source, source_at, source_step, source_next : flat array, offset and distances
     The first input, and the distances of inputs and of turns.
 target, target_at, target_step, target_next : flat array, offset and distances
@@ -259,23 +263,24 @@ count : int
 """
 
 output_map = _map_tile("output", OUTPUT, starts=True)
-"""A^T, and a vector is added: the outputs of a tile (rows), from what the points of its inputs (columns) have; ``start`` holds
-the vector at ``start_at``, and at ``floor_at`` a number: what is less becomes that."""
+"""A^T, and a vector is added: the outputs of a tile (rows), from what the points of its inputs (columns) have, or, with a stride,
+neighbouring pixels from the values of all phases; ``start`` holds the vector at ``start_at``, and at ``floor_at`` a number: what
+is less becomes that."""
 
 gradient_map = _map_tile("gradient", GRADIENT)
-"""A: the gradients of a tile's outputs (columns), at the points of its inputs (rows)."""
+"""A: the gradients of a tile's outputs (columns), at the points of its inputs (rows); the stride is 1."""
 
 weight_map = _plane_tile("weight", WEIGHT)
 """G along columns and rows: the taps of kernels, at all points.
 
 Parameters
 ----------
-down, across : int
-    Taps of a column and of a row of the kernel.
+kernel : int
+    Number of the kernel in `fastconv.cook_toom.KERNELS`.
 source, source_at, source_row, source_step, source_next : flat array, offset and distances
     The first tap, and the distances of rows, of columns and of turns.
 target, target_at, target_row, target_step, target_next : flat array, offset and distances
-    The same of the points.
+    The same of the values.
 count : int
     Turns; there may be none.
 """
