@@ -84,11 +84,14 @@ weight at a point for a strip; and for each vector that is written where the inp
 PHASES = 2
 """What a vector of the input takes in proportion where it has phases: a row of tiles does not stay in the first-level cache."""
 
-PHASES_BYTES, CROWDED = 5 << 18, 1.12
+PHASES_BYTES, CROWDED = 5 << 18, 1.25
 """Bytes of the values of all phases that still share the second-level cache with others, and what it takes where they do not."""
 
-WRITTEN_APART = 1.1
-"""What equation (2) takes in proportion where neighbouring pixels are of different phases: its sums are short, and many."""
+MOST_SHARED = 8 << 20
+"""Bytes of a weight at the points that the third-level cache keeps for all strips; to read more takes twice the time."""
+
+GRADIENTS = 1.1
+"""What equations (2) and (3) take in proportion to their estimate where filters have phases: their sums are short, and many."""
 
 FEW_TASKS = 4
 """Tasks to cut such a pass into at least: each part of the blocks evaluates the input anew."""
@@ -346,8 +349,10 @@ class Work:
     def split(self, strip: Ints) -> tuple[int, int]:
         """Count the strips, and the parts of the blocks that are tasks of their own."""
         strips = math.prod(ceil_div(n, m) for n, m in zip(self.sizes, strip, strict=True))
-        tasks = min(self.tasks, FEW_TASKS) if self.form.reads_phases else self.tasks
-        return strips, min(self.blocks, ceil_div(tasks, strips))
+        if not self.form.reads_phases:
+            return strips, min(self.blocks, ceil_div(self.tasks, strips))
+        each = max(1, self.blocks // ceil_div(min(self.tasks, FEW_TASKS), strips))  # blocks of a part
+        return strips, ceil_div(self.blocks, each)
 
     def owns(self, strip: Ints) -> bool:
         """Say whether tasks evaluate the weight themselves: few or none would do so again."""
@@ -359,7 +364,9 @@ class Work:
     @property
     def weighing(self) -> tuple[float, float]:
         """Estimate the time to evaluate a vector of the weight for each tap, and to read what came of it."""
-        return EVALUATION * self.form.written[2], READING * math.prod(self.form.strided.values)
+        size = math.prod(self.form.weights) * self.groups * self.depth * self.lane_count * self.itemsize
+        reading = READING * (2 if self.form.strides and size > MOST_SHARED else 1)
+        return EVALUATION * self.form.written[2], reading * math.prod(self.form.strided.values)
 
     def cost(self, strip: Ints) -> float:
         """Estimate the time of all tasks."""
@@ -374,8 +381,6 @@ class Work:
         evaluating, reading = self.weighing
         each = strips * evaluating if self.owns(strip) else strips * reading + evaluating * (not self.prepared)
         work += each * self.depth * computed + SHARING * (not self.owns(strip) and not self.prepared)
-        if self.form.reads_phases and tiles // strips * self.bytes_of_tile > PHASES_BYTES:
-            work *= CROWDED
         return work * (ALONG_ONE_AXIS if 1 in self.form.points else 1.0) * (NARROW if self.narrow else 1.0)
 
     @property
@@ -384,8 +389,10 @@ class Work:
         return math.prod(self.form.read.values) * whole_lanes(self.depth, self.itemsize) * self.itemsize
 
     def time(self, strip: Ints) -> float:
-        """Estimate the time of all tasks, and of the threads that have none."""
-        return self.cost(strip) * (imbalance(math.prod(self.split(strip))) if self.tasks > 1 else 1.0)
+        """Estimate the time of all tasks, and of the threads that have none; strips whose values crowd a cache take longer."""
+        crowded = self.form.reads_phases and strip[0] * self.form.count(*strip[2:]) * self.bytes_of_tile > PHASES_BYTES
+        shared = imbalance(math.prod(self.split(strip))) if self.tasks > 1 else 1.0
+        return self.cost(strip) * shared * (CROWDED if crowded else 1.0)
 
     def best(self) -> Work:
         """Choose the width of blocks: narrow ones make more tasks where there are few."""
@@ -634,6 +641,8 @@ def _correlate_program(
     depths = ceil_div(depth, parts)
     parts = ceil_div(depth, depths)
     form = form_of(g)
+    if form.strides and count_tasks(g) > 1:  # tiles are large, and there may be few strips of them
+        most = min(most, ceil_div(sizes[0] * form.count(*sizes[2:]) * blocks * parts, FEW_TASKS))
     strip = Work(form, sizes, depths, filters, 1, itemsize, 1).strip(most)
     if per_sample:
         strip = (1, *strip[1:])
@@ -736,7 +745,7 @@ def nanoseconds(computes: str, geometry: ConvGeometry, itemsize: int) -> float:
     if (
         work.form.strides
     ):  # the margin is small: direct sums leave out taps on padding, of which their estimate does not tell
-        time *= (WRITTEN_APART if computes == "grad_input" else 1.0) / met_share(g)
+        time *= (1.0 if computes == "output" else GRADIENTS) / met_share(g)
     return 30_000 + time
 
 
