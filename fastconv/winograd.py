@@ -719,8 +719,8 @@ WINOGRAD = Algorithm(_multiply_program, _weights_program)
 def describe(computes: str, geometry: ConvGeometry, itemsize: int) -> str:
     """Say how a pass is computed, as the end of a sentence."""
     form = form_of(geometry.volume, computes == "grad_input")
-    (tile_y, tile_x), (points_y, points_x), (steps_y, steps_x) = form.tile, form.points, form.made.steps
-    tiles = f"tiles of {tile_y * steps_y}x{tile_x * steps_x} pixels at {points_y}x{points_x} points"
+    (tile_y, tile_x), (steps_y, steps_x), (more_y, more_x) = form.tile, form.made.steps, form.plain.more
+    tiles = f"tiles of {tile_y * steps_y}x{tile_x * steps_x} pixels at {tile_y + more_y}x{tile_x + more_x} points"
     phases = len(form.down.phases), len(form.across.phases)
     if max(phases) > 1:
         tiles += f" of {phases[0]}x{phases[1]} phases"
@@ -746,6 +746,10 @@ def nanoseconds(computes: str, geometry: ConvGeometry, itemsize: int) -> float:
         work.form.strides
     ):  # the margin is small: direct sums leave out taps on padding, of which their estimate does not tell
         time *= (1.0 if computes == "output" else GRADIENTS) / met_share(g)
+    if computes == "grad_input":  # tiles that end in pixels that do not exist are copied
+        time *= math.prod(s * n for s, n in zip(work.form.made.steps, work.sizes[2:], strict=True)) / math.prod(
+            g.input[1:]
+        )
     return 30_000 + time
 
 
