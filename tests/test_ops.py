@@ -473,11 +473,11 @@ def test_scratch_memory_is_in_proportion():
     fastconv.set_precision("high")
     taken = 0
     shapes = itertools.product((1, 4, 32), (16, 64, 256), (16, 64, 256), (4, 7, 14, 56))
-    for (batch, channels, filters, size), kernel in zip(
-        shapes, itertools.cycle(((3, 3), (5, 5), (1, 3))), strict=False
+    for (batch, channels, filters, size), (kernel, stride) in zip(
+        shapes, itertools.cycle((((3, 3), 1), ((5, 5), 1), ((1, 3), 1), ((3, 3), 2), ((3, 3), 2))), strict=False
     ):
         geometry = fastconv.geometry.conv_geometry(
-            (batch, channels, size, size), (filters, channels, *kernel), padding=1
+            (batch, channels, size, size), (filters, channels, *kernel), stride, padding=1
         )
         for computes in PASSES[:3]:
             row = plan.choose(computes, geometry, np.dtype("float32"))
