@@ -70,6 +70,22 @@ def _mirrored(matrix: Array) -> tuple[int, int] | None:
     return None
 
 
+def _blocks(matrix: Array) -> list[tuple[list[int], list[int]]]:
+    """Find the blocks of a matrix, as their rows and columns: those of phases, which do not share registers then.
+
+    >>> _blocks(np.array([[1, 0, 2], [0, 3, 0]]))
+    [([0], [0, 2]), ([1], [1])]
+    """
+    blocks: list[tuple[list[int], list[int]]] = []
+    for row in range(len(matrix)):
+        rows, columns = [row], set(np.flatnonzero(matrix[row]).tolist())
+        for block in [block for block in blocks if columns & set(block[1])]:
+            blocks.remove(block)
+            rows, columns = block[0] + rows, columns | set(block[1])
+        blocks.append((sorted(rows), sorted(columns)))
+    return blocks
+
+
 def _multiply(w: Words, matrix: Array, values: list[Any]) -> list[Any]:
     """Emit the product of a matrix with a vector of vectors."""
     if (pair := _mirrored(matrix.T)) is not None:
@@ -117,10 +133,11 @@ def _write_map(function: Any, dtype: Any, map_: Map, starts: bool) -> None:
         start, floor = w.load(begin[0], w.vector), w.splat(w.load(begin[1], w.scalar))
     with cgutils.for_range(b, count) as turn:
         here, there = (b.add(a, b.mul(turn.index, n)) for a, n in ((source, source_next), (target, target_next)))
-        values = [w.load(b.add(here, b.mul(source_step, I64(i))), w.vector) for i in inputs]
-        for i, value in zip(outputs, _multiply(w, matrix, values), strict=True):
-            result = w.at_least(b.fadd(value, start), floor) if starts else value
-            w.store(result, b.add(there, b.mul(target_step, I64(i))))
+        for rows, columns in _blocks(matrix):
+            values = [w.load(b.add(here, b.mul(source_step, I64(inputs[j]))), w.vector) for j in columns]
+            for i, value in zip(rows, _multiply(w, matrix[np.ix_(rows, columns)], values), strict=True):
+                result = w.at_least(b.fadd(value, start), floor) if starts else value
+                w.store(result, b.add(there, b.mul(target_step, I64(outputs[i]))))
     b.ret_void()
 
 
