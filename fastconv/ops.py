@@ -320,7 +320,7 @@ def _backward(
     form = None
     if out is None and type(output_mask) is tuple:
         flags = (accumulate, per_sample, bias_shape is None, *output_mask)
-        values = (ndim, stride, padding, dilation, groups, algorithm, bias_shape or ())
+        values = (ndim, stride, padding, dilation, groups, algorithm, () if bias_shape is None else bias_shape)
         form = form_of((grad_output, x, weight), flags, values)
         if (bound := recall(form)) is not None:
             gradient, (grad_input, grad_weight, grad_bias) = flat(grad_output), bound

@@ -514,16 +514,8 @@ def cells(g: ConvGeometry) -> tuple[tuple[Axis, ...], Ints]:
 def work_of(p: Pixels) -> Work:
     """Say what equation (1) or (2) has to do."""
     sizes = (max(1, p.sizes[0]), *p.sizes[1:])
-    work = Work(
-        form_of(p.g, p.transposed),
-        sizes,
-        p.depth,
-        p.channels // p.g.groups,
-        p.g.groups,
-        p.itemsize,
-        p.tasks,
-        p.prepared,
-    )
+    form, lane_count = form_of(p.g, p.transposed), p.channels // p.g.groups
+    work = Work(form, sizes, p.depth, lane_count, p.g.groups, p.itemsize, p.tasks, p.prepared)
     return work.best()
 
 
@@ -682,9 +674,8 @@ def _correlate_program(
     own = chunks == 1
     room = Room(source.box_size)
     taps = turn * form.terms * pitch if own else 0
-    values_at = room.take(
-        max(math.prod(form.read.values) * values, taps if turns == 1 else 0)
-    )  # the last taps lie where the values did
+    planes = math.prod(form.read.values) * values
+    values_at = room.take(max(planes, taps) if turns == 1 else planes)  # the last taps lie where the values did
     numbers |= {
         "values_at": values_at, "values": values,
         "products_at": room.take(math.prod(form.weights) * products), "products": products,
@@ -742,9 +733,7 @@ def nanoseconds(computes: str, geometry: ConvGeometry, itemsize: int) -> float:
     strip = work.strip()
     tasks = math.prod(work.split(strip))
     time = 0.3 * work.cost(strip) * (ceil_div(tasks, 2) * 2 / tasks)
-    if (
-        work.form.strides
-    ):  # the margin is small: direct sums leave out taps on padding, of which their estimate does not tell
+    if work.form.strides:  # direct sums leave out taps on padding, of which their estimate does not tell
         time *= (1.0 if computes == "output" else GRADIENTS) / met_share(g)
     if computes == "grad_input":  # tiles that end in pixels that do not exist are copied
         time *= math.prod(s * n for s, n in zip(work.form.made.steps, work.sizes[2:], strict=True)) / math.prod(

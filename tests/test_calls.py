@@ -169,3 +169,10 @@ def test_few_are_remembered(monkeypatch, rng):
             fastconv.conv1d(np.ones((1, size), np.float32), weight), np.full((1, size - 1), 2)
         )
         assert 1 <= len(calls._calls) <= 3
+
+
+def test_a_shape_that_is_an_array_is_refused_by_name():
+    """Its truth value is none, which must not be what the caller hears of."""
+    x, weight = np.ones((1, 2, 5, 5), np.float32), np.ones((3, 2, 3, 3), np.float32)
+    with pytest.raises(TypeError, match="bias_shape"):
+        fastconv.conv2d_backward(fastconv.conv2d(x, weight), x, weight, bias_shape=np.array([3, 1, 1, 1]))
