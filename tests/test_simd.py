@@ -408,11 +408,11 @@ def check_maps(dtype):
             if starts:
                 wanted = np.maximum(wanted + start[5 : 5 + n], start[floor_at])
             scale = abs(matrix) @ abs(read) + 5
-            for tile in (run, maps._map_twin(of_sizes)):
+            for tile in (run, maps._map_twin(of_sizes, starts)):
                 result = out.copy()
                 tile(
                     *size, source, 3, 40 * n, 7 * n, result, 2, 9 * n, n + 3, count,
-                    *((start, 5, floor_at) if starts else ()),
+                    *((start, 5, floor_at) if starts else (source, 10**12, 2 * n, n, 3)),
                 )  # fmt: skip
                 np.testing.assert_array_equal(result != MARK, written)
                 found = result[(2 + target_places)[:, :, None] + np.arange(n)]
@@ -557,7 +557,7 @@ def test_machine_code(machine, dtype, monkeypatch):
         assert not spills or (machine == "AVX2" and kind[0] >= 7) or (old and kind[2] > 1 and len(spills) == 1), kind
     for _, of_sizes, starts in MAPS:
         for size, map_ in of_sizes.items():
-            _, spills = assemble(machine, maps._write_map, 9 if starts else 7, dtype, map_, starts)
+            _, spills = assemble(machine, maps._write_map, 9 if starts else 11, dtype, map_, starts)
             assert not spills, size
     for _, planes in PLANE_MAPS:
         _, spills = assemble(machine, maps._write_plane_map, 9, dtype, *planes[0])

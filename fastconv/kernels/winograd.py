@@ -115,6 +115,10 @@ def transform_tiles(
             rows = step_y * m_y + reach
             first = base + b * distances[0] + y_in * distances[1] + left * distances[2]
             exist = y_in >= top and y_in + rows <= bottom
+            # What the tiles below read and these do not, or rows of the next image, is fetched while these are evaluated.
+            below = y + tile[0] < height
+            ahead = first + rows * distances[1] if below else base + (b + 1) * distances[0] + left * distances[2]
+            fetches = step_y * tile[0] if below or b + 1 < images else 0
             for c in range(0, channels, n):
                 whole = exist and channels - c >= n
                 source, at, row_step, step = image if whole else room, first + c, distances[1], distances[2]
@@ -130,9 +134,15 @@ def transform_tiles(
                             clear(room, to, to + row_step)
                 to = columns_at + left * n
                 if gradient:
-                    gradient_map(m_y + more[0], m_y, 1, source, at, row_step, step, room, to, row, n, right - left)
+                    gradient_map(
+                        m_y + more[0], m_y, 1, source, at, row_step, step, room, to, row, n, right - left,
+                        image, ahead + c, distances[1], distances[2], fetches,
+                    )  # fmt: skip
                 else:
-                    input_map(rows, rows, step_y, source, at, row_step, step, room, to, row, n, right - left)
+                    input_map(
+                        rows, rows, step_y, source, at, row_step, step, room, to, row, n, right - left,
+                        image, ahead + c, distances[1], distances[2], fetches,
+                    )  # fmt: skip
                 for value in range(values[0]):
                     to = columns_at + value * row
                     clear(room, to, to + left * n)
@@ -142,12 +152,14 @@ def transform_tiles(
                     m_x, at = min(tile[1], width - x), columns_at + step_x * x * n
                     if gradient:
                         gradient_map(
-                            m_x + more[1], m_x, 1, room, at, n, row, room, to, plane, values[1] * plane, values[0]
+                            m_x + more[1], m_x, 1, room, at, n, row, room, to, plane, values[1] * plane, values[0],
+                            room, 0, 0, 0, 0,
                         )  # fmt: skip
                     else:
                         columns = step_x * m_x + more[1]
                         input_map(
-                            columns, columns, step_x, room, at, n, row, room, to, plane, values[1] * plane, values[0]
+                            columns, columns, step_x, room, at, n, row, room, to, plane, values[1] * plane, values[0],
+                            room, 0, 0, 0, 0,
                         )  # fmt: skip
                     to += pixel
             t += (width + tile[1] - 1) // tile[1]

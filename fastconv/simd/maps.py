@@ -60,6 +60,17 @@ NAMES = "rows, columns, stride, source, source_at, source_step, source_next, tar
 
 STARTS = "start, start_at, floor_at"
 
+FETCHES = "fetched, fetched_at, fetched_row, fetched_next, fetches"
+
+OFFSETS = {
+    "source_at": "source",
+    "target_at": "target",
+    "start_at": "start",
+    "floor_at": "start",
+    "fetched_at": "fetched",
+}
+"""Offsets, and the arrays that they are of."""
+
 
 def _mirrored(matrix: Array) -> tuple[int, int] | None:
     """Find two rows that differ in the signs of some terms."""
@@ -121,18 +132,28 @@ def _sum(w: Words, factors: Array, values: list[Any]) -> Any:
 
 
 def _write_map(function: Any, dtype: Any, map_: Map, starts: bool) -> None:
-    """Emit a map; if it ``starts``, a vector is added to all outputs, and what is less than a number becomes that."""
+    """Emit a map.
+
+    If it ``starts``, a vector is added to all outputs, and what is less than a number becomes that; if it does not, each turn has
+    some lines of memory brought into the second-level cache, too.
+    """
     b = ir.IRBuilder(function.append_basic_block("entry"))
     w = Words(b, dtype)
-    source, source_step, source_next, target, target_step, target_next, count, *begin = function.args
+    source, source_step, source_next, target, target_step, target_next, count, *more = function.args
     source_step, source_next, target_step, target_next = (
         b.mul(step, I64(w.size)) for step in (source_step, source_next, target_step, target_next)
     )
     matrix, inputs, outputs = map_
     if starts:
-        start, floor = w.load(begin[0], w.vector), w.splat(w.load(begin[1], w.scalar))
+        start, floor = w.load(more[0], w.vector), w.splat(w.load(more[1], w.scalar))
+    else:
+        fetched, fetched_row, fetched_next, fetches = more
+        fetched_row, fetched_next = (b.mul(step, I64(w.size)) for step in (fetched_row, fetched_next))
     with cgutils.for_range(b, count) as turn:
         here, there = (b.add(a, b.mul(turn.index, n)) for a, n in ((source, source_next), (target, target_next)))
+        if not starts:
+            with cgutils.for_range(b, fetches) as row:
+                w.prefetch(b.add(fetched, b.add(b.mul(turn.index, fetched_next), b.mul(row.index, fetched_row))))
         for rows, columns in _blocks(matrix):
             values = [w.load(b.add(here, b.mul(source_step, I64(inputs[j]))), w.vector) for j in columns]
             for i, value in zip(rows, _multiply(w, matrix[np.ix_(rows, columns)], values), strict=True):
@@ -141,13 +162,12 @@ def _write_map(function: Any, dtype: Any, map_: Map, starts: bool) -> None:
     b.ret_void()
 
 
-def _map_twin(maps: Maps) -> Any:
+def _map_twin(maps: Maps, starts: bool) -> Any:
     """Return the tile that applies a map in plain Python."""
 
     def twin(
         rows: int, columns: int, stride: int, source: Array, source_at: int, source_step: int, source_next: int,
-        target: Array, target_at: int, target_step: int, target_next: int, count: int, start: Array | None = None,
-        start_at: int = 0, floor_at: int = 0,
+        target: Array, target_at: int, target_step: int, target_next: int, count: int, *more: Any,
     ) -> None:  # fmt: skip
         matrix, inputs, outputs = maps[rows, columns, stride]
         lane = np.arange(lanes(source.itemsize))
@@ -156,7 +176,8 @@ def _map_twin(maps: Maps) -> Any:
             to = target_at + turn * target_next + np.array(outputs)[:, None] * target_step + lane
             with np.errstate(over="ignore", invalid="ignore"):  # the compiled tile has nobody to warn
                 result = matrix.astype(source.dtype) @ source[at]
-                if start is not None:
+                if starts:
+                    start, start_at, floor_at = more
                     result += start[start_at + lane]
                     result = np.where(result < start[floor_at], start[floor_at], result)
                 target[to] = result
@@ -172,6 +193,7 @@ def _equal(builder: Any, named: dict[str, tuple[Any, Any]], numbers: dict[str, i
 
 def _map_tile(name: str, maps: Maps, starts: bool = False) -> Any:
     """Make a tile that applies the map whose matrix has so many rows and columns."""
+    names = f"{NAMES}, {STARTS if starts else FETCHES}"
 
     def codegen(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]) -> None:
         dtype = named["source"][0].dtype
@@ -179,21 +201,19 @@ def _map_tile(name: str, maps: Maps, starts: bool = False) -> Any:
         calls = []
         for key, map_ in maps.items():
             suffix = "_".join(map(str, key))
-            function, new = private_function(builder.module, f"{name}_map_{w.suffix}_{suffix}", 9 if starts else 7)
+            function, new = private_function(builder.module, f"{name}_map_{w.suffix}_{suffix}", 9 if starts else 11)
             if new:
                 _write_map(function, dtype, map_, starts)
             calls.append((_equal(builder, named, dict(zip(("rows", "columns", "stride"), key, strict=True))), function))
-        source, target, *begin = (
-            w.at(
-                address_of(context, builder, *named[at.partition("_")[0] if at != "floor_at" else "start"]),
-                named[at][1],
-            )
-            for at in ("source_at", "target_at", *(("start_at", "floor_at") if starts else ()))
-        )
-        steps = [named[step][1] for step in ("source_step", "source_next", "target_step", "target_next", "count")]
-        call_first(builder, calls, [source, *steps[:2], target, *steps[2:], *begin])
+        passed = []
+        for argument in names.split(", "):
+            if argument in OFFSETS:
+                passed.append(w.at(address_of(context, builder, *named[OFFSETS[argument]]), named[argument][1]))
+            elif argument not in ("rows", "columns", "stride", *OFFSETS.values()):
+                passed.append(named[argument][1])
+        call_first(builder, calls, passed)
 
-    return _map_twin(maps) if config.DISABLE_JIT else tile_intrinsic(f"{NAMES}, {STARTS}" if starts else NAMES, codegen)
+    return _map_twin(maps, starts) if config.DISABLE_JIT else tile_intrinsic(names, codegen)
 
 
 def _write_plane_map(function: Any, dtype: Any, down: Array, across: Array) -> None:
@@ -277,6 +297,11 @@ target, target_at, target_step, target_next : flat array, offset and distances
     The same of the outputs; that of a point lies so many steps from the first's as the point's number says.
 count : int
     Turns; there may be none.
+fetched, fetched_at, fetched_row, fetched_next : flat array, offset and distances
+    What each turn has brought into the second-level cache, for later: the first of its lines, and the distances of lines and of
+    turns.  It need not exist.
+fetches : int
+    Lines of a turn; there may be none.
 """
 
 output_map = _map_tile("output", OUTPUT, starts=True)
