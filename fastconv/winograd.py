@@ -87,6 +87,9 @@ PHASES = 2
 PHASES_BYTES, CROWDED = 5 << 18, 1.25
 """Bytes of the values of all phases that still share the second-level cache with others, and what it takes where they do not."""
 
+NEAR_BYTES, FAR = 5 << 17, 0.15
+"""The same bytes without phases, and how much longer it takes if nearly all values stand in the third-level cache."""
+
 MOST_SHARED = 8 << 20
 """Bytes of a weight at the points that the third-level cache keeps for all strips; to read more takes twice the time."""
 
@@ -390,9 +393,11 @@ class Work:
 
     def time(self, strip: Ints) -> float:
         """Estimate the time of all tasks, and of the threads that have none; strips whose values crowd a cache take longer."""
-        crowded = self.form.reads_phases and strip[0] * self.form.count(*strip[2:]) * self.bytes_of_tile > PHASES_BYTES
+        size = strip[0] * self.form.count(*strip[2:]) * self.bytes_of_tile
         shared = imbalance(math.prod(self.split(strip))) if self.tasks > 1 else 1.0
-        return self.cost(strip) * shared * (CROWDED if crowded else 1.0)
+        if self.form.reads_phases:
+            return self.cost(strip) * shared * (CROWDED if size > PHASES_BYTES else 1.0)
+        return self.cost(strip) * shared * (1 + FAR * max(0.0, 1 - NEAR_BYTES / size))
 
     def best(self) -> Work:
         """Choose the width of blocks: narrow ones make more tasks where there are few."""
