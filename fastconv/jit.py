@@ -181,10 +181,20 @@ class KernelCache(NullCache):  # type: ignore[misc]
 
 
 def _compiled(func: F, parallel: bool) -> F:
-    dispatcher: F = numba.njit(**OPTIONS, parallel=parallel)(func)
+    dispatcher: Any = numba.njit(**OPTIONS, parallel=parallel)(func)
     if not config.DISABLE_JIT:
-        dispatcher._cache = KernelCache(func, "parallel" if parallel else "serial")  # type: ignore[attr-defined]
-    return dispatcher
+        dispatcher._cache = KernelCache(func, "parallel" if parallel else "serial")
+        dispatcher.get_call_template = functools.partial(_for_any_number, dispatcher.get_call_template)
+    return dispatcher  # type: ignore[no-any-return]
+
+
+def _for_any_number(get_call_template: Callable[..., Any], args: Any, kws: Any) -> Any:
+    """Have a kernel that another calls with numbers from its text compiled once, for any numbers, not once for each.
+
+    Truths stay: what they exclude is left out.
+    """
+    args = [arg if isinstance(arg, types.BooleanLiteral) else types.unliteral(arg) for arg in args]
+    return get_call_template(args, {name: types.unliteral(arg) for name, arg in kws.items()})
 
 
 def kernel(func: F) -> F:
