@@ -51,17 +51,22 @@ class Algorithm:
         """Equation (2); if it ``adds``, what is there is a term of the sums."""
         self._compute("grad_input", g, grad_output, weight, None, out, -math.inf, adds)
 
-    def grad_weight(self, g: ConvGeometry, grad_output: Array, x: Array, out: Array) -> None:
-        """Equation (3)."""
+    def grad_weight(
+        self, g: ConvGeometry, grad_output: Array, x: Array, out: Array, grad_bias: Array | None = None
+    ) -> None:
+        """Equation (3), and equation (4) if there is an array for it."""
         if g.batch == 0 or out.size == 0:
-            out[...] = 0
+            for array in (out,) if grad_bias is None else (out, grad_bias):
+                array[...] = 0
             return
-        self.bind("grad_weight", g, grad_output, x, out)(out.reshape(-1), memory_of(grad_output)[0], memory_of(x)[0])
+        run = self.bind("grad_weight", g, grad_output, x, out)
+        run(out.reshape(-1), memory_of(grad_output)[0], memory_of(x)[0], grad_bias)
 
     def bind(self, computes: str, g: ConvGeometry, *arrays: Any, adds: bool = False) -> Callable[..., None]:
         """Return a pass as ``run(out, *inputs)`` with flat arrays, of calls whose arrays lie like these; none may be empty.
 
-        The bias and the floor of equation (1) may be left out; equation (2) may add to what is there.
+        The bias and the floor of equation (1) may be left out, and of equation (3) the array for equation (4); equation (2) may
+        add to what is there.
         """
         first, second, *_, out = arrays
         last = memory_of(first)[1]

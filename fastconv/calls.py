@@ -96,11 +96,20 @@ class Bound:
         self.computes, self.run = computes, run
         self.dtype, self.shape, self.strides = like.dtype, like.shape, like.strides
 
+    def _new(self) -> tuple[Array, Array]:
+        return new_array(self.computes, self.shape, self.strides, self.dtype)
+
     def __call__(self, *inputs: Any) -> Array:
         """Compute the pass of flat arrays."""
-        memory, result = new_array(self.computes, self.shape, self.strides, self.dtype)
+        memory, result = self._new()
         self.run(memory, *inputs)
         return result
+
+    def with_another(self, other: Bound, *inputs: Any) -> tuple[Array, Array]:
+        """Compute the pass and, in the same run, what the ``other`` returns."""
+        (memory, result), (other_memory, other_result) = self._new(), other._new()
+        self.run(memory, *inputs, other_memory)
+        return result, other_result
 
 
 def bind(

@@ -31,6 +31,7 @@ from .programs import (
     Packing,
     Pixels,
     Program,
+    StripSums,
     choose_chunks,
     count_tasks,
     forward_axes,
@@ -67,7 +68,7 @@ from .strips import (
     whole_lanes,
 )
 
-__all__ = ["DIRECT", "adds_to", "describe", "grad_bias", "is_depthwise", "lane_flops"]
+__all__ = ["DIRECT", "adds_to", "describe", "grad_bias", "is_depthwise", "lane_flops", "sums_gradients"]
 
 STAGE_BYTES, SMALL_STAGE_BYTES = 320 << 10, 32 << 10
 """Most bytes of a panel that a stage of a sum takes: it is to stay in the second-level cache while a strip's pixels pass.  With
@@ -334,7 +335,9 @@ def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_las
     sums_of, units = (1, chunks * groups) if per_sample else (chunks, groups)
     own = sums_of == 1
     room = whole_lanes(source.box_size + (0 if reads else math.prod(strip) * width), 1) + FIRST_PANEL
-    numbers |= {"own": room if own else 0, "rows_at": tables.add(rows) if own else 0, "per_task": per_task}
+    numbers |= {
+        "own": room if own else 0, "rows_at": tables.add(rows) if own else 0, "per_task": per_task, "sums_at": 0,
+    }  # fmt: skip
     packing = None
     if not own:
         told = np.array((sums_of, each, filters, depth * T, pitch), np.int64)
@@ -344,6 +347,7 @@ def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_las
     return Program(
         correlate, chunks * blocks_of_tasks * parts, lay_numbers(**numbers), tables.whole(),
         room + (per_task * depths * T * pitch if own else 0), count_tasks(g) == 1, source, (1, width, width, 0), packing,
+        StripSums(math.prod(counts), groups, filters, pitch),
     )  # fmt: skip
 
 
@@ -401,6 +405,11 @@ def adds_to(g: ConvGeometry, itemsize: int, channels_last: bool) -> bool:
     """Say whether dX can be added to what is there: where tiles of pixels are written as they lie."""
     g = g.volume
     return channels_last and not (is_depthwise(g) or lanes_are_pixels(g, (1, 1, 1), g.channels // g.groups, itemsize))
+
+
+def sums_gradients(g: ConvGeometry, itemsize: int) -> bool:
+    """Say whether the pass of dW can compute db, too: where channels mix, so that its tasks read whole strips of gradients."""
+    return not is_depthwise(g)
 
 
 def lane_flops(computes: str, g: ConvGeometry, itemsize: int) -> float:

@@ -29,7 +29,7 @@ from .arrays import (
 from .calls import Bound, bind, flat, form_of, recall, remember
 from .geometry import ConvGeometry, checked_shape, conv_geometry, geometry_of, smallest_input, transposed_geometry
 from .limits import SMALL, require_memory
-from .plan import choose
+from .plan import Row, choose
 from .prepared import PreparedWeight
 
 __all__ = [
@@ -117,16 +117,14 @@ def run_pass(
 def _run_and_bind(
     computes: str, geometry: ConvGeometry, dtype: np.dtype[Any], inputs: Sequence[Operand], like: Array, shape: Sequence[int],
     final_shape: Sequence[int], algorithm: str, out: Array | None, accumulate: bool = False, relu: bool = False,
+    bias: Array | None = None,
 ) -> tuple[Array, Bound | None]:  # fmt: skip
-    """Return what was done, too, to do it again with other arrays; None if that had better be checked each time."""
+    """Return what was done, too, to do it again with other arrays; None if that had better be checked each time.
+
+    The ``bias`` is an array for equation (4), of a row that sums gradients.
+    """
     summed = sum_dtype(dtype)
-    needed = _memory_for(shape if out is None else (0,), inputs, summed)
-    if needed >= SMALL:
-        require_memory(f"{computes} of shape {tuple(shape)}", needed)  # before a row is asked what it would do
-    row = choose(computes, geometry, dtype, algorithm)
-    if needed >= SMALL:
-        needed += row.scratch(geometry, summed.itemsize)
-        require_memory(f"{computes} of shape {tuple(shape)}, with scratch memory,", needed)
+    row, needed = _row_for(computes, geometry, dtype, inputs, shape, algorithm, out)
     like = like if out is None else out
     ndim = geometry.ndim if computes != "grad_bias" and is_channels_last(like, geometry.ndim) else 0
     kept = ndim if row.channels_last and computes != "grad_weight" else 0
@@ -139,7 +137,8 @@ def _run_and_bind(
         for array, known, axes, prepared in inputs
     ]  # fmt: skip
     floors = relu and row.floors
-    row.run(geometry.volume, *arrays, result, *((0.0,) if floors else (True,) if adds else ()))
+    more: tuple[Any, ...] = (0.0,) if floors else (True,) if adds else () if bias is None else (bias,)
+    row.run(geometry.volume, *arrays, result, *more)
     if relu and not floors:
         np.maximum(result, 0, out=result)
     final = finish(result, out, final_shape, result_dtype(dtype), accumulate and not adds, ndim)
@@ -147,6 +146,22 @@ def _run_and_bind(
         return final, None
     given = [array if prepared is None else prepared for array, _, _, prepared in inputs]
     return final, bind(row, geometry.volume, given, arrays, result, final, 0.0 if floors else None)
+
+
+def _row_for(
+    computes: str, geometry: ConvGeometry, dtype: np.dtype[Any], inputs: Sequence[Operand], shape: Sequence[int],
+    algorithm: str, out: Array | None,
+) -> tuple[Row, int]:  # fmt: skip
+    """Choose the row for a pass that there is memory for; return how many bytes it needs, too."""
+    summed = sum_dtype(dtype)
+    needed = _memory_for(shape if out is None else (0,), inputs, summed)
+    if needed >= SMALL:
+        require_memory(f"{computes} of shape {tuple(shape)}", needed)  # before a row is asked what it would do
+    row = choose(computes, geometry, dtype, algorithm)
+    if needed >= SMALL:
+        needed += row.scratch(geometry, summed.itemsize)
+        require_memory(f"{computes} of shape {tuple(shape)}, with scratch memory,", needed)
+    return row, needed
 
 
 def _memory_for(shape: Sequence[int], inputs: Sequence[Operand], dtype: np.dtype[Any]) -> int:
@@ -323,9 +338,12 @@ def _backward(
         values = (ndim, stride, padding, dilation, groups, algorithm, () if bias_shape is None else bias_shape)
         form = form_of((grad_output, x, weight), flags, values)
         if (bound := recall(form)) is not None:
-            gradient, (grad_input, grad_weight, grad_bias) = flat(grad_output), bound
+            gradient, (grad_input, grad_weight, grad_bias, together) = flat(grad_output), bound
+            dx = None if grad_input is None else grad_input(gradient, flat(weight))
+            if together:
+                return ConvGrads(dx, *grad_weight.with_another(grad_bias, gradient, flat(x)))
             return ConvGrads(
-                None if grad_input is None else grad_input(gradient, flat(weight)),
+                dx,
                 None if grad_weight is None else grad_weight(gradient, flat(x)),
                 None if grad_bias is None else grad_bias(gradient),
             )
@@ -354,14 +372,31 @@ def _backward(
         ("grad_weight", [gradient, Operand(x, x_shape, ndim)], weight, (sums, *weight_shape)),
         ("grad_bias", [gradient], grad_output, (geometry.filters,)),
     )
-    done = [
-        _run_and_bind(computes, geometry, dtype, inputs, like, shape, final_shape, algorithm, result, accumulate)
-        if wanted else (None, None)
-        for (computes, inputs, like, shape), wanted, final_shape, result in zip(passes, mask, shapes, outs, strict=True)
-    ]  # fmt: skip
+
+    def run(number: int, bias: Array | None = None) -> tuple[Array | None, Bound | None]:
+        if not mask[number]:
+            return None, None
+        (computes, inputs, like, shape), out = passes[number], outs[number]
+        told = (computes, geometry, dtype, inputs, like, shape, shapes[number], algorithm, out, accumulate)
+        return _run_and_bind(*told, bias=bias)
+
+    done, summed = [run(0)], sum_dtype(dtype)
+    computes, inputs, _, shape = passes[1]
+    # Equation (4) is computed in the pass of equation (3) if that reads the gradients once, as most rows do.
+    together = mask[1] and mask[2]
+    if together:
+        row, _ = _row_for(computes, geometry, dtype, inputs, shape, algorithm, outs.weight)
+        together = row.sums(geometry, summed.itemsize)
+    if together:
+        bias = target("grad_bias", outs.bias, (geometry.filters,), summed, accumulate)
+        grad_weight, bound = run(1, bias)
+        grad_bias = finish(bias, outs.bias, shapes[2], result_dtype(dtype), accumulate)
+        done += [(grad_weight, bound), (grad_bias, bound and Bound("grad_bias", bound.run, grad_bias))]
+    else:
+        done += [run(1), run(2)]
     grads, bounds = zip(*done, strict=True)
     if all((bound is not None) == wanted for bound, wanted in zip(bounds, mask, strict=True)):
-        remember(form, bounds)
+        remember(form, (*bounds, together))
     return ConvGrads(*grads)
 
 

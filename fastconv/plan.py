@@ -66,6 +66,8 @@ class Row:
     adds : callable
         ``adds(geometry, itemsize, channels_last)`` says whether ``run`` takes a last argument for ``grad_input``: whether to add
         to what ``out`` holds.
+    sums : callable
+        ``sums(geometry, itemsize)`` says whether ``run`` takes a last argument for ``grad_weight``: an array for ``grad_bias``.
     bind : callable or None
         ``bind(geometry, *inputs, out)`` returns what ``run`` does with arrays that lie like these, none of them empty, as a
         function ``run(out, *inputs)`` of their memory; for ``output`` it may be told no bias, and ``floor``.
@@ -86,6 +88,7 @@ class Row:
     floors: bool = False
     channels_last: bool = False
     adds: Callable[[ConvGeometry, int, bool], bool] = lambda geometry, itemsize, channels_last: False
+    sums: Callable[[ConvGeometry, int], bool] = lambda geometry, itemsize: False
     bind: Callable[..., Callable[..., None]] | None = None
     prepare: Callable[[ConvGeometry, PreparedWeight], None] | None = None
     limits: Callable[[ConvGeometry], str | None] = lambda geometry: None
@@ -205,10 +208,11 @@ def _plain(geometry: ConvGeometry, itemsize: int) -> str:
 
 
 TABLE = (
-    *map(_winograd, ("output", "grad_input", "grad_weight")),
+    *map(_winograd, ("output", "grad_input")),
+    _winograd("grad_weight", sums=winograd.sums_gradients),
     _direct("output"),
     _direct("grad_input", adds=engine.adds_to),
-    _direct("grad_weight"),
+    _direct("grad_weight", sums=engine.sums_gradients),
     Row(
         "grad_bias", "direct", engine.grad_bias, FAST, _sums_cost, _sums, channels_last=True, bind=engine.bind_grad_bias
     ),

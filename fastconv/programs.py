@@ -14,14 +14,16 @@ import numpy as np
 from .arrays import Array
 from .geometry import ConvGeometry, ceil_div, phase_taps
 from .kernels.pack import pack_image
+from .kernels.sums import add_strips
 from .prepared import PreparedWeight
 from .scratch import aligned, buffer
+from .simd import lanes
 from .strips import TASKS, Axis, AxisPhase, Ints, Source, steps_of_image
 from .tasks import Task
 from .threads import sharing
 
 __all__ = [
-    "CHUNK_PIXELS", "NO_TABLE", "SERIAL_BYTES", "Packing", "Pixels", "Program", "choose_chunks", "count_tasks",
+    "CHUNK_PIXELS", "NO_TABLE", "SERIAL_BYTES", "Packing", "Pixels", "Program", "StripSums", "choose_chunks", "count_tasks",
     "forward_axes", "grad_input_pixels", "is_depthwise", "memory_of", "output_pixels", "tap_numbers",
 ]  # fmt: skip
 
@@ -77,6 +79,38 @@ class Packing:
 
 
 @dataclass(frozen=True)
+class StripSums:
+    """Sums of the gradients of each strip, which the tasks of equation (3) take for equation (4) if they are told to.
+
+    Attributes
+    ----------
+    strips, groups, filters, pitch : int
+        Strips, groups, filters of a group, and those of a block, up to whole vectors.
+    """
+
+    strips: int
+    groups: int
+    filters: int
+    pitch: int
+
+    def slots(self, itemsize: int) -> tuple[int, int, int]:
+        """Shape of the slots of a strip: [group, block, lane], of which a vector's lanes in front are not used."""
+        return self.groups, ceil_div(self.filters, self.pitch), lanes(itemsize) + self.pitch
+
+    def size(self, itemsize: int) -> int:
+        """Count the numbers of all slots."""
+        return self.strips * math.prod(self.slots(itemsize))
+
+    def add_up(self, sums: Array, sums_at: int, out: Array) -> None:
+        """Add up what tasks have left."""
+        slots = self.slots(out.itemsize)
+        total = np.zeros(math.prod(slots), np.float64)
+        add_strips(sums, sums_at, self.strips, total)
+        used = total.reshape(slots)[:, :, lanes(out.itemsize) :].reshape(self.groups, -1)
+        out.reshape(self.groups, self.filters)[...] = used[:, : self.filters]
+
+
+@dataclass(frozen=True)
 class Program:
     """A task and all that it is told but the arrays of a call.
 
@@ -91,6 +125,8 @@ class Program:
         Groups, lanes of a group, numbers for these, and zeros behind them, that sums begin with.
     packing : Packing or None
         None if the tasks take the weight as it lies, or each has panels of its own.
+    sums : StripSums or None
+        Of equation (3), where tasks can sum gradients, too: their last number then says where to, and is 0.
     starts : dict
         What sums begin with where there is no bias, by dtype and floor.
     """
@@ -104,6 +140,7 @@ class Program:
     source: Source
     start: tuple[int, int, int, int]
     packing: Packing | None = None
+    sums: StripSums | None = None
     starts: dict[tuple[str, float], Array] = field(default_factory=dict, compare=False)
 
     def pixels(
@@ -111,14 +148,23 @@ class Program:
     ) -> None:  # fmt: skip
         """Compute equation (1) or (2) with flat arrays; what is less than the floor becomes that."""
         factors = self.factors(weight)
-        self.run(self.prepared(x), factors, self.begin(bias, out.dtype, floor), out)
+        self.run(self.numbers, self.prepared(x), factors, self.begin(bias, out.dtype, floor), out)
 
-    def weights(self, out: Array, grad_output: Array, x: Array) -> None:
-        """Compute equation (3) with flat arrays."""
+    def weights(self, out: Array, grad_output: Array, x: Array, grad_bias: Array | None = None) -> None:
+        """Compute equation (3) with flat arrays, and of a program with ``sums`` equation (4), if there is an array for it."""
         panels = out if self.packing is None else buffer("panels", self.packing.panels, out.dtype)
-        self.run(self.prepared(x), grad_output, panels, self.begin(None, out.dtype))
+        start, numbers, sums = self.begin(None, out.dtype), self.numbers, self.sums
+        if grad_bias is not None and sums is not None:
+            zeros, sums_at = start, ceil_div(start.size, lanes(out.itemsize)) * lanes(out.itemsize)
+            start = buffer("start", sums_at + sums.size(out.itemsize), out.dtype)
+            start[: zeros.size] = zeros
+            numbers = numbers.copy()
+            numbers[-1] = sums_at
+        self.run(numbers, self.prepared(x), grad_output, panels, start)
         if self.packing is not None:
             self.packing.run(panels, out)
+        if grad_bias is not None and sums is not None:
+            sums.add_up(start, sums_at, grad_bias)
 
     def prepared(self, x: Array) -> Array:
         """Return the input as the tasks take it: as it is, or packed as a whole."""
@@ -140,16 +186,17 @@ class Program:
         packing.run(weight, panels)
         return panels
 
-    def run(self, *arrays: Array) -> None:
+    def run(self, numbers: Array, *arrays: Array) -> None:
         """Run all tasks."""
-        self.task(self.tasks, self.numbers, self.tables, *arrays, room=self.room, alone=self.alone)
+        self.task(self.tasks, numbers, self.tables, *arrays, room=self.room, alone=self.alone)
 
     def scratch_bytes(self, itemsize: int, threads: int = 0) -> int:
-        """Count the scratch memory of a call: panels, the packed input, and a room for each of its workers."""
+        """Count the scratch memory of a call: panels, the packed input, sums, and a room for each of its workers."""
         image = self.source.whole[1] if self.source.whole else 0
         workers = 1 if self.alone else min(threads or sharing(), self.tasks)
         panels = self.packing.panels if self.packing else 0
-        return int(itemsize * (panels + image + workers * self.room))
+        sums = self.sums.size(itemsize) if self.sums else 0
+        return int(itemsize * (panels + image + sums + workers * self.room))
 
     def begin(self, bias: Array | None, dtype: np.dtype[Any], floor: float = -math.inf) -> Array:
         """Return what sums begin with: the bias or zeros, up to whole vectors, and a tile's zeros.

@@ -26,6 +26,7 @@ from .programs import (
     Packing,
     Pixels,
     Program,
+    StripSums,
     choose_chunks,
     count_tasks,
     forward_axes,
@@ -56,7 +57,7 @@ from .strips import (
     whole_lanes,
 )
 
-__all__ = ["WINOGRAD", "describe", "nanoseconds", "objection"]
+__all__ = ["WINOGRAD", "describe", "nanoseconds", "objection", "sums_gradients"]
 
 VALUES_BYTES = 5 << 20
 """Most bytes of a strip's input at the points: each is used for as many products as there are filters, so it may stand in the
@@ -691,7 +692,7 @@ def _correlate_program(
         "parts": parts, "groups": groups, "depths": depths, "depth": depth, "filters": filters, "pitch": pitch, "each": each,
         "own": own, "rows_at": tables.add(np.arange(turn * form.terms)),
         "taps_at": values_at if turns == 1 else room.take(taps),
-        "turns_at": tables.add(rows_of_turns), "turn": turn, "turns": turns,
+        "turns_at": tables.add(rows_of_turns), "turn": turn, "turns": turns, "sums_at": 0,
     }  # fmt: skip
     packing = None
     if not own:
@@ -700,7 +701,7 @@ def _correlate_program(
         packing = Packing(unpack_panel, units * ceil_div(filters, n), told, np.arange(terms), chunks * each)
     return Program(
         kernels.correlate, chunks * blocks * parts, lay_numbers(**numbers), tables.whole(), room.size, count_tasks(g) == 1,
-        source, (1, pitch, whole_lanes(pitch, itemsize), 0), packing,
+        source, (1, pitch, whole_lanes(pitch, itemsize), 0), packing, StripSums(strips, groups, filters, pitch),
     )  # fmt: skip
 
 
@@ -721,6 +722,11 @@ def describe(computes: str, geometry: ConvGeometry, itemsize: int) -> str:
     if max(phases) > 1:
         tiles += f" of {phases[0]}x{phases[1]} phases"
     return f"{tiles}, summed over tiles" if computes == "grad_weight" else tiles
+
+
+def sums_gradients(g: ConvGeometry, itemsize: int) -> bool:
+    """Say whether the pass of dW can compute db, too: a vector that is not whole is read from lanes before it."""
+    return g.filters // g.groups >= lanes(itemsize)
 
 
 @functools.lru_cache(maxsize=4096)

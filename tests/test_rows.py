@@ -72,15 +72,23 @@ def check_row(row, case, dtype, sums=1):
             x, grad_output = channels_last(arrays[0]), channels_last(arrays[3])
         if "out" in last and row.computes in ("output", "grad_input"):
             poison = channels_last(poison)
-        (*inputs, out), buffer, owned = in_margins([*inputs_of(row.computes, x, weight, bias, grad_output), poison])
+        inputs = inputs_of(row.computes, x, weight, bias, grad_output)
+        if (case.seed + number) % 2 and row.sums(case.geometry.volume, poison.itemsize):
+            outs = [poison, np.full(case.filters, np.nan, dtype)]
+        else:
+            outs = [poison]
+        views, buffer, owned = in_margins([*inputs, *outs])
+        inputs, (out, *biases) = views[: len(inputs)], views[len(inputs) :]
         before = [array.tobytes() for array in inputs]
         poison_scratch()
         floors = [0.0] if row.floors and (case.seed + number) % 2 else []
-        row.run(case.geometry.volume, *inputs, out, *floors)
+        row.run(case.geometry.volume, *inputs, out, *biases, *floors)
         assert np.isnan(buffer[~owned]).all(), "it wrote outside its output"
         assert [array.tobytes() for array in inputs] == before, "it changed an input"
         wanted = expected(row.computes, case, sums)
         check_values(row, out, np.maximum(wanted, 0) if floors else wanted)
+        for array in biases:  # its sums are exact even where the weight's are not
+            np.testing.assert_array_equal(array, expected("grad_bias", case))
 
 
 def check_values(row, out, wanted):

@@ -30,6 +30,7 @@ from fastconv.simd import (
     maps,
     outer,
     slide,
+    sums,
     transpose,
     words,
 )
@@ -93,6 +94,11 @@ def run_copy_tile(*arguments):
 @kernel
 def run_copy(*arguments):
     simd.copy(*arguments)
+
+
+@kernel
+def run_sum(*arguments):
+    simd.sum_tile(*arguments)
 
 
 @kernel
@@ -184,7 +190,7 @@ def with_floor(start, floor):
     return np.append(start, start.dtype.type(floor)), start.size
 
 
-def sums(rng, dtype, number, width, valid, count, add):
+def sums_of(rng, dtype, number, width, valid, count, add):
     """Draw what an outer tile is given for a number of rows, where to write, and what is written.
 
     Vectors and rows lie anywhere, and the last row comes twice.
@@ -232,7 +238,7 @@ def check_outer(dtype):
         (1, n, width), (outer.TERMS - 1, outer.TERMS, outer.TERMS + 1, 2 * outer.TERMS, 2 * outer.TERMS + 3), (0, 1)
     )
     for number, (valid, count, add) in zip(cycle((12, 4, 8, 10, 14, 6, 16)), cases, strict=False):
-        arguments, *results = sums(rng, dtype, number, width, valid, count, add)
+        arguments, *results = sums_of(rng, dtype, number, width, valid, count, add)
         for run in (run_outer, run_far):
             compare(run, outer._tile_twin, in_order(outer.TILE, **arguments), *results)
 
@@ -243,7 +249,7 @@ def check_short(dtype):
     for height, vectors in (*SHORT.items(), (ROWS, VECTORS)):
         width = vectors * n
         for valid, count, add in product((1, n + 1, width), (0, 1, 4, 5, 2 * outer.TERMS + 3), (0, 1)):
-            arguments, *results = sums(rng, dtype, 2 * height, width, valid, count, add)
+            arguments, *results = sums_of(rng, dtype, 2 * height, width, valid, count, add)
             compare(run_short, outer._short_tile_twin, [height, *in_order(outer.TILE, **arguments)], *results)
 
 
@@ -392,6 +398,24 @@ def check_copy(dtype):
         compare(run_clear, copying._clear_twin, (out, 7, 7 + count), out, written)
 
 
+def check_sum(dtype):
+    """Sums over pixels, in one order: rows with and without groups of neighbours, and no pixel at all."""
+    rng, n = np.random.default_rng(0), lanes(np.dtype(dtype).itemsize)
+    for sizes in ((1, 1, 1, 8), (2, 3, 2, 21), (1, 1, 4, 7), (2, 0, 3, 5), (1, 2, 1, 1)):
+        steps = (2000, 600, 23 * (n + 1), n + 1)
+        pixels = sum(np.ogrid[tuple(slice(0, size * step, step) for size, step in zip(sizes, steps, strict=True))])
+        source = islands(rng.standard_normal, dtype, 3 + pixels, n)
+        out, written = blank(dtype, 7, n)
+        compare(run_sum, sums._sum_tile_twin, (source, 3, *sizes, *steps, out, 7), out, written)
+        result = out.copy()
+        run_sum(source, 3, *sizes, *steps, result, 7)
+        terms = source[3 + pixels.reshape(-1, 1) + np.arange(n)].astype(np.float64)
+        wanted = terms.sum(0)
+        # Each number is rounded with its neighbours three times, and the result once.
+        bound = np.finfo(dtype).eps / 2 * (3 * np.abs(terms).sum(0) + np.abs(wanted))
+        assert dtype == np.float64 or (np.abs(result[7 : 7 + n] - wanted) <= bound).all()
+
+
 def check_maps(dtype):
     """Each map and its twin against NumPy, which multiplies in double precision."""
     rng, n = np.random.default_rng(0), lanes(np.dtype(dtype).itemsize)
@@ -451,6 +475,7 @@ CHECKS = (
     check_sum_slide,
     check_transpose,
     check_copy,
+    check_sum,
     check_maps,
     check_plane_maps,
 )

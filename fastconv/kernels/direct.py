@@ -24,6 +24,7 @@ from ..jit import kernel, unsigned
 from ..simd import VECTORS, clear, compact, far_tile, lanes, outer_tile, short_tile
 from ..tasks import task
 from .pack import five, four, pack_box, pack_depths, pack_strip, three, unpack_rows, unpack_strip
+from .sums import sum_strip
 
 __all__ = ["CORRELATE", "GATHER", "PLANES", "STRIPS", "TAPS", "correlate", "gather", "gather_planes", "gather_taps"]
 
@@ -62,11 +63,12 @@ rows these have, the distance of parts, and how many rows of the input above and
 
 CORRELATE = (
     "per_chunk", "parts", "groups", "lane_count", "pitch", "group_step", "depths", "depth", "taps", "each", "reads", "own",
-    "rows_at", "per_task",
+    "rows_at", "per_task", "sums_at",
 )  # fmt: skip
 """Strips of a chunk, parts of the rows for tasks of their own, groups, filters of each, numbers in a row of a panel, the
 distance in x of groups, depths of a part, depths in all, taps, the distance of chunks' panels, whether gradients are read as
-they lie, where in its room a task has its panels, or 0, where tables hold the row of each term, and blocks of a task."""
+they lie, where in its room a task has its panels, or 0, where tables hold the row of each term, blocks of a task, and where
+behind the zeros the sums of gradients go, or 0."""
 
 
 @kernel
@@ -297,11 +299,13 @@ def correlate(
 
     A task is a chunk of consecutive strips, some blocks of filters, and a part of the depths.  ``out`` are panels; or the weight,
     if there is one chunk for each: the task then has panels of its own, and turns them over at the end.
+
+    Behind the ``zeros`` is room for equation (4), if that is asked for: those that have the first depths also sum the gradients.
     """
-    per_chunk, parts, groups, filters, pitch, group_step, depths, depth, taps, each, reads, own, rows_at, per_task = (
+    per_chunk, parts, groups, filters, pitch, group_step, depths, depth, taps, each, reads, own, rows_at, per_task, sums_at = (
         numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3], numbers[OWN + 4], numbers[OWN + 5],
         numbers[OWN + 6], numbers[OWN + 7], numbers[OWN + 8], numbers[OWN + 9], numbers[OWN + 10], numbers[OWN + 11],
-        numbers[OWN + 12], numbers[OWN + 13],
+        numbers[OWN + 12], numbers[OWN + 13], numbers[OWN + 14],
     )  # fmt: skip
     strip, counts, packs, box_size = four(numbers, 20), four(numbers, 24), numbers[34], numbers[35]
     out_shape, out_steps = five(numbers, 40), five(numbers, 45)
@@ -346,6 +350,13 @@ def correlate(
                     vectors, lane, tables, tables[at] if whole == pitch or reads else tables[at + 1], tables[at + 2], image,
                     base + g * group_step, tables[mine], panels, panel + (g_block - first_block) * size, tables[mine + 1],
                     tables[mine + 2], zeros, 0, width, 1, whole,
+                )  # fmt: skip
+            if sums_at and part == 0:
+                local = (strip[1] * strip[2] * strip[3] * whole, strip[2] * strip[3] * whole, strip[3] * whole, whole)
+                lying = (out_steps[0], out_steps[2], out_steps[3], out_steps[4])
+                sum_strip(
+                    vectors, lane, sizes, lying if reads else local, whole, zeros, sums_at, number * groups * blocks + g_block,
+                    pitch,
                 )  # fmt: skip
     for g_block in range(first_block, last_block if own else first_block):
         g, block = divmod(g_block, blocks)

@@ -3,6 +3,8 @@
 The schedule: sums run side by side, so that they fill vector registers: channels, or COLUMNS of a plane's pixels, which are added
 up after every CHUNK rows of them: no plain run of additions is long.  All are kept in double precision, which costs nothing
 here: the kernel waits for memory, and one number stands for thousands.
+
+Where equation (3) is computed, too, its tasks sum what they read of dO, by `sum_strip`; `add_strips` adds these sums up.
 """
 
 from __future__ import annotations
@@ -14,11 +16,15 @@ import numpy as np
 
 from ..jit import inlined, kernel, prange, signed, streaming_kernel, unsigned
 from ..scratch import buffer
+from ..simd import compact, lanes, sum_tile
 from ..tasks import task
 
-__all__ = ["BLOCKS", "add_up", "joined_rows", "rooms_for", "rows_of", "sum_of_pixels", "sums"]
+__all__ = [
+    "BLOCKS", "add_strips", "add_up", "joined_rows", "rooms_for", "rows_of", "sum_of_pixels", "sum_strip", "sums",
+]  # fmt: skip
 
 Array = np.ndarray[Any, Any]
+Ints = tuple[int, ...]
 
 COLUMNS = 64
 CHUNK = 64
@@ -114,3 +120,44 @@ def sums(
                     part += columns[t]
                 total += part
         out[f] = total
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Beside equation (3)
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@kernel
+def sum_strip(
+    gradient: Array, at: int, sizes: Ints, steps: Ints, valid: int, sums: Array, sums_at: int, slot: int, pitch: int
+) -> None:  # fmt: skip
+    """Sum a block of lanes over a strip: (images, planes, rows, columns) of pixels with their steps.
+
+    A slot is ``pitch`` numbers, and a vector's in front: if the last vector is not whole, it begins as many lanes earlier, which
+    have to exist.
+    """
+    compact()
+    n = lanes(gradient.itemsize)
+    images, planes, rows, columns = sizes
+    # Rows, planes and images that follow each other are taken as one row.
+    if rows == 1 or steps[2] == columns * steps[3]:
+        rows, columns = 1, rows * columns
+    if rows == 1 and (planes == 1 or steps[1] == columns * steps[3]):
+        planes, columns = 1, planes * columns
+    if rows == 1 and planes == 1 and (images == 1 or steps[0] == columns * steps[3]):
+        images, columns = 1, images * columns
+    to = sums_at + slot * (n + pitch) + n
+    for lane in range(0, valid, n):
+        first = min(lane, valid - n)
+        sum_tile(
+            gradient, at + first, images, planes, rows, columns, steps[0], steps[1], steps[2], steps[3], sums, to + first
+        )  # fmt: skip
+
+
+@kernel
+def add_strips(sums: Array, sums_at: int, strips: int, total: Array) -> None:
+    """Add all slots of each strip, one strip after the other, to ``total``, in double precision."""
+    count = total.size
+    for strip in range(strips):
+        for k in range(unsigned(count)):
+            total[k] += sums[unsigned(sums_at + strip * count) + k]

@@ -43,6 +43,7 @@ from ..simd import (
 from ..tasks import task
 from .direct import OWN, open_strip, place_strip
 from .pack import copy_columns, five, four, pack_depths, pack_strip, unpack_rows, unpack_strip
+from .sums import sum_strip
 
 __all__ = ["CORRELATE", "MULTIPLY", "PLACES", "correlate", "multiply", "transform_weight"]
 
@@ -69,13 +70,13 @@ panel; then what `pack_depths` takes."""
 
 CORRELATE = (
     "gradients_at", "gradients", "per_chunk", "parts", "groups", "depths", "depth", "filters", "pitch", "each", "own", "rows_at",
-    "taps_at", "turns_at", "turn", "turns",
+    "taps_at", "turns_at", "turn", "turns", "sums_at",
 )  # fmt: skip
 """Behind PLACES: the gradient at the points and the distance of its points, strips of a chunk, parts of the depths for tasks of
 their own, groups, depths of a part and of a group, filters of a group, numbers in a row of a panel, the distance of chunks'
 panels, whether the task writes the weight itself, where tables hold the row of each term, where in its room the taps' gradients
-lie, where tables hold the rows of each turn of each part, that of their targets, and how many, depths of a turn, and how many
-turns a part has at most."""
+lie, where tables hold the rows of each turn of each part, that of their targets, and how many, depths of a turn, how many turns
+a part has at most, and where behind the zeros the sums of gradients go, or 0."""
 
 DEPTHS = 16
 """Depths of a weight that are turned over at once: their taps fill whole squares of lanes, and stay in the cache."""
@@ -378,6 +379,8 @@ def correlate(
     A task is a chunk of consecutive strips, a block of filters and a part of the depths.  ``out`` are panels; or the weight, if
     there is one chunk for each, which the task then writes itself.  The sums of a single strip are turned to taps as they come,
     some depths at a time.
+
+    Behind the ``zeros`` is room for equation (4), if that is asked for: those that have the first depths also sum the gradients.
     """
     values_at, values, products_at, products, columns_at, pixels_at, group_step, kernel = (
         numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3], numbers[OWN + 4], numbers[OWN + 5],
@@ -390,7 +393,9 @@ def correlate(
         numbers[PLACED + 6], numbers[PLACED + 7], numbers[PLACED + 8], numbers[PLACED + 9], numbers[PLACED + 10],
         numbers[PLACED + 11], numbers[PLACED + 12],
     )  # fmt: skip
-    turns_at, turn, turns = numbers[PLACED + 13], numbers[PLACED + 14], numbers[PLACED + 15]
+    turns_at, turn, turns, sums_at = (
+        numbers[PLACED + 13], numbers[PLACED + 14], numbers[PLACED + 15], numbers[PLACED + 16],
+    )  # fmt: skip
     terms, planes = taps[0] * taps[1], weights[0] * weights[1]
     strip, counts = four(numbers, 20), four(numbers, 24)
     out_shape, out_steps = five(numbers, 40), five(numbers, 45)
@@ -418,15 +423,20 @@ def correlate(
         at = n0 * out_steps[0] + z0 * out_steps[2] + y0 * out_steps[3] + x0 * out_steps[4]
         at += (g * filters + block * pitch) * out_steps[1]
         image, image_steps = gradient, (out_steps[0], out_steps[3], out_steps[4])
+        four_sizes, stored = (sizes[0], 1, sizes[1], sizes[2]), valid
         if out_steps[1] != 1:
-            four_sizes = (sizes[0], 1, sizes[1], sizes[2])
             pack_strip(gradient, at, out_shape, out_steps, four_sizes, strip, valid, whole, room, pixels_at)
-            at, image = pixels_at, room
+            at, image, stored = pixels_at, room, whole
             image_steps = (strip[2] * strip[3] * whole, strip[3] * whole, whole)
         transform_tiles(
-            True, image, at, image_steps, sizes, tile, made_steps, made_more, made_values, (0, sizes[1], 0, sizes[2]),
-            whole if out_steps[1] != 1 else valid, room, columns_at, gradients_at, gradients, pitch,
+            True, image, at, image_steps, sizes, tile, made_steps, made_more, made_values, (0, sizes[1], 0, sizes[2]), stored,
+            room, columns_at, gradients_at, gradients, pitch,
         )  # fmt: skip
+        if sums_at and part == 0:
+            sum_strip(
+                image, at, four_sizes, (image_steps[0], image_steps[1], image_steps[1], image_steps[2]), stored, zeros, sums_at,
+                number * groups * blocks + g_block, pitch,
+            )  # fmt: skip
         for some in range(0, taken, turn):
             rows = turns_at + 3 * (part * turns + some // turn)
             for product in range(planes):

@@ -22,6 +22,7 @@ from .maps import gradient_map, input_map, output_map, weight_gradient_map, weig
 from .outer import AHEAD, FEW_ROWS, SHORT, far_tile, outer_tile, short_tile
 from .peak import ACCUMULATORS, peak_tile
 from .slide import SLIDES, SPAN, TALL, TALLER, slide_tile, sum_slide_tile
+from .sums import sum_tile
 from .tasks import compact, run_tasks
 from .transpose import gather_tile, scatter_tile, transpose_tile
 from .words import lanes
@@ -54,6 +55,7 @@ __all__ = [
     "short_tile",
     "slide_tile",
     "sum_slide_tile",
+    "sum_tile",
     "transpose_tile",
     "weight_gradient_map",
     "weight_map",
