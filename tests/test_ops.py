@@ -550,14 +550,17 @@ def test_the_named_algorithm_runs(monkeypatch):
 
     monkeypatch.setattr(plan, "TABLE", tuple(map(spied, plan.TABLE)))
     plan._select.cache_clear()
-    x, weight, bias, grad_output = data(simple(2))
+    case = simple(2, channels=4, filters=16)
+    x, weight, bias, grad_output = data(case)
     try:
         for algorithm in ALGORITHMS[1:]:
             called.clear()
             fastconv.conv2d(x, weight, bias, algorithm=algorithm)
             fastconv.conv2d_backward(grad_output, x, weight, algorithm=algorithm)
             assert called[:3] == [(computes, algorithm) for computes in PASSES[:3]]
-            assert called[3][0] == "grad_bias"
+            together = plan.ROWS["grad_weight", algorithm].sums(case.geometry, x.itemsize)
+            assert together == (algorithm in ("winograd", "direct"))
+            assert [computes for computes, _ in called[3:]] == ([] if together else ["grad_bias"])
     finally:
         plan._select.cache_clear()
 
