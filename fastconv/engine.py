@@ -64,6 +64,7 @@ from .strips import (
     runs_of,
     steps_of_image,
     strip_numbers,
+    thinned,
     tile_width,
     whole_lanes,
 )
@@ -91,6 +92,10 @@ the cache."""
 REPACKED = 64_000
 """Most numbers that tasks pack more than once between them: what one packs for all has to be waited for, and to pass from cache
 to cache."""
+
+SOME_TASKS = 8
+"""Tasks that dW may be content with, if each then packs its own part of the input: with twice as many, the sums of their chunks
+cost half of what that saves."""
 
 ENOUGH_TASKS = 4
 """Tasks that small layers may be content with, if each then packs what it needs of the input itself."""
@@ -258,12 +263,28 @@ def _reads(grad_last: bool, channels: int, itemsize: int) -> bool:
     return grad_last and channels % lanes(itemsize) == 0 and channels <= MOST_APART * tile_width(itemsize)
 
 
+def _parts_that_pack(g: ConvGeometry, strips: int, panels_bytes: int, parts: int) -> int:
+    """Count the parts of the depths for tasks that take all blocks of filters, and pack their own part of the input.
+
+    The input then does not pass through memory once more, as it does if it is packed as a whole; but each part packs the
+    gradients anew.  0 if that is not worth it.
+    """
+    if math.prod(g.kernel) * g.groups > 1:
+        return 0
+    chunks = max(1, min(strips, SOME_TASKS, g.batch * math.prod(g.output) // CHUNK_PIXELS))
+    own = max(ceil_div(panels_bytes, PANELS_BYTES), ceil_div(SOME_TASKS, chunks))
+    worth = own <= g.channels and (own - parts) * math.prod(g.output_shape) <= 2 * math.prod(g.input_shape)
+    return own if worth else 0
+
+
 def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: bool, itemsize: int) -> Program:
     """Rows are pairs of a channel and a tap, lanes are filters."""
-    axes, groups, T = forward_axes(g), g.groups, math.prod(g.kernel)
+    axes, groups, T = tuple(map(thinned, forward_axes(g))), g.groups, math.prod(g.kernel)
     filters, depth, width = g.filters // groups, g.channels // groups, tile_width(itemsize)
     sizes = (g.batch, *g.output)
-    strip = choose_strip(sizes, g.channels * itemsize * math.prod(g.stride), MOST_SUMMED, count_tasks(g))
+    strip = choose_strip(
+        sizes, g.channels * itemsize * math.prod(axis.step for axis in axes), MOST_SUMMED, count_tasks(g)
+    )
     if per_sample:
         strip = (1, *strip[1:])
     counts = [ceil_div(n, m) for n, m in zip(sizes, strip, strict=True)]
@@ -281,23 +302,31 @@ def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_las
     packers = REPACKED // max(1, math.prod(g.input_shape)) + 1
     if few and packers >= ENOUGH_TASKS:  # a few more would have to wait for what one packs for all
         parts = min(parts, max(1, packers // blocks))
+    last = x_last or lanes(itemsize) <= g.channels
+    wanted = count_tasks(g)
+    if x_last != last and not per_sample and (blocks_of_tasks * parts - 1) * math.prod(g.input_shape) > REPACKED:
+        own_parts = _parts_that_pack(g, math.prod(counts), blocks * panel_bytes, parts)
+        if own_parts:
+            per_task, blocks_of_tasks, parts, wanted = blocks, 1, own_parts, SOME_TASKS
     depths = ceil_div(depth, parts)
     parts = ceil_div(depth, depths)
-    wanted = ceil_div(count_tasks(g), blocks_of_tasks * parts)
+    wanted = ceil_div(wanted, blocks_of_tasks * parts)
     if wanted * blocks * panel_bytes > 8 * PANELS_BYTES:  # fewer chunks, whose sums all have to be added up
         wanted = ceil_div(wanted, 2)
     chunks, per_chunk = choose_chunks(
         math.prod(counts), math.prod(counts[1:]), math.prod(sizes), g.batch, wanted, per_sample
     )
-    last = x_last or lanes(itemsize) <= g.channels
 
     def work(pixels: int, taps: int) -> int:
         return filled(taps * depths) * (pixels + TILE_TERMS) * parts * blocks // ROWS
 
     packing_work = math.prod(g.input_shape) // lanes(itemsize) // 6
     _, kinds, packs = choose_padding(g.batch, axes, strip, by_tap, x_last == last, work, packing_work)
-    together = (blocks_of_tasks * parts - 1) * math.prod(g.input_shape) > REPACKED
-    source = make_source(g.input_shape, x_last, itemsize, g.batch, axes, strip, last, packs, together)
+    own_depths = depths if packs and blocks_of_tasks == groups == 1 else 0  # each part packs its own
+    together = own_depths == 0 and (blocks_of_tasks * parts - 1) * math.prod(g.input_shape) > REPACKED
+    source = make_source(
+        g.input_shape, x_last, itemsize, g.batch, axes, strip, last, packs, together, channels=own_depths
+    )
     rows = _term_rows(depth, T, depths, source.pitches[1] == 1)
     reads = _reads(grad_last, g.filters, itemsize)
     out_steps = steps_of_image(g.output_shape, grad_last)
@@ -336,7 +365,8 @@ def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_las
     own = sums_of == 1
     room = whole_lanes(source.box_size + (0 if reads else math.prod(strip) * width), 1) + FIRST_PANEL
     numbers |= {
-        "own": room if own else 0, "rows_at": tables.add(rows) if own else 0, "per_task": per_task, "sums_at": 0,
+        "own": room if own else 0, "rows_at": tables.add(rows) if own else 0, "per_task": per_task, "own_depths": own_depths,
+        "sums_at": 0,
     }  # fmt: skip
     packing = None
     if not own:

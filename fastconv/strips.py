@@ -11,6 +11,7 @@ meet the edges alike are of one *kind*, and share their tables.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -138,11 +139,12 @@ class AxisPhase:
 
 @dataclass(frozen=True)
 class Axis:
-    """How outputs along an axis meet an input of size ``n``."""
+    """How outputs along an axis meet an input of size ``n``, which is each ``every``-th number of an array."""
 
     n: int
     step: int
     phases: tuple[AxisPhase, ...]
+    every: int = 1
 
     @functools.cached_property
     def shifts(self) -> list[int]:
@@ -172,6 +174,17 @@ class Axis:
     def meets(self, t: int, shift: int) -> bool:
         """Whether output t has an input at a shift."""
         return 0 <= self.step * t + shift < self.n
+
+
+def thinned(axis: Axis) -> Axis:
+    """Leave out inputs that no output meets, if those that are met lie evenly apart, from the first on."""
+    every = math.gcd(axis.step, *(b - a for a, b in itertools.pairwise(axis.shifts)))
+    if every == 1 or axis.shifts[0] % every:
+        return axis
+    phases = tuple(
+        dataclasses.replace(phase, taps=tuple((k, shift // every) for k, shift in phase.taps)) for phase in axis.phases
+    )
+    return Axis(ceil_div(axis.n, every), axis.step // every, phases, every)
 
 
 Segment = tuple[int, int, Taps]
@@ -417,7 +430,9 @@ def make_source(
 
     part = box(strip)
     counts = tuple(ceil_div(n, m) for n, m in zip(sizes, strip, strict=True))
-    steps, lefts = steps_of_image(shape, channels_last), left
+    every = (1, 1, *(axis.every for axis in axes))
+    steps = tuple(step * e for step, e in zip(steps_of_image(shape, channels_last), every, strict=True))
+    shape, lefts = tuple(ceil_div(n, e) for n, e in zip(shape, every, strict=True)), left
     whole: tuple[int, int, Array] | None = None
     if packs and together:
         everything = box(sizes)

@@ -92,6 +92,11 @@ def run_copy_tile(*arguments):
 
 
 @kernel
+def run_take_tile(*arguments):
+    simd.take_tile(*arguments)
+
+
+@kernel
 def run_copy(*arguments):
     simd.copy(*arguments)
 
@@ -382,7 +387,7 @@ def check_transpose(dtype):
 
 
 def check_copy(dtype):
-    """Copying whole vectors, copying, and clearing."""
+    """Copying whole vectors, every second number, copying, and clearing."""
     rng, n = np.random.default_rng(0), lanes(np.dtype(dtype).itemsize)
     for vectors, rows in product(range(1, VECTORS + 1), (0, 1, 4)):
         width, row = vectors * n, np.arange(rows)
@@ -391,6 +396,12 @@ def check_copy(dtype):
         out, written = blank(dtype, 7 + row * out_step, width)
         arguments = source, 3, source_step, out, 7, out_step, rows, vectors
         compare(run_copy_tile, copying._copy_tile_twin, arguments, out, written)
+    for count, rows in product(range(1, 3 * n + 2), (0, 1, 4)):
+        source_step, out_step, row = 2 * count + 1, count + 2, np.arange(rows)
+        source = islands(rng.standard_normal, dtype, 3 + row * source_step, 2 * count - 1)
+        out, written = blank(dtype, 7 + row * out_step, count)
+        arguments = source, 3, source_step, out, 7, out_step, rows, count, 5 * source_step
+        compare(run_take_tile, copying._take_tile_twin, arguments, out, written)
     for count in (0, 1, n, 3 * n + 1):
         source = islands(rng.standard_normal, dtype, 3, count)
         out, written = blank(dtype, 7, count)

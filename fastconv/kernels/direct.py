@@ -63,12 +63,12 @@ rows these have, the distance of parts, and how many rows of the input above and
 
 CORRELATE = (
     "per_chunk", "parts", "groups", "lane_count", "pitch", "group_step", "depths", "depth", "taps", "each", "reads", "own",
-    "rows_at", "per_task", "sums_at",
+    "rows_at", "per_task", "own_depths", "sums_at",
 )  # fmt: skip
 """Strips of a chunk, parts of the rows for tasks of their own, groups, filters of each, numbers in a row of a panel, the
 distance in x of groups, depths of a part, depths in all, taps, the distance of chunks' panels, whether gradients are read as
-they lie, where in its room a task has its panels, or 0, where tables hold the row of each term, blocks of a task, and where
-behind the zeros the sums of gradients go, or 0."""
+they lie, where in its room a task has its panels, or 0, where tables hold the row of each term, blocks of a task, the depths of a
+part if a box holds no others, else 0, and where behind the zeros the sums of gradients go, or 0."""
 
 
 @kernel
@@ -91,12 +91,20 @@ def place_strip(number: int, numbers: Array, tables: Array) -> tuple[int, int, i
 @kernel
 def open_strip(numbers: Array, x: Array, n: int, z: int, y: int, x0: int, room: Array) -> int:
     """Where the input of a strip begins: in x, or in its box, which is packed here."""
+    return open_channels(numbers, x, 0, n, z, y, x0, room)
+
+
+@kernel
+def open_channels(numbers: Array, x: Array, first: int, n: int, z: int, y: int, x0: int, room: Array) -> int:
+    """`open_strip`, where a box holds the channels from ``first`` on."""
     compact()
-    steps, left, x_step = five(numbers, 5), three(numbers, 28), three(numbers, 31)
+    shape, steps, box, box_steps = five(numbers, 0), five(numbers, 5), five(numbers, 10), five(numbers, 15)
+    left, x_step = three(numbers, 28), three(numbers, 31)
     z_in, y_in, x_in = x_step[0] * z - left[0], x_step[1] * y - left[1], x_step[2] * x0 - left[2]
     if numbers[34]:
-        pack_box(x, 0, five(numbers, 0), steps, n, z_in, y_in, x_in, room, 0, five(numbers, 10), five(numbers, 15))
-        return 0
+        part = (box[0], min(box[1], shape[1] - first), box[2], box[3], box[4])
+        pack_box(x, first * steps[1], shape, steps, n, z_in, y_in, x_in, room, 0, part, box_steps)
+        return -first * box_steps[1]
     return n * steps[0] + z_in * steps[2] + y_in * steps[3] + x_in * steps[4]
 
 
@@ -302,11 +310,12 @@ def correlate(
 
     Behind the ``zeros`` is room for equation (4), if that is asked for: those that have the first depths also sum the gradients.
     """
-    per_chunk, parts, groups, filters, pitch, group_step, depths, depth, taps, each, reads, own, rows_at, per_task, sums_at = (
+    per_chunk, parts, groups, filters, pitch, group_step, depths, depth, taps, each, reads, own, rows_at, per_task = (
         numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3], numbers[OWN + 4], numbers[OWN + 5],
         numbers[OWN + 6], numbers[OWN + 7], numbers[OWN + 8], numbers[OWN + 9], numbers[OWN + 10], numbers[OWN + 11],
-        numbers[OWN + 12], numbers[OWN + 13], numbers[OWN + 14],
+        numbers[OWN + 12], numbers[OWN + 13],
     )  # fmt: skip
+    own_depths, sums_at = numbers[OWN + 14], numbers[OWN + 15]
     strip, counts, packs, box_size = four(numbers, 20), four(numbers, 24), numbers[34], numbers[35]
     out_shape, out_steps = five(numbers, 40), five(numbers, 45)
     n = lanes(out.itemsize)
@@ -326,7 +335,7 @@ def correlate(
     strips = counts[0] * counts[1] * counts[2] * counts[3]
     for number in range(s * per_chunk, min((s + 1) * per_chunk, strips)):
         n0, z0, y0, x0, kind = place_strip(number, numbers, tables)
-        base = open_strip(numbers, x, n0, z0, y0, x0, room)
+        base = open_channels(numbers, x, part * own_depths, n0, z0, y0, x0, room)
         corner = n0 * out_steps[0] + z0 * out_steps[2] + y0 * out_steps[3] + x0 * out_steps[4]
         sizes = (
             min(strip[0], out_shape[0] - n0), min(strip[1], out_shape[2] - z0), min(strip[2], out_shape[3] - y0),

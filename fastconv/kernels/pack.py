@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..jit import kernel, unsigned
-from ..simd import VECTORS, clear, compact, copy, copy_tile, gather_tile, lanes, scatter_tile, transpose_tile
+from ..simd import VECTORS, clear, compact, copy, copy_tile, gather_tile, lanes, scatter_tile, take_tile, transpose_tile
 from ..tasks import task
 
 __all__ = [
@@ -32,6 +32,10 @@ __all__ = [
 
 Array = np.ndarray[Any, Any]
 Ints = tuple[int, ...]
+
+CHANNELS_AHEAD = 6
+"""Channels between fetching rows of their planes from memory and taking numbers of them: these rows are too short, and lie too
+far apart, for a machine to foresee them."""
 
 
 @kernel
@@ -84,7 +88,7 @@ def pack_box(
 ) -> None:  # fmt: skip
     """Copy a box of images, ``box`` = (images, channels, depth, height, width) from pixel (n0, z0, y0, x0) on.
 
-    What lies outside the images is padding: 0, or left as it is behind the last image.
+    What lies outside the images is padding: 0, or left as it is behind the last image.  Neighbours in planes may lie apart.
     """
     compact()
     N, _, D, H, W = shape
@@ -96,21 +100,27 @@ def pack_box(
     bottom = max(top, min(BH, H - y0))
     columns, rows = right - left, bottom - top
     turned = box_steps[1] == 1 and steps[1] != 1
-    joined = turned and columns == W  # planes whose rows are whole are turned over as one run of pixels
+    apart = steps[1] != 1 and steps[4] != 1
+    joined = turned and (
+        apart or columns == W
+    )  # what lies together, or is laid so, is turned over as one run of pixels
     table = np.empty(rows * columns if joined else 0, np.int64)
     for k in range(table.size):
-        table[k] = k // W * BW + k % W
+        table[k] = k // columns * BW + k % columns
     for n in range(min(box[0], N - n0)):
         for bz in range(BD):
             inside = z0 + bz >= 0 and z0 + bz < D
             plane = x_at + (n0 + n) * steps[0] + (z0 + bz) * steps[2] + (y0 + top) * steps[3] + (x0 + left) * steps[4]
             to = out_at + n * box_steps[0] + bz * box_steps[2]
-            if inside and box_steps[1] != 1 and steps[4] == 1:  # rows of planes remain such: all of a plane at once
+            if inside and box_steps[1] != 1 and (apart or steps[4] == 1):  # rows of planes remain such: a plane at once
                 for c in range(C):
                     begin = to + c * box_steps[1]
                     clear(out, begin, begin + (BH - 1) * box_steps[3] + BW)
                     begin += top * box_steps[3] + left
-                    copy_columns(x, plane + c * steps[1], steps[3], out, begin, box_steps[3], rows, columns)
+                    if apart:
+                        take(x, plane + c * steps[1], steps[3], steps[4], out, begin, box_steps[3], rows, columns, 0)
+                    else:
+                        copy_columns(x, plane + c * steps[1], steps[3], out, begin, box_steps[3], rows, columns)
                 continue
             for by in range(BH):
                 row = to + by * box_steps[3]
@@ -132,7 +142,11 @@ def pack_box(
                         clear(out, begin + last, begin + BW)
                     if first < last:
                         transpose(x, at, steps[4], columns, C, out, row + first, box_steps[1])
-            if joined and inside:
+            if joined and inside and apart:
+                scatter_apart(
+                    x, plane, steps[1], steps[3], steps[4], C, columns, table, out, to + top * box_steps[3] + left * pixel, pixel
+                )  # fmt: skip
+            elif joined and inside:
                 scatter(x, plane, steps[1], C, table, out, to + top * box_steps[3] + left * pixel, pixel)
 
 
@@ -173,6 +187,49 @@ def scatter(
     for k in range(table.size):
         for m in range(0 if k >= squares * n else whole_rows, rows):
             target[unsigned(target_at + table[k] * target_step + m)] = source[unsigned(source_at + m * source_step + k)]
+
+
+@kernel
+def scatter_apart(
+    source: Array, source_at: int, source_step: int, row_step: int, step: int, rows: int, columns: int, table: Array,
+    target: Array, target_at: int, target_step: int,
+) -> None:  # fmt: skip
+    """`scatter` of planes whose numbers lie ``step`` apart, in rows of so many columns: they are laid together first."""
+    compact()
+    n = lanes(source.itemsize)
+    size = table.size
+    line = (size + n - 1) // n * n  # squares are whole: the last pixel comes again
+    together = np.empty(n * line, source.dtype)
+    places = np.empty(line, np.int64)
+    for k in range(line):
+        places[k] = table[min(k, size - 1)]
+    for first in range(0, rows, n):
+        used = min(n, rows - first)
+        for m in range(used):
+            take(
+                source, source_at + (first + m) * source_step, row_step, step, together, m * line, columns, size // columns,
+                columns, CHANNELS_AHEAD * source_step,
+            )  # fmt: skip
+            for k in range(size, line):
+                together[m * line + k] = together[m * line + size - 1]
+        scatter(together, 0, line, used, places, target, target_at + first, target_step)
+
+
+@kernel
+def take(
+    source: Array, source_at: int, row_step: int, step: int, target: Array, target_at: int, target_step: int, rows: int,
+    columns: int, ahead: int,
+) -> None:  # fmt: skip
+    """target[row*target_step + k] = source[row*row_step + k*step] for k < columns."""
+    compact()
+    if step == 2 and columns > 0:
+        take_tile(source, source_at, row_step, target, target_at, target_step, rows, columns, ahead)
+    else:
+        for row in range(rows):
+            for k in range(columns):
+                target[unsigned(target_at + row * target_step + k)] = source[
+                    unsigned(source_at + row * row_step + k * step)
+                ]
 
 
 @task

@@ -17,7 +17,7 @@ Each tile has a twin in plain Python with the same signature, which takes its pl
 """
 
 from ..jit import ROWS, VECTORS
-from .copying import clear, copy, copy_tile
+from .copying import clear, copy, copy_tile, take_tile
 from .maps import gradient_map, input_map, output_map, weight_gradient_map, weight_map
 from .outer import AHEAD, FEW_ROWS, SHORT, far_tile, outer_tile, short_tile
 from .peak import ACCUMULATORS, peak_tile
@@ -56,6 +56,7 @@ __all__ = [
     "slide_tile",
     "sum_slide_tile",
     "sum_tile",
+    "take_tile",
     "transpose_tile",
     "weight_gradient_map",
     "weight_map",

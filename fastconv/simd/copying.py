@@ -10,9 +10,9 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ..jit import VECTORS
-from .words import I64, Array, Words, address_of, lanes, private_function
+from .words import I32, I64, Array, Words, address_of, lanes, private_function, tile_intrinsic
 
-__all__ = ["clear", "copy", "copy_tile"]
+__all__ = ["clear", "copy", "copy_tile", "take_tile"]
 
 
 def _write_copy_tile(function: Any, dtype: Any) -> None:
@@ -36,6 +36,55 @@ def _copy_tile_twin(
     for row in range(rows):
         here, there = source_at + row * source_step, target_at + row * target_step
         target[there : there + width] = source[here : here + width]
+
+
+def _write_take_tile(function: Any, dtype: Any) -> None:
+    """Emit the taking of every second number, by the widest vectors that a row fills: the last of a row overlaps."""
+    b = ir.IRBuilder(function.append_basic_block("entry"))
+    w = Words(b, dtype)
+    source, source_step, target, target_step, rows, count, ahead = function.args
+    widths = [w.lanes >> k for k in range(w.lanes.bit_length())]
+    with cgutils.for_range(b, rows) as row:
+        here, there = w.at(source, b.mul(row.index, source_step)), w.at(target, b.mul(row.index, target_step))
+        for width in widths:
+            fits = b.icmp_signed(">=", count, I64(width))
+            this = fits if width == w.lanes else b.and_(fits, b.icmp_signed("<", count, I64(2 * width)))
+            with b.if_then(this), cgutils.for_range_slice(b, I64(0), count, I64(width)) as (k, _):
+                last = b.sub(count, I64(width))
+                at = b.select(b.icmp_signed("<", k, last), k, last)
+                first, kind = w.at(here, b.mul(at, I64(2))), ir.VectorType(w.scalar, width)
+                w.prefetch(w.at(first, ahead))
+                w.prefetch(b.add(w.at(first, ahead), I64(w.size * width)))
+                value = w.load(first, kind)
+                if width > 1:  # the second vector begins one earlier than it could: no number behind the last is read
+                    second = w.load(b.add(first, I64(w.size * (width - 1))), kind)
+                    even = ir.Constant(ir.VectorType(I32, width), [2 * i + (2 * i >= width) for i in range(width)])
+                    value = b.shuffle_vector(value, second, even)
+                w.store(value, w.at(there, at))
+    b.ret_void()
+
+
+def _take_tile_twin(
+    source: Array, source_at: int, source_step: int, target: Array, target_at: int, target_step: int, rows: int, count: int,
+    ahead: int,
+) -> None:  # fmt: skip
+    """The taking tile in plain Python."""
+    for row in range(rows):
+        here, there = source_at + row * source_step, target_at + row * target_step
+        target[there : there + count] = source[here : here + 2 * count - 1 : 2]
+
+
+def _call_take_tile(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]) -> None:
+    dtype = named["source"][0].dtype
+    w = Words(builder, dtype)
+    function, new = private_function(builder.module, f"take_tile_{w.suffix}", 7)
+    if new:
+        _write_take_tile(function, dtype)
+    first, second = (
+        w.at(address_of(context, builder, *named[name]), named[f"{name}_at"][1]) for name in ("source", "target")
+    )
+    rest = [named[name][1] for name in ("rows", "count", "ahead")]
+    builder.call(function, [first, named["source_step"][1], second, named["target_step"][1], *rest])
 
 
 @intrinsic
@@ -103,6 +152,20 @@ copy_tile = _copy_tile_twin if config.DISABLE_JIT else _copy_tile_intrinsic
 """``rows`` times ``vectors`` whole vectors, at most VECTORS:
 
     target[target_at + row*target_step + k] = source[source_at + row*source_step + k]
+"""
+
+take_tile = (
+    _take_tile_twin
+    if config.DISABLE_JIT
+    else tile_intrinsic(
+        "source, source_at, source_step, target, target_at, target_step, rows, count, ahead", _call_take_tile
+    )
+)
+"""``rows`` times every second of 2*count - 1 numbers, for count > 0:
+
+    target[target_at + row*target_step + k] = source[source_at + row*source_step + 2*k]
+
+What lies ``ahead`` of these in memory is fetched.
 """
 
 clear = _clear_twin if config.DISABLE_JIT else _clear_intrinsic
