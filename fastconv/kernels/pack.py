@@ -101,9 +101,8 @@ def pack_box(
     columns, rows = right - left, bottom - top
     turned = box_steps[1] == 1 and steps[1] != 1
     apart = steps[1] != 1 and steps[4] != 1
-    joined = turned and (
-        apart or columns == W
-    )  # what lies together, or is laid so, is turned over as one run of pixels
+    # What lies together, or is laid so, is turned over as one run of pixels.
+    joined = turned and (apart or columns == W)
     table = np.empty(rows * columns if joined else 0, np.int64)
     for k in range(table.size):
         table[k] = k // columns * BW + k % columns
