@@ -86,7 +86,7 @@ def test_tables_beside_the_times():
     *_, last = lines = models.text(report).splitlines()
     rows = {re.split(r"\s{2,}", head)[0]: re.split(r"\s{2,}", row)[1:] for head, row in itertools.pairwise(lines)}
     assert rows["memory of steps"] == ["40", "100", "2.50"]
-    assert rows["losses of 50 steps"] == ["1.1e-01", "1.0e-01", "1.11"]
+    assert rows["losses of 3 x 50 steps"] == ["1.1e-01", "1.0e-01", "1.11"]
     assert rows["a process's first step"] == ["0.50", "1.50", "3.00"]
     assert last == "compile could not take a step of resnet18: no C++ compiler"
 
@@ -168,6 +168,9 @@ def test_a_worker_trains_and_measures(monkeypatch):
     session = worker.Session(OURS, 1)
     losses = session.losses("lenet", "nchw", 3)["losses"]
     assert losses[2] < losses[0]
+    both = session.losses("lenet", "nchw", 2, runs=2)["losses"]
+    assert both[:2] == losses[:2]
+    assert both[2:] != losses[:2]
     assert session.prepare_model("lenet", "channels_last")["loss"] == pytest.approx(losses[0])
     assert set(session.memory("lenet", "nchw")) == {"megabytes"}
 

@@ -31,8 +31,8 @@ TOLERANCE = 1e-3
 WINDOW = 0.5
 """Seconds of one turn of one contender, unless two steps take longer."""
 
-STEPS = 50
-"""Steps whose losses are compared."""
+STEPS, RUNS = 50, 3
+"""Steps whose losses are compared, and runs from other weights: what is far apart is a matter of chance in a single one."""
 
 FIRST_STEP = "lenet"
 """The network of `fastconv.bench.startup`."""
@@ -52,7 +52,7 @@ class ModelReport:
     seconds : dict
         ``seconds[model][contender][layout]``: the best step of each round.
     losses : dict
-        ``losses[model][contender][layout]``: before each of `STEPS` steps from the same weights.
+        ``losses[model][contender][layout]``: before each of `STEPS` steps from the same weights, of all `RUNS`.
     megabytes : dict
         ``megabytes[model][contender][layout]`` that steps take; None where the system does not tell.
     first : dict
@@ -167,7 +167,7 @@ def _measure(name: str, workers: Mapping[str, Worker], layouts: Sequence[str], r
     taken = report.megabytes[name] = {who: {} for who, _ in turns}
     for who, layout in turns:
         if who in trained:
-            reply = workers[who].ask("losses", name=name, layout=layout, steps=STEPS)
+            reply = workers[who].ask("losses", name=name, layout=layout, steps=STEPS, runs=RUNS)
             trained[who][layout] = reply["losses"]
     for who, layout in turns:
         taken[who][layout] = workers[who].ask("memory", name=name, layout=layout)["megabytes"]
@@ -236,7 +236,7 @@ def _memory(report: ModelReport) -> list[list[str]]:
 
 def _losses(report: ModelReport) -> list[list[str]]:
     """How far losses are from those of PyTorch's nearer layout, beside how far its two are from each other."""
-    rows = [[f"losses of {STEPS} steps", "fastconv from torch", "torch's layouts apart", "x as far"]]
+    rows = [[f"losses of {RUNS} x {STEPS} steps", "fastconv from torch", "torch's layouts apart", "x as far"]]
     for name, trained in report.losses.items():
         if set(trained.get("torch", {})) == {"nchw", "channels_last"}:
             theirs = trained["torch"]

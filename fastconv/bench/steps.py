@@ -34,6 +34,8 @@ class Model:
     steps : dict
         ``steps[contender](model, layout)`` returns a function that takes a step and returns the loss before it: the same
         network with the same weights on the same images, whoever it is and however they lie in memory.
+    seed : int
+        Of the weights and the images.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Model:
     image: tuple[int, int, int]
     classes: int
     steps: Mapping[str, Callable[[Model, str], Step]]
+    seed: int = 0
 
     def __str__(self) -> str:
         return f"{self.name} {' x '.join(map(str, (self.batch, *self.image)))}"
@@ -52,7 +55,7 @@ def _of_pytorch(model: Model) -> tuple[Any, Any, Any]:
 
     from .networks import NETWORKS
 
-    torch.manual_seed(0)
+    torch.manual_seed(model.seed)
     network = NETWORKS[model.name](model.classes)
     return network, torch.randn(model.batch, *model.image), torch.randint(model.classes, (model.batch,))
 
@@ -61,8 +64,8 @@ def _of_layers(model: Model) -> tuple[Any, Any, Any]:
     """Return a network of `fastconv.models`, images and classes."""
     from .. import models
 
-    rng = np.random.default_rng(0)
-    network = getattr(models, model.name)(model.image, model.classes, rng=0)
+    rng = np.random.default_rng(model.seed)
+    network = getattr(models, model.name)(model.image, model.classes, rng=model.seed)
     return (
         network,
         rng.standard_normal((model.batch, *model.image), np.float32),

@@ -7,7 +7,7 @@ It answers requests, one JSON object a line on standard input, with one JSON obj
     {"do": "limits", "dtype": ..., "seconds": ...}               the machine's limits (fastconv's worker only)
     {"do": "prepare", "layer": {...}, "dtype": ..., "layouts": [...]}
     {"do": "prepare_model", "name": ..., "layout": ...}          the loss before the first step
-    {"do": "losses", "name": ..., "layout": ..., "steps": 50}    the losses before these steps
+    {"do": "losses", "name": ..., "layout": ..., "steps": 50, "runs": 3}    the losses before these steps, of each run
     {"do": "memory", "name": ..., "layout": ...}                 megabytes that steps take
     {"do": "check", "computes": "fwd", "layout": "nchw"}         some numbers of the result
     {"do": "time", "computes": "fwd", "layout": "nchw", "seconds": 0.02}
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import gc
 import json
 import os
@@ -96,12 +97,16 @@ class Session:
         self.calls[layout] = {"step": step}
         return {"loss": step()}
 
-    def losses(self, name: str, layout: str, steps: int) -> dict[str, Any]:
-        """Train a new model for some steps."""
+    def losses(self, name: str, layout: str, steps: int, runs: int = 1) -> dict[str, Any]:
+        """Train a new model for some steps, several times from other weights."""
         from .steps import MODELS
 
-        step = MODELS[name].steps[self.name](MODELS[name], layout)
-        return {"losses": [step() for _ in range(steps)]}
+        losses = []
+        for seed in range(runs):
+            model = dataclasses.replace(MODELS[name], seed=seed)
+            step = model.steps[self.name](model, layout)
+            losses += [step() for _ in range(steps)]
+        return {"losses": losses}
 
     def memory(self, name: str, layout: str) -> dict[str, Any]:
         """Measure the memory that a new model's steps take."""
