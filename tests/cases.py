@@ -219,9 +219,10 @@ SPECIAL = (
 
 # Several panels and stages: minutes where kernels are interpreted.
 LARGE = (
-    simple(
-        2, batch=2, channels=70, filters=200, size=26, kernel=1, stride=2
-    ),  # dW packs parts of planes, every second number
+    # dW packs parts of planes, every second number of rows, or every second row.
+    simple(2, batch=2, channels=70, filters=200, size=26, kernel=1, stride=2),
+    simple(2, batch=2, channels=40, filters=30, size=(9, 7), kernel=1, stride=(2, 1)),
+    simple(2, batch=2, channels=40, filters=30, size=(9, 7), kernel=1, stride=(1, 2)),
     simple(2, batch=2, channels=200, filters=70, size=26, kernel=1, stride=2),
     simple(2, batch=3, channels=130, filters=150, size=(13, 15), kernel=1),
     simple(2, batch=1, channels=520, filters=520, size=14, kernel=3, padding=1, groups=520),

@@ -101,8 +101,8 @@ def pack_box(
     columns, rows = right - left, bottom - top
     turned = box_steps[1] == 1 and steps[1] != 1
     apart = steps[1] != 1 and steps[4] != 1
-    # What lies together, or is laid so, is turned over as one run of pixels.
-    joined = turned and (apart or columns == W)
+    # What lies together, rows that follow each other, or is laid so, is turned over as one run of pixels.
+    joined = turned and (apart or columns == W == steps[3])
     table = np.empty(rows * columns if joined else 0, np.int64)
     for k in range(table.size):
         table[k] = k // columns * BW + k % columns
