@@ -594,7 +594,7 @@ def test_machine_code(machine, dtype, monkeypatch):
     for _, of_sizes, starts in MAPS:
         for size, map_ in of_sizes.items():
             _, spills = assemble(machine, maps._write_map, 9 if starts else 11, dtype, map_, starts)
-            assert not spills, size
+            assert not spills or (old and len(spills) <= 8), size
     for _, planes in PLANE_MAPS:
         _, spills = assemble(machine, maps._write_plane_map, 9, dtype, *planes[0])
         assert len(spills) <= 10  # of 18 vectors between columns and rows
