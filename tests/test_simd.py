@@ -574,7 +574,7 @@ def test_machine_code(machine, dtype, monkeypatch):
     """The tiles assemble for each kind of machine, with accumulators in registers: none is spilled among the products.
 
     Not so where LLVM has no register to spare: with 16 of them, three short rows, and rows of three taps and more.  The LLVM of
-    the oldest Numba spills a vector of the tall tile for sums, too.
+    the oldest Numba spills a vector of the tall tile for sums, too, and some of maps that fetch ahead.
     """
     old = llvm.llvm_version_info < (15,)
     vector_bytes, vectors = MACHINES[machine][3:5]
@@ -594,7 +594,7 @@ def test_machine_code(machine, dtype, monkeypatch):
     for _, of_sizes, starts in MAPS:
         for size, map_ in of_sizes.items():
             _, spills = assemble(machine, maps._write_map, 9 if starts else 11, dtype, map_, starts)
-            assert not spills or (old and len(spills) <= 8), size
+            assert not spills or (old and not starts), size
     for _, planes in PLANE_MAPS:
         _, spills = assemble(machine, maps._write_plane_map, 9, dtype, *planes[0])
         assert len(spills) <= 10  # of 18 vectors between columns and rows
