@@ -193,7 +193,9 @@ def _gather_program(p: Pixels) -> Program:
     steps = out_steps if p.out_last else p.scratch_steps(strip, pitch)
     inside = tuple(s * step for s, step in zip(p.out_step, steps[2:], strict=True))
     tables = Tables()
-    numbers = strip_numbers(source, kinds, tables, p.out_shape, out_steps, p.out_step)
+    numbers = strip_numbers(
+        source, kinds, tables, p.out_shape, out_steps, p.out_step, p.streams and (depths == depth or not p.out_last)
+    )
     pairs: dict[Any, int] = {}
     first_run, runs = [0], []
     for _, segments in kinds.all():

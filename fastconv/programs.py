@@ -30,6 +30,10 @@ __all__ = [
 SERIAL_FLOPS, SERIAL_BYTES = 1_000_000, 100_000
 """Up to this much arithmetic, or copying, tasks run on the calling thread alone: waking others takes longer."""
 
+STREAM_BYTES = 6_000_000
+"""Fewest bytes of an output that goes to memory past the caches, which would read what it replaces before.  Of a smaller one what
+comes next finds more in the caches than that costs."""
+
 CHUNK_PIXELS = 256
 """Fewest pixels per chunk of dW: each chunk has sums of its own, which must not cost more than they save."""
 
@@ -253,6 +257,13 @@ class Pixels:
     def T(self) -> int:
         """Count the taps."""
         return math.prod(self.g.kernel)
+
+    @property
+    def streams(self) -> bool:
+        """Whether the output goes to memory past the caches: pixels, or planes, that share no line, and are written once."""
+        size, vectors = math.prod(self.out_shape), lanes(self.itemsize)
+        apart = (self.channels if self.out_last else math.prod(self.out_shape[2:])) % vectors == 0
+        return apart and not self.adds and size * self.itemsize >= STREAM_BYTES
 
     @property
     def tasks(self) -> int:

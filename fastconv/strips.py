@@ -446,8 +446,9 @@ def make_source(
 
 
 def strip_numbers(
-    source: Source, kinds: Kinds, tables: Tables, out_shape: Ints, out_steps: Ints, out_step: Ints
-) -> dict[str, Any]:
+    source: Source, kinds: Kinds, tables: Tables, out_shape: Ints, out_steps: Ints, out_step: Ints,
+    streams: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Return the numbers that `fastconv.kernels.direct.STRIPS` names, but for the last two."""
     places, times = [], 1
     for of, along in reversed(list(zip(kinds.of, kinds.segments, strict=True))):
@@ -457,7 +458,7 @@ def strip_numbers(
         "shape": source.shape, "steps": source.steps, "box": source.box, "box_steps": source.box_steps, "strip": source.strip,
         "counts": source.counts, "left": source.left, "x_step": source.step, "packs": source.packs,
         "box_size": source.box_size, "kinds_at": tuple(reversed(places)), "out_shape": out_shape, "out_steps": out_steps,
-        "out_step": out_step,
+        "out_step": out_step, "streams": streams,
     }  # fmt: skip
 
 

@@ -563,7 +563,7 @@ def _cut_program(p: Pixels, work: Work, stage_bytes: int) -> Program:
     first = cells(g)[1] if p.transposed else (0, 0, 0)
     tables = Tables()
     out_steps = steps_of_image(p.out_shape, p.out_last)
-    numbers = strip_numbers(source, kinds, tables, p.out_shape, out_steps, (1, 1, 1))
+    numbers = strip_numbers(source, kinds, tables, p.out_shape, out_steps, (1, 1, 1), p.streams)
     pixel = whole_lanes(depth, itemsize)
     count = strip[0] * form.count(*strip[2:])
     values, products = odd_lines(count * pixel, itemsize), odd_lines(count * pitch, itemsize)

@@ -169,9 +169,21 @@ def powers(rng):
     return lambda shape: rng.choice([-1, 1], shape) * 2.0 ** rng.integers(-2, 3, shape)
 
 
-def compare(run, twin, arguments, out, written):
-    """Compare what a tile and its twin make of ``out``, one of the arguments, and see that both write what is due."""
-    results = out.copy(), out.copy()
+def lined(array, at):
+    """Return a copy whose number ``at`` begins a line of the cache."""
+    room = np.empty(array.size + words.LINE, array.dtype)
+    first = -(room.ctypes.data // room.itemsize + at) % (words.LINE // room.itemsize)
+    copy = room[first : first + array.size]
+    copy[:] = array
+    return copy
+
+
+def compare(run, twin, arguments, out, written, line=0):
+    """Compare what a tile and its twin make of ``out``, one of the arguments, and see that both write what is due.
+
+    Its number ``line`` begins a line of the cache.
+    """
+    results = lined(out, line), out.copy()
     for tile, result in zip((run, twin), results, strict=True):
         tile(*(result if argument is out else argument for argument in arguments))
     np.testing.assert_array_equal(*results)
@@ -195,12 +207,12 @@ def with_floor(start, floor):
     return np.append(start, start.dtype.type(floor)), start.size
 
 
-def sums_of(rng, dtype, number, width, valid, count, add):
+def sums_of(rng, dtype, number, width, valid, count, add, more=3):
     """Draw what an outer tile is given for a number of rows, where to write, and what is written.
 
-    Vectors and rows lie anywhere, and the last row comes twice.
+    Vectors and rows lie anywhere, ``more`` than a width apart, and the last row comes twice.
     """
-    pitch = width + 3
+    pitch = width + more
     order = rng.permutation(number)
     order[-1] = order[-min(2, number // 2)]
     rows, targets = rng.permutation(3 * number)[order], order * pitch
@@ -244,8 +256,11 @@ def check_outer(dtype):
     )
     for number, (valid, count, add) in zip(cycle((12, 4, 8, 10, 14, 6, 16)), cases, strict=False):
         arguments, *results = sums_of(rng, dtype, number, width, valid, count, add)
-        for run in (run_outer, run_far):
-            compare(run, outer._tile_twin, in_order(outer.TILE, **arguments), *results)
+        compare(run_far, outer._tile_twin, in_order(outer.TILE, **arguments), *results)
+        for streams, more in product((0, 1), (3, n)):  # rows begin with a line, or some do not
+            arguments, *results = sums_of(rng, dtype, number, width, valid, count, add, more)
+            given = [*in_order(outer.TILE, **arguments), streams]
+            compare(run_outer, outer._tile_twin, given, *results, line=arguments["out_at"])
 
 
 def check_short(dtype):
@@ -309,10 +324,11 @@ def check_slide(dtype):
     rng, n = np.random.default_rng(0), lanes(np.dtype(dtype).itemsize)
     cases = [*product(SLIDING, (1, SPAN, SPAN + 2), (0, 1, 2), (0, 1, 4), (n, 2 * n + 1))]
     cases += product(SLIDING[-2:], (SPAN,), (1,), (2,), ((slide.MANY + 1) * n + 1,))  # does not begin with a line
-    for kind, count, groups, rows, channels in cases:
+    streaming = product(SLIDING, (1, SPAN + 2), (1, 2), (1, 4), (n, 2 * n, 2 * n + 1))  # outputs do
+    for streams, (kind, count, groups, rows, channels) in (*product((0,), cases), *product((1,), streaming)):
         given = image(rng.standard_normal, rng, dtype, kind, count, groups, rows, channels)
-        pitch, out_step = channels + 1, channels + 3
-        out_row = count * out_step + 5
+        pitch, out_step = channels + 1, n * (channels // n + 2) if streams else channels + 3
+        out_row = count * out_step + (n if streams else 5)
         places = np.add.outer(np.arange(rows) * out_row, np.arange(count) * out_step)
         out, written = blank(dtype, 4 + places, channels)
         start, floor_at = with_floor(islands(rng.standard_normal, dtype, [5], channels), rng.choice([-np.inf, 0]))
@@ -329,8 +345,9 @@ def check_slide(dtype):
             start=start,
             start_at=5,
             floor_at=floor_at,
+            streams=streams,
         )
-        compare(run_slide, slide._slide_twin, arguments, out, written)
+        compare(run_slide, slide._slide_twin, arguments, out, written, line=4)
 
 
 def check_sum_slide(dtype):
@@ -362,10 +379,10 @@ def check_sum_slide(dtype):
 def check_transpose(dtype):
     """The three kinds and their twins against NumPy; with and without columns that are left out."""
     rng, n = np.random.default_rng(0), lanes(np.dtype(dtype).itemsize)
-    step = 4 * n + 1
     runs = {"plain": run_transpose, "scatter": run_scatter, "gather": run_gather}
-    cases = [*product(runs, (0, 1, 3), (n,)), *product(["scatter"], (1, 3), range(1, n))]
-    for kind, squares, kept in cases:
+    cases = [*product(runs, (0, 1, 3), (n,), (1,)), *product(["scatter"], (1, 3), range(1, n), (1,))]
+    for kind, squares, kept, more in (*cases, ("plain", 3, n, n)):  # columns begin with a line, or some do not
+        step = 4 * n + more
         size = squares * n
         rows = rng.permutation(2 * size)[:size]
         keeps = np.arange(size) % n < kept
@@ -380,9 +397,10 @@ def check_transpose(dtype):
             into[rows[keeps], :n] = grid[:n, :size].T[keeps]
         else:
             into[:n, :size] = grid[rows, :n].T
+        given = {"plain": (1,), "scatter": (table, 1, kept), "gather": (table, 1)}[kind]
         for tile in (runs[kind], transpose._transpose_twin(kind)):
-            result = out.copy()
-            tile(source, 1, step, result, 2, step, table, 1, squares, kept)
+            result = lined(out, 2)
+            tile(source, 1, step, result, 2, step, squares, *given)
             np.testing.assert_array_equal(result, expected, err_msg=f"{kind}, {squares} squares, {kept} kept")
 
 
@@ -430,11 +448,12 @@ def check_sum(dtype):
 def check_maps(dtype):
     """Each map and its twin against NumPy, which multiplies in double precision."""
     rng, n = np.random.default_rng(0), lanes(np.dtype(dtype).itemsize)
-    for (run, of_sizes, starts), count in product(MAPS, (0, 1, 5)):
+    for (run, of_sizes, starts), count, streams in product(MAPS, (0, 1, 5), (0, 1)):
+        apart = n * (1 + streams) if streams else n + 3  # turns begin with a line, or some do not
         for size, (matrix, inputs, outputs) in of_sizes.items():
             turn = np.arange(count)[:, None]
             source_places = turn * (7 * n) + np.array(inputs) * (40 * n)
-            target_places = turn * (n + 3) + np.array(outputs) * (9 * n)
+            target_places = turn * apart + np.array(outputs) * (9 * n)
             source = islands(rng.standard_normal, dtype, 3 + source_places.reshape(-1), n)
             start, floor_at = with_floor(islands(rng.standard_normal, dtype, [5], n), rng.choice([-np.inf, 0]))
             out, written = blank(dtype, 2 + target_places.reshape(-1), n)
@@ -444,10 +463,10 @@ def check_maps(dtype):
                 wanted = np.maximum(wanted + start[5 : 5 + n], start[floor_at])
             scale = abs(matrix) @ abs(read) + 5
             for tile in (run, maps._map_twin(of_sizes, starts)):
-                result = out.copy()
+                result = lined(out, 2)
                 tile(
-                    *size, source, 3, 40 * n, 7 * n, result, 2, 9 * n, n + 3, count,
-                    *((start, 5, floor_at) if starts else (source, 10**12, 2 * n, n, 3)),
+                    *size, source, 3, 40 * n, 7 * n, result, 2, 9 * n, apart, count,
+                    *((start, 5, floor_at, streams) if starts else (source, 10**12, 2 * n, n, 3)),
                 )  # fmt: skip
                 np.testing.assert_array_equal(result != MARK, written)
                 found = result[(2 + target_places)[:, :, None] + np.arange(n)]
@@ -538,9 +557,9 @@ MACHINES = {
 }
 
 
-def assemble(machine, write, n_args, *arguments):
-    """Return a tile's products for a machine, and what it spills among them: vectors stored on the stack."""
-    triple, cpu, features, _, _, product_line, spill_line = MACHINES[machine]
+def assembly(machine, write, n_args, *arguments):
+    """Return the lines of a tile's machine code."""
+    triple, cpu, features = MACHINES[machine][:3]
     module = ir.Module()
     module.triple = triple
     function, _ = words.private_function(module, "tile", n_args)
@@ -549,8 +568,14 @@ def assemble(machine, write, n_args, *arguments):
     parsed = llvm.parse_assembly(str(module))
     target = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, features=features, opt=3)
     optimise(parsed, target)
-    lines = target.emit_assembly(parsed).splitlines()
     assert target.emit_object(parsed)
+    return target.emit_assembly(parsed).splitlines()
+
+
+def assemble(machine, write, n_args, *arguments):
+    """Return a tile's products for a machine, and what it spills among them: vectors stored on the stack."""
+    product_line, spill_line = MACHINES[machine][5:]
+    lines = assembly(machine, write, n_args, *arguments)
     products = [n for n, line in enumerate(lines) if re.search(product_line, line)]
     among = lines[products[0] : products[-1]] if products else []
     return len(products), [line for line in among if re.search(spill_line, line)]
@@ -583,18 +608,35 @@ def test_machine_code(machine, dtype, monkeypatch):
     llvm.initialize_all_asmprinters()
     tiles = [(height, vectors, ahead) for height in (ROWS, FEW_ROWS) for ahead in (0, outer.AHEAD)]
     for height, width, ahead in (*tiles, *((*kind, 0) for kind in SHORT.items())):
-        products, spills = assemble(machine, outer._write_tile, 12, dtype, height, width, ahead)
+        products, spills = assemble(machine, outer._write_tile, 13, dtype, height, width, ahead)
         assert products == 3 * height * width  # two terms in a turn, and one that may be left
         assert not spills or (machine == "AVX2" and height == 3), (height, width)
     for kind in (*((*kind, 1) for kind in SLIDES), *([(3, 1, 3)] if vectors == 4 else [])):
-        _, spills = assemble(machine, slide._write_slide_tile, 21, dtype, *kind)
+        _, spills = assemble(machine, slide._write_slide_tile, 22, dtype, *kind)
         assert not spills or (machine == "AVX2" and kind[0] >= 3), kind
         _, spills = assemble(machine, slide._write_sum_slide_tile, 19, dtype, *kind)
         assert not spills or (machine == "AVX2" and kind[0] >= 7) or (old and kind[2] > 1 and len(spills) == 1), kind
     for _, of_sizes, starts in MAPS:
         for size, map_ in of_sizes.items():
-            _, spills = assemble(machine, maps._write_map, 9 if starts else 11, dtype, map_, starts)
+            _, spills = assemble(machine, maps._write_map, 10 if starts else 11, dtype, map_, starts)
             assert not spills or (old and not starts), size
     for _, planes in PLANE_MAPS:
         _, spills = assemble(machine, maps._write_plane_map, 9, dtype, *planes[0])
         assert len(spills) <= 10  # of 18 vectors between columns and rows
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_outputs_are_streamed(machine, monkeypatch):
+    """Each tile of outputs has stores that pass the caches by where a vector is a line of them, and as many that do not."""
+    vector_bytes, vectors = MACHINES[machine][3:5]
+    monkeypatch.setattr(words, "VECTOR_BYTES", vector_bytes)
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    size, map_ = next(iter(maps.OUTPUT.items()))
+    for stores, write, n_args, *arguments in (
+        (ROWS * vectors, outer._write_tile, 13, ROWS, vectors, 0),
+        (SPAN, slide._write_slide_tile, 22, 3, 2, 1),
+        (size[0], maps._write_map, 10, map_, True),
+    ):
+        lines = assembly(machine, write, n_args, types.float32, *arguments)
+        assert sum("vmovnt" in line for line in lines) == (stores if vector_bytes == words.LINE else 0)

@@ -80,7 +80,7 @@ def gather_depthwise(
     shape, steps, box, box_steps = five(numbers, 0), five(numbers, 5), five(numbers, 10), five(numbers, 15)
     strip, left, x_step, box_size = four(numbers, 20), three(numbers, 28), three(numbers, 31), numbers[35]
     out_shape, out_steps, out_step = five(numbers, 40), five(numbers, 45), three(numbers, 50)
-    n = lanes(out.itemsize)
+    n, streams = lanes(out.itemsize), numbers[53]
     number, part = divmod(task, parts)
     n0, z0, y0, x0, _ = place_strip(number, numbers, tables)
     first, valid = channels_of(part, parts, channels, width, reads, n)
@@ -105,7 +105,7 @@ def gather_depthwise(
     for p in range(phases):
         # A phase: how many along each axis, its first pixel, taps of a line, the stride and the rows that the tile slides with,
         # lines, their offsets, and its terms.
-        run = numbers[53] + 12 * p
+        run = numbers[54] + 12 * p
         Z, Y, X = (
             min(strip[1], tables[run] - z0), min(strip[2], tables[run + 1] - y0), min(strip[3], tables[run + 2] - x0)
         )  # fmt: skip
@@ -122,13 +122,13 @@ def gather_depthwise(
                     x_step[0] * (z0 + z) * pitches[2], ends[0] * pitches[2], x_step[1] * y0 * pitches[3],
                     x_step[1] * pitches[3], ends[1] * pitches[3], x_step[2] * x0 * pitches[4], column, ends[2] * pitches[4],
                     target, end + b * there[0] + lane // n * there[1] + z * out_step[0] * there[2], out_step[2] * there[4],
-                    out_step[1] * there[3], X, Y, each, start, first + lane, floor,
+                    out_step[1] * there[3], X, Y, each, start, first + lane, floor, streams * reads,
                 )  # fmt: skip
     if not reads:
         for lane in range(0, valid, n):
             unpack_strip(
                 room, to + lane // n * there[1], n, images, (out_step[0] * z0, out_step[1] * y0, out_step[2] * x0), out_step,
-                strip, min(n, valid - lane), out, corner + (first + lane) * out_steps[1], out_shape, out_steps,
+                strip, min(n, valid - lane), out, corner + (first + lane) * out_steps[1], out_shape, out_steps, streams,
             )  # fmt: skip
 
 

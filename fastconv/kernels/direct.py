@@ -33,13 +33,13 @@ Ints = tuple[int, ...]
 
 STRIPS = (
     ("shape", 5), ("steps", 5), ("box", 5), ("box_steps", 5), ("strip", 4), ("counts", 4), ("left", 3), ("x_step", 3),
-    ("packs", 1), ("box_size", 1), ("kinds_at", 4), ("out_shape", 5), ("out_steps", 5), ("out_step", 3), ("runs_at", 1),
-    ("run_list_at", 1),
+    ("packs", 1), ("box_size", 1), ("kinds_at", 4), ("out_shape", 5), ("out_steps", 5), ("out_step", 3), ("streams", 1),
+    ("runs_at", 1), ("run_list_at", 1),
 )  # fmt: skip
 """The input and its steps, the box of a strip and its steps, a strip and how many there are along (images, planes, rows,
 columns), the padding in front, the distance in the input of neighbouring outputs, whether a strip's box is packed, its size,
 where tables hold for each strip along each axis its part of the kind, the output, its steps, the distance in it of neighbouring
-pixels of a strip, and where tables hold for each kind its first run, and the runs."""
+pixels of a strip, whether it goes to memory past the caches, and where tables hold for each kind its first run, and the runs."""
 
 OWN = sum(n for _, n in STRIPS)
 
@@ -131,8 +131,8 @@ def gather(
     n = lanes(out.itemsize)
     blocks = (lane_count + pitch - 1) // pitch
     padded = (lane_count + n - 1) // n * n
-    box_size, packs, out_last = numbers[35], numbers[34], out_steps[1] == 1
-    first_run, last_run = tables[numbers[53] + kind], tables[numbers[53] + kind + 1]
+    box_size, packs, streams, out_last = numbers[35], numbers[34], numbers[53], out_steps[1] == 1
+    first_run, last_run = tables[numbers[54] + kind], tables[numbers[54] + kind + 1]
     z_out, y_out, x_out = out_step[0] * z0, out_step[1] * y0, out_step[2] * x0
     corner = n0 * out_steps[0] + z_out * out_steps[2] + y_out * out_steps[3] + x_out * out_steps[4]
     image = room if packs else x
@@ -155,20 +155,20 @@ def gather(
                     pitch, blocks,
                 )  # fmt: skip
             for run in range(first_run, last_run):
-                at = numbers[54] + 5 * run
+                at = numbers[55] + 5 * run
                 terms = tables[at + 1]
                 if adds and terms == 0:
                     continue
                 outer_tile(
                     panels, panel, tables, tables[at] + 2 * stage * depths * terms, taken * terms, image,
                     base + g * group_step, tables[at + 2], pixels, target, tables[at + 3], tables[at + 4], start, lane, floor,
-                    stage + adds, stored,
+                    stage + adds, stored, streams * out_last,
                 )  # fmt: skip
         if not out_last:
             unpack_strip(
                 room, box_size, pitch, min(strip[0], out_shape[0] - n0), (z_out, y_out, x_out), out_step,
                 (strip[0], strip[1], strip[2], strip[3]), valid, out,
-                corner + (g * lane_count + block * pitch) * out_steps[1], out_shape, out_steps,
+                corner + (g * lane_count + block * pitch) * out_steps[1], out_shape, out_steps, streams,
             )  # fmt: skip
 
 
@@ -193,9 +193,9 @@ def gather_planes(
     rows, floor = (lane_count + height - 1) // height * height, start[groups * lane_count + width + 1]
     for b in range(min(strip[0], out_shape[0] - n0)):
         for g in range(groups):
-            for run in range(tables[numbers[53] + kind], tables[numbers[53] + kind + 1]):
+            for run in range(tables[numbers[54] + kind], tables[numbers[54] + kind + 1]):
                 # A run is a phase: its pairs, how many, its rows, their targets, its first pixel and how many along each axis.
-                at = numbers[54] + 10 * run
+                at = numbers[55] + 10 * run
                 Z, Y, X = tables[at + 7], tables[at + 8], tables[at + 9]
                 pixels = ((Z - 1) * box[3] + Y - 1) * box[4] + X
                 for q in range(0, pixels, width):
@@ -254,12 +254,12 @@ def gather_taps(
                 valid = max(valid, n)
                 outer_tile(
                     x, (n0 + b) * steps[0] + g * group_step + first * W + at, tables, pairs_at, depth, weight, g * weight_step,
-                    rows_at, room, at, targets_at, rows, start, groups, groups + width, 0, valid,
+                    rows_at, room, at, targets_at, rows, start, groups, groups + width, 0, valid, 0,
                 )  # fmt: skip
                 done = at + valid
-            for run in range(tables[numbers[53] + kind], tables[numbers[53] + kind + 1]):
+            for run in range(tables[numbers[54] + kind], tables[numbers[54] + kind + 1]):
                 # A run is a phase: its taps, how many, its first pixel and how many along each axis.
-                at = numbers[54] + 6 * run
+                at = numbers[55] + 6 * run
                 Y, X = tables[at + 4], tables[at + 5]
                 to = (n0 + b) * out_steps[0] + g * out_steps[1] + tables[at + 3] * out_steps[4]
                 for y in range(Y):
@@ -350,10 +350,10 @@ def correlate(
                 pack_strip(gradient, lane, out_shape, out_steps, sizes, strip, valid, whole, room, box_size)
                 lane = box_size
             vectors = gradient if reads else room
-            for run in range(tables[numbers[53] + kind], tables[numbers[53] + kind + 1]):
+            for run in range(tables[numbers[54] + kind], tables[numbers[54] + kind + 1]):
                 # A run are taps that meet the same pixels: their pairs in two widths, how many, and for each part the table of
                 # rows, that of their targets, and how many.
-                at = numbers[54] + (3 + 3 * parts) * run
+                at = numbers[55] + (3 + 3 * parts) * run
                 mine = at + 3 + 3 * part
                 far_tile(
                     vectors, lane, tables, tables[at] if whole == pitch or reads else tables[at + 1], tables[at + 2], image,

@@ -23,5 +23,5 @@ def turn(source: Array, target: Array) -> None:
         first = block * COLUMNS
         transpose(
             flat, n * rows * columns + first, columns, rows, min(COLUMNS, columns - first), turned,
-            (n * columns + first) * rows, rows,
+            (n * columns + first) * rows, rows, 0,
         )  # fmt: skip

@@ -58,17 +58,19 @@ def five(numbers: Array, at: int) -> Ints:
 
 @kernel
 def transpose(
-    source: Array, source_at: int, source_step: int, rows: int, columns: int, target: Array, target_at: int, target_step: int
+    source: Array, source_at: int, source_step: int, rows: int, columns: int, target: Array, target_at: int, target_step: int,
+    streams: int,
 ) -> None:  # fmt: skip
-    """target[k, m] = source[m, k] for m < rows, k < columns, in tiles as large as the vectors allow."""
+    """target[k, m] = source[m, k] for m < rows, k < columns, in tiles as large as the vectors allow.
+
+    If it ``streams``, these go to memory past the caches.
+    """
     compact()
     n = lanes(source.itemsize)
     whole_rows, whole_columns = rows - rows % n, columns - columns % n
-    no_table = np.empty(0, np.int64)
     for m in range(0, whole_rows, n):
         transpose_tile(
-            source, source_at + m * source_step, source_step, target, target_at + m, target_step, no_table, 0,
-            whole_columns // n, n,
+            source, source_at + m * source_step, source_step, target, target_at + m, target_step, whole_columns // n, streams
         )  # fmt: skip
     for k in range(columns):
         first = 0 if k >= whole_columns else whole_rows
@@ -129,7 +131,7 @@ def pack_box(
                     clear(out, row, row + first * pixel)
                     clear(out, row + last * pixel, row + BW * pixel)
                     if first < last and turned and not joined:
-                        transpose(x, at, steps[1], C, columns, out, row + first * pixel, pixel)
+                        transpose(x, at, steps[1], C, columns, out, row + first * pixel, pixel, 0)
                     elif first < last and not turned and pixel == C and steps[4] == C:
                         copy(x, at, out, row + first * C, columns * C)
                     elif first < last and not turned:
@@ -140,7 +142,7 @@ def pack_box(
                         clear(out, begin, begin + first)
                         clear(out, begin + last, begin + BW)
                     if first < last:
-                        transpose(x, at, steps[4], columns, C, out, row + first, box_steps[1])
+                        transpose(x, at, steps[4], columns, C, out, row + first, box_steps[1], 0)
             if joined and inside and apart:
                 scatter_apart(
                     x, plane, steps[1], steps[3], steps[4], C, columns, table, out, to + top * box_steps[3] + left * pixel, pixel
@@ -181,7 +183,7 @@ def scatter(
     whole_rows, squares = rows - rows % n, table.size // n
     for m in range(0, whole_rows, n):
         scatter_tile(
-            source, source_at + m * source_step, source_step, target, target_at + m, target_step, table, 0, squares, n
+            source, source_at + m * source_step, source_step, target, target_at + m, target_step, squares, table, 0, n
         )  # fmt: skip
     for k in range(table.size):
         for m in range(0 if k >= squares * n else whole_rows, rows):
@@ -271,7 +273,7 @@ def pack_strip(
                 if steps[1] == 1:
                     copy_columns(x, at, steps[4], out, to, pitch, pixels, valid)
                 else:
-                    transpose(x, at, steps[1], valid, pixels, out, to, pitch)
+                    transpose(x, at, steps[1], valid, pixels, out, to, pitch, 0)
                 if valid < pitch:
                     for p in range(pixels):
                         clear(out, to + p * pitch + valid, to + (p + 1) * pitch)
@@ -280,9 +282,12 @@ def pack_strip(
 @kernel
 def unpack_strip(
     pixels: Array, pixels_at: int, pitch: int, images: int, first: Ints, out_step: Ints, strip: Ints, valid: int, out: Array,
-    channel: int, out_shape: Ints, out_steps: Ints,
+    channel: int, out_shape: Ints, out_steps: Ints, streams: int,
 ) -> None:  # fmt: skip
-    """Copy a block of lanes of a strip from scratch to the output, or into its planes; ``first`` is its first pixel."""
+    """Copy a block of lanes of a strip from scratch to the output, or into its planes; ``first`` is its first pixel.
+
+    If it ``streams``, planes go to memory past the caches.
+    """
     compact()
     _, _, D, H, W = out_shape
     Z, Y, X = min(out_step[0] * strip[1], D), min(out_step[1] * strip[2], H), min(out_step[2] * strip[3], W)
@@ -296,7 +301,7 @@ def unpack_strip(
                 if out_steps[1] == 1:
                     copy_columns(pixels, here, pitch, out, there, out_steps[4], run, valid)
                 else:
-                    transpose(pixels, here, pitch, run, valid, out, there, out_steps[1])
+                    transpose(pixels, here, pitch, run, valid, out, there, out_steps[1], streams)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -346,14 +351,14 @@ def pack_depths(
         done = first * T
         if used == n and depth_step == T:
             squares = (last - first) * T // n
-            scatter_tile(weight, here + done, lane_step, panels, to, pitch, tables, rows_at + done, squares, n)
+            scatter_tile(weight, here + done, lane_step, panels, to, pitch, squares, tables, rows_at + done, n)
             done += squares * n
         elif used == n and lane_step == T and T > 1:
             for k in range(first, last):
                 for t in range(0, T, n):
                     place = here + k * depth_step + t
                     if place + (n - 1) * T + n <= size:  # a square reads beyond the last tap
-                        scatter_tile(weight, place, T, panels, to, pitch, tables, rows_at + k * T + t, 1, min(n, T - t))
+                        scatter_tile(weight, place, T, panels, to, pitch, 1, tables, rows_at + k * T + t, min(n, T - t))
                         done += min(n, T - t)
         elif used == n and lane_step == 1 and T == 1:
             for k in range(first, last):
@@ -402,7 +407,7 @@ def unpack_rows(
     for lane in range(0, valid, n):
         used, here, there = min(n, valid - lane), panel_at + lane, out_at + lane * out_step
         squares = terms // n if used == n else 0
-        gather_tile(panel, here, pitch, out, there, out_step, tables, rows_at, squares, n)
+        gather_tile(panel, here, pitch, out, there, out_step, squares, tables, rows_at)
         for t in range(squares * n, terms):
             for m in range(used):
                 out[unsigned(there + m * out_step + t)] = panel[unsigned(here + tables[rows_at + t] * pitch + m)]

@@ -170,12 +170,13 @@ def transform_tiles(
 def transform_products(
     room: Array, products_at: int, plane: int, pixel: int, columns_at: int, sizes: Ints, tile: Ints, steps: Ints, more: Ints,
     values: Ints, inside: Ints, valid: int, start: Array, lane: int, zeros: int, out: Array, out_at: int, distances: Ints,
+    streams: int,
 ) -> None:  # fmt: skip
     """Compute the pixels of tiles from their products: out[pixel, lane] for the first ``valid`` lanes.
 
     ``tile``, ``steps``, ``more`` and ``values`` are what PLACES says of what is made, ``inside`` are the first row and the
     last + 1, and the same of columns, of pixels that exist.  ``start`` holds at ``lane`` what is added to the lanes, and at
-    ``zeros`` a tile's zeros and then the floors.
+    ``zeros`` a tile's zeros and then the floors.  If it ``streams``, pixels go to memory past the caches.
     """
     compact()
     n = lanes(room.itemsize)
@@ -195,17 +196,17 @@ def transform_products(
                     at = products_at + t * pixel + c
                     output_map(
                         rows, rows + more[0], steps[0], room, at, values[1] * plane, plane, room, columns_at, row, n, values[1],
-                        start, zeros, floors,
+                        start, zeros, floors, 0,
                     )  # fmt: skip
                     if exist and valid - c >= n:
                         output_map(
                             columns, columns + more[1], steps[1], room, columns_at, n, row, out, to + c, distances[2],
-                            distances[1], rows, start, lane + c, floors + 1,
+                            distances[1], rows, start, lane + c, floors + 1, streams,
                         )  # fmt: skip
                         continue
                     output_map(
                         columns, columns + more[1], steps[1], room, columns_at, n, row, room, edge, n, along, rows, start,
-                        lane + c, floors + 1,
+                        lane + c, floors + 1, 0,
                     )  # fmt: skip
                     skipped = max(0, left - begin)
                     for r in range(max(0, top - first), min(rows, bottom - first)):
@@ -343,30 +344,31 @@ def multiply(
             for product in range(planes):
                 # For a kind and a product: the rows of its tiles, those of their targets, and how many; the pairs of its phases,
                 # how many phases, and the first of its values and of its weights.
-                at = numbers[54] + 7 * (planes * kind + product)
+                at = numbers[55] + 7 * (planes * kind + product)
                 phases = tables[at + 4]
                 outer_tile(
                     panels, panel + tables[at + 6] * plane, tables, tables[at + 3] + 2 * stage * depths * phases, taken * phases,
                     room, values_at + tables[at + 5] * values, tables[at], room, products_at + product * products,
-                    tables[at + 1], tables[at + 2], start, zeros, zeros + VECTORS * n, stage, whole,
+                    tables[at + 1], tables[at + 2], start, zeros, zeros + VECTORS * n, stage, whole, 0,
                 )  # fmt: skip
         lane = g * padded + block * pitch
         if out_last:
             transform_products(
                 room, products_at, products, pitch, columns_at, sizes, tile, made_steps, made_more, made_values, exist, valid,
                 start, lane, zeros, out, corner + g * lane_count + block * pitch, (out_steps[0], out_steps[3], out_steps[4]),
+                numbers[53],
             )  # fmt: skip
         else:
             transform_products(
                 room, products_at, products, pitch, columns_at, sizes, tile, made_steps, made_more, made_values, exist, whole,
                 start, lane, zeros, room, pixels_at - (exist[0] * columns + exist[2]) * pitch,
-                (rows * columns * pitch, columns * pitch, pitch),
+                (rows * columns * pitch, columns * pitch, pitch), 0,
             )  # fmt: skip
             unpack_strip(
                 room, pixels_at, pitch, sizes[0], (z0, first_y + exist[0], first_x + exist[2]), (1, 1, 1),
                 (strip[0], 1, rows, columns), valid, out,
                 corner + exist[0] * out_steps[3] + exist[2] * out_steps[4] + (g * lane_count + block * pitch) * out_steps[1],
-                out_shape, out_steps,
+                out_shape, out_steps, numbers[53],
             )  # fmt: skip
 
 
@@ -441,11 +443,11 @@ def correlate(
             rows = turns_at + 3 * (part * turns + some // turn)
             for product in range(planes):
                 # For a kind and a value of the weight: the pairs that it is summed over, how many, and the first of both values.
-                at = numbers[54] + 4 * (planes * kind + product)
+                at = numbers[55] + 4 * (planes * kind + product)
                 outer_tile(
                     room, gradients_at + tables[at + 3] * gradients, tables, tables[at], tables[at + 1], room,
                     values_at + tables[at + 2] * values, tables[rows], room, products_at + product * products,
-                    tables[rows + 1], tables[rows + 2], zeros, 0, (pitch + n - 1) // n * n, number - first, whole,
+                    tables[rows + 1], tables[rows + 2], zeros, 0, (pitch + n - 1) // n * n, number - first, whole, 0,
                 )  # fmt: skip
             if number < last - 1:
                 continue

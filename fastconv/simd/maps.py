@@ -58,7 +58,7 @@ PLANE_NAMES = (
 
 NAMES = "rows, columns, stride, source, source_at, source_step, source_next, target, target_at, target_step, target_next, count"
 
-STARTS = "start, start_at, floor_at"
+STARTS = "start, start_at, floor_at, streams"
 
 FETCHES = "fetched, fetched_at, fetched_row, fetched_next, fetches"
 
@@ -145,7 +145,7 @@ def _write_map(function: Any, dtype: Any, map_: Map, starts: bool) -> None:
     )
     matrix, inputs, outputs = map_
     if starts:
-        start, floor = w.load(more[0], w.vector), w.splat(w.load(more[1], w.scalar))
+        start, floor, streams = w.load(more[0], w.vector), w.splat(w.load(more[1], w.scalar)), more[2]
     else:
         fetched, fetched_row, fetched_next, fetches = more
         fetched_row, fetched_next = (b.mul(step, I64(w.size)) for step in (fetched_row, fetched_next))
@@ -156,9 +156,13 @@ def _write_map(function: Any, dtype: Any, map_: Map, starts: bool) -> None:
                 w.prefetch(b.add(fetched, b.add(b.mul(turn.index, fetched_next), b.mul(row.index, fetched_row))))
         for rows, columns in _blocks(matrix):
             values = [w.load(b.add(here, b.mul(source_step, I64(inputs[j]))), w.vector) for j in columns]
-            for i, value in zip(rows, _multiply(w, matrix[np.ix_(rows, columns)], values), strict=True):
-                result = w.at_least(b.fadd(value, start), floor) if starts else value
-                w.store(result, b.add(there, b.mul(target_step, I64(outputs[i]))))
+            results = _multiply(w, matrix[np.ix_(rows, columns)], values)
+            places = [b.add(there, b.mul(target_step, I64(outputs[i]))) for i in rows]
+            if starts:
+                results = [w.at_least(b.fadd(value, start), floor) for value in results]
+            for store in w.stores([there, target_step], streams) if starts else (w.store,):
+                for result, place in zip(results, places, strict=True):
+                    store(result, place)
     b.ret_void()
 
 
@@ -177,7 +181,7 @@ def _map_twin(maps: Maps, starts: bool) -> Any:
             with np.errstate(over="ignore", invalid="ignore"):  # the compiled tile has nobody to warn
                 result = matrix.astype(source.dtype) @ source[at]
                 if starts:
-                    start, start_at, floor_at = more
+                    start, start_at, floor_at, _ = more
                     result += start[start_at + lane]
                     result = np.where(result < start[floor_at], start[floor_at], result)
                 target[to] = result
@@ -201,7 +205,7 @@ def _map_tile(name: str, maps: Maps, starts: bool = False) -> Any:
         calls = []
         for key, map_ in maps.items():
             suffix = "_".join(map(str, key))
-            function, new = private_function(builder.module, f"{name}_map_{w.suffix}_{suffix}", 9 if starts else 11)
+            function, new = private_function(builder.module, f"{name}_map_{w.suffix}_{suffix}", 10 if starts else 11)
             if new:
                 _write_map(function, dtype, map_, starts)
             calls.append((_equal(builder, named, dict(zip(("rows", "columns", "stride"), key, strict=True))), function))
@@ -307,7 +311,7 @@ fetches : int
 output_map = _map_tile("output", OUTPUT, starts=True)
 """A^T, and a vector is added: the outputs of a tile (rows), from what the points of its inputs (columns) have, or, with a stride,
 neighbouring pixels from the values of all phases; ``start`` holds the vector at ``start_at``, and at ``floor_at`` a number: what
-is less becomes that."""
+is less becomes that.  If ``streams`` is not 0, outputs go to memory past the caches, where they can."""
 
 gradient_map = _map_tile("gradient", GRADIENT)
 """A: the gradients of a tile's outputs (columns), at the points of its inputs (rows); the stride is 1."""

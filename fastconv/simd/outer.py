@@ -33,7 +33,7 @@ def _write_tile(function: Any, dtype: Any, height: int, vectors: int, ahead: int
     """
     b = ir.IRBuilder(function.append_basic_block("entry"))
     w = Words(b, dtype)
-    vector, pairs, count, scalar, rows, out, targets, tiles, start, floor, add, valid = function.args
+    vector, pairs, count, scalar, rows, out, targets, tiles, start, floor, add, valid, streams = function.args
     each = [(m, v) for m in range(height) for v in range(vectors)]
     acc = [w.variable(w.vector) for _ in each]
     total = [w.variable(w.vector) for _ in each]
@@ -95,8 +95,10 @@ def _write_tile(function: Any, dtype: Any, height: int, vectors: int, ahead: int
                     for at, variable, value in zip(addresses, acc, new, strict=True):
                         b.store(b.fadd(w.load(at, w.vector), value), variable)
                 least = w.splat(w.load(floor, w.scalar))
-                for at, variable in zip(addresses, acc, strict=True):
-                    w.store(w.at_least(b.load(variable), least), at)
+                results = [w.at_least(b.load(variable), least) for variable in acc]
+                for store in w.stores(ends, streams):
+                    for at, result in zip(addresses, results, strict=True):
+                        store(result, at)
             with part:
                 w.store_first(new, ends, vectors, valid, adds, floor)
     b.ret_void()
@@ -124,6 +126,7 @@ TILE = (
 def _tile_twin(
     vectors: Array, vector_at: int, tables: Array, pairs_at: int, count: int, scalars: Array, scalar_at: int, rows_at: int,
     out: Array, out_at: int, targets_at: int, rows: int, start: Array, start_at: int, floor_at: int, add: int, valid: int,
+    streams: int = 0,
 ) -> None:  # fmt: skip
     """The outer tile in plain Python."""
     width = -(-valid // lanes(out.itemsize)) * lanes(out.itemsize)
@@ -172,12 +175,13 @@ def _tile_arguments(context: Any, builder: Any, named: dict[str, tuple[Any, Any]
         address("vectors", "vector_at"), address("tables", "pairs_at", 8), number("count"), address("scalars", "scalar_at"),
         address("tables", "rows_at", 8), address("out", "out_at"), address("tables", "targets_at", 8), number("rows"),
         address("start", "start_at"), address("start", "floor_at"), number("add"), number("valid"),
+        number("streams") if "streams" in named else I64(0),
     ]  # fmt: skip
 
 
 def _tile_function(module: Any, w: Words, dtype: Any, height: int, vectors: int, ahead: int = 0) -> Any:
     name = f"{'far' if ahead else 'outer'}_tile_{w.suffix}_{height}x{vectors}"
-    function, new = private_function(module, name, 12)
+    function, new = private_function(module, name, 13)
     if new:
         _write_tile(function, dtype, height, vectors, ahead)
     return function
@@ -193,7 +197,7 @@ def _call_tile(context: Any, builder: Any, named: dict[str, tuple[Any, Any]], ah
         some[4], some[6], some[7] = w.at(rows_at, begin, 8), w.at(targets_at, begin, 8), tiles
         calls = []
         for n in range(1, VECTORS + 1):
-            enough = builder.icmp_signed("<=", passed[-1], I64(n * w.lanes))
+            enough = builder.icmp_signed("<=", passed[11], I64(n * w.lanes))
             calls.append((enough, _tile_function(builder.module, w, dtype, height, n, ahead)))
         call_first(builder, calls, some)
 
@@ -218,7 +222,7 @@ def _call_short_tile(context: Any, builder: Any, named: dict[str, tuple[Any, Any
     call_first(builder, calls, passed)
 
 
-outer_tile = _tile_twin if config.DISABLE_JIT else tile_intrinsic(TILE, _call_tile)
+outer_tile = _tile_twin if config.DISABLE_JIT else tile_intrinsic(f"{TILE}, streams", _call_tile)
 """A column of tiles of vectors times scalars, with 1 to VECTORS vectors as ``valid`` lanes need.
 
 Parameters
@@ -243,14 +247,17 @@ add : int
     If not 0, the sums are added to what ``out`` holds.
 valid : int
     Lanes of a row to store, 1 to VECTORS*lanes.  All lanes of ``vectors`` and ``start`` up to a whole vector are read.
+streams : int
+    If not 0, rows of all lanes go to memory past the caches, where they can.
 """
 
 far_tile = _tile_twin if config.DISABLE_JIT else tile_intrinsic(TILE, functools.partial(_call_tile, ahead=AHEAD))
-"""The same for scalars that do not follow each other in memory: it fetches them AHEAD terms before they are used.
+"""The same without ``streams`` for scalars that do not follow each other in memory: it fetches them AHEAD terms before they are
+used.
 
 For that it reads the table of pairs so many rows beyond its end; what it finds there it fetches, but does not use.
 """
 
 short_tile = _short_tile_twin if config.DISABLE_JIT else tile_intrinsic(f"height, {TILE}", _call_short_tile)
-"""The same with ``height`` rows a tile, one of SHORT or ROWS, of which ``rows`` is a multiple, and as many vectors as SHORT says,
-or VECTORS."""
+"""The same without ``streams`` and with ``height`` rows a tile, one of SHORT or ROWS, of which ``rows`` is a multiple, and as
+many vectors as SHORT says, or VECTORS."""

@@ -47,7 +47,7 @@ IMAGE_PASSED = "lines x+x_at z z_end y y_row y_end column x_step x_end"
 
 SLIDE = (
     f"taps, stride, height, weights, weights_at, pitch, tables, lines_at, {IMAGE}, out, out_at, out_step, out_row, count, rows, "
-    "channels, start, start_at, floor_at"
+    "channels, start, start_at, floor_at, streams"
 )
 
 SUM_SLIDE = (
@@ -147,7 +147,7 @@ def _write_slide_tile(function: Any, dtype: Any, taps: int, stride: int, height:
     """Emit the sliding tile for SPAN pixels of ``height`` rows at once."""
     b = ir.IRBuilder(function.append_basic_block("entry"))
     w = Words(b, dtype)
-    weights, pitch, *image, out, out_step, out_row, count, rows, channels, start, floor = function.args
+    weights, pitch, *image, out, out_step, out_row, count, rows, channels, start, floor, streams = function.args
     pitch, out_step, out_row = (b.mul(step, I64(w.size)) for step in (pitch, out_step, out_row))
     walk = _Walk(w, taps, stride, height, image)
     acc = [[w.variable(w.vector) for _ in range(SPAN)] for _ in range(height)]
@@ -170,12 +170,13 @@ def _write_slide_tile(function: Any, dtype: Any, taps: int, stride: int, height:
         walk.fetch(source, row, first)
 
     def store(there: Any, rest: Any, left: Any) -> None:
-        for m in range(SPAN):
-            with b.if_then(b.icmp_signed(">", rest, I64(m)), likely=True):
-                for r in range(height):
-                    with b.if_then(b.icmp_signed(">", left, I64(r)), likely=True):
-                        end = b.add(there, b.add(b.mul(out_row, I64(r)), b.mul(out_step, I64(m))))
-                        w.store(w.at_least(b.load(acc[r][m]), least), end)
+        for put in w.stores([there, out_step, out_row], streams):
+            for m in range(SPAN):
+                with b.if_then(b.icmp_signed(">", rest, I64(m)), likely=True):
+                    for r in range(height):
+                        with b.if_then(b.icmp_signed(">", left, I64(r)), likely=True):
+                            end = b.add(there, b.add(b.mul(out_row, I64(r)), b.mul(out_step, I64(m))))
+                            put(w.at_least(b.load(acc[r][m]), least), end)
 
     with cgutils.for_range_slice(b, I64(0), rows, I64(height)) as (upper, _):
         row = b.add(walk.y, b.mul(upper, walk.y_row))
@@ -195,6 +196,7 @@ def _slide_twin(
     taps: int, stride: int, height: int, weights: Array, weights_at: int, pitch: int, tables: Array, lines_at: int, lines: int,
     x: Array, x_at: int, z: int, z_end: int, y: int, y_row: int, y_end: int, column: int, x_step: int, x_end: int, out: Array,
     out_at: int, out_step: int, out_row: int, count: int, rows: int, channels: int, start: Array, start_at: int, floor_at: int,
+    streams: int,
 ) -> None:  # fmt: skip
     """The sliding tile in plain Python."""
     offsets = tables[lines_at : lines_at + 3 * lines].reshape(-1, 3)
@@ -247,7 +249,7 @@ def _call_slides(
 def _call_slide(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]) -> None:
     names = (
         f"weights+weights_at pitch tables+lines_at {IMAGE_PASSED} out+out_at out_step out_row count rows channels start+start_at "
-        "start+floor_at"
+        "start+floor_at streams"
     )
     dtype, w, passed = _slide_arguments(context, builder, named, names)
     _call_slides(builder, named, w, "slide_tile", lambda f, *kind: _write_slide_tile(f, dtype, *kind), passed)
@@ -362,6 +364,8 @@ channels : int
     At least as many as a vector has lanes.
 start, start_at, floor_at : flat array and offsets
     What each channel's sums begin with, and a number: what is less becomes that.
+streams : int
+    If not 0, outputs go to memory past the caches, where they can.
 """
 
 sum_slide_tile = _sum_slide_twin if config.DISABLE_JIT else tile_intrinsic(SUM_SLIDE, _call_sum_slide)

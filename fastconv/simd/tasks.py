@@ -15,7 +15,10 @@ __all__ = ["compact", "run_tasks"]
 
 
 def _call_run_tasks(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]) -> None:
-    """Emit a loop that takes the next task from a counter that all workers share, until there are no more."""
+    """Emit a loop that takes the next task from a counter that all workers share, until there are no more.
+
+    At its end is a fence: what tasks have stored past the caches is to be in memory before anyone is told that they are done.
+    """
     w = Words(builder, named["a"][0].dtype)
     arrays = [address_of(context, builder, *named[name]) for name in ("numbers", "tables", "a", "b", "c", "d", "room")]
     function = ir.FunctionType(ir.VoidType(), [I64] * 10)
@@ -29,6 +32,7 @@ def _call_run_tasks(context: Any, builder: Any, named: dict[str, tuple[Any, Any]
 
     with w.repeat(are_left):
         builder.call(task, [builder.load(following), named["worker"][1], *arrays, named["room_size"][1]])
+    builder.fence("seq_cst")
 
 
 def _run_tasks_twin(address: Callable[..., None], tasks: int, counter: Array, worker: int, *arguments: Any) -> None:

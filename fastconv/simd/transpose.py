@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
-from numba import config, types
+from numba import config
 from numba.core import cgutils
-from numba.extending import intrinsic
 
-from .words import I32, I64, Array, Words, address_of, lanes, private_function
+from .words import I32, I64, Array, Words, address_of, lanes, private_function, tile_intrinsic
 
 __all__ = ["gather_tile", "scatter_tile", "transpose_tile"]
 
@@ -25,7 +25,7 @@ def _write_transpose_tile(function: Any, dtype: Any, kind: str) -> None:
     """
     b = ir.IRBuilder(function.append_basic_block("entry"))
     w = Words(b, dtype)
-    source, source_step, target, target_step, table, squares, kept = function.args
+    source, source_step, target, target_step, table, squares, kept, streams = function.args
     n = w.lanes
     source_step, target_step = b.mul(source_step, I64(w.size)), b.mul(target_step, I64(w.size))
     with cgutils.for_range(b, squares) as square:
@@ -50,34 +50,49 @@ def _write_transpose_tile(function: Any, dtype: Any, kind: str) -> None:
                     pair = rows[m], rows[m + size]
                     rows[m], rows[m + size] = b.shuffle_vector(*pair, upper), b.shuffle_vector(*pair, lower)
             size //= 2
-        at = b.add(there, b.mul(first, target_step)) if kind == "plain" else there
-        for m, value in enumerate(rows):
-            if kind == "scatter" and m:
-                with b.if_then(b.icmp_signed("<", I64(m), kept), likely=True):
-                    w.store(value, b.add(there, b.mul(spread[m], target_step)))
-            else:
-                w.store(value, b.add(there, b.mul(spread[m], target_step)) if kind == "scatter" else at)
-            at = b.add(at, target_step)
+        if kind == "plain":
+            there = b.add(there, b.mul(first, target_step))
+        for store in w.stores([there, target_step], streams) if kind == "plain" else (w.store,):
+            for m, value in enumerate(rows):
+                place = b.add(there, b.mul(spread[m] if kind == "scatter" else I64(m), target_step))
+                if kind == "scatter" and m:
+                    with b.if_then(b.icmp_signed("<", I64(m), kept), likely=True):
+                        store(value, place)
+                else:
+                    store(value, place)
     b.ret_void()
+
+
+GIVEN = "source, source_at, source_step, target, target_at, target_step, squares"
+
+NAMES = {
+    "plain": f"{GIVEN}, streams",
+    "scatter": f"{GIVEN}, table, table_at, kept",
+    "gather": f"{GIVEN}, table, table_at",
+}
+"""What each kind of tile is given."""
 
 
 def _transpose_twin(kind: str) -> Any:
     """Return the transposing tile in plain Python."""
 
     def tile(
-        source: Array, source_at: int, source_step: int, target: Array, target_at: int, target_step: int, table: Array,
-        table_at: int, squares: int, kept: int,
+        source: Array, source_at: int, source_step: int, target: Array, target_at: int, target_step: int, squares: int,
+        *more: Any,
     ) -> None:  # fmt: skip
         n = lanes(source.itemsize)
-        for square in range(0, squares * n, n):
+        size = squares * n
+        given = dict(zip(NAMES[kind].split(", ")[7:], more, strict=True))
+        table, first = given.get("table", np.arange(size)), given.get("table_at", 0)
+        for k in range(size):
+            if k % n >= given.get("kept", n):
+                continue
+            row = table[first + k]
             for m in range(n):
-                for k in range(kept if kind == "scatter" else n):
-                    if kind == "gather":
-                        here, there = table[table_at + square + m] * source_step + k, k * target_step + square + m
-                    else:
-                        row = table[table_at + square + k] if kind == "scatter" else square + k
-                        here, there = m * source_step + square + k, row * target_step + m
-                    target[target_at + there] = source[source_at + here]
+                if kind == "gather":
+                    target[target_at + m * target_step + k] = source[source_at + row * source_step + m]
+                else:
+                    target[target_at + row * target_step + m] = source[source_at + m * source_step + k]
 
     return tile
 
@@ -85,27 +100,25 @@ def _transpose_twin(kind: str) -> Any:
 def _transpose_tile(kind: str) -> Any:
     """Return the transposing tile as an intrinsic."""
 
-    @intrinsic
-    def tile(  # type: ignore[no-untyped-def]
-        typingctx, source, source_at, source_step, target, target_at, target_step, table, table_at, squares, kept
-    ):  # fmt: skip
-        number = types.intp
-        signature = types.void(source, number, number, target, number, number, table, number, number, number)
+    def codegen(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]) -> None:
+        dtype = named["source"][0].dtype
+        w = Words(builder, dtype)
+        function, new = private_function(builder.module, f"{kind}_tile_{w.suffix}", 8)
+        if new:
+            _write_transpose_tile(function, dtype, kind)
 
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            kinds = signature.args
-            w = Words(builder, kinds[0].dtype)
-            function, new = private_function(builder.module, f"{kind}_tile_{w.suffix}", 7)
-            if new:
-                _write_transpose_tile(function, kinds[0].dtype, kind)
-            here, there = (w.at(address_of(context, builder, kinds[n], args[n]), args[n + 1]) for n in (0, 3))
-            rows = w.at(address_of(context, builder, kinds[6], args[6]), args[7], 8)
-            builder.call(function, [here, args[2], there, args[5], rows, args[8], args[9]])
-            return context.get_dummy_value()
+        def address(name: str, size: int = 0) -> Any:
+            return w.at(address_of(context, builder, *named[name]), named[f"{name}_at"][1], size)
 
-        return signature, codegen
+        def number(name: str, without: int) -> Any:
+            return named[name][1] if name in named else I64(without)
 
-    return tile
+        table = address("table", 8) if "table" in named else I64(0)
+        numbers = named["squares"][1], number("kept", w.lanes), number("streams", 0)
+        source, target = ((address(name), named[f"{name}_step"][1]) for name in ("source", "target"))
+        builder.call(function, [*source, *target, table, *numbers])
+
+    return tile_intrinsic(NAMES[kind], codegen)
 
 
 _transposing = _transpose_twin if config.DISABLE_JIT else _transpose_tile
@@ -116,7 +129,7 @@ transpose_tile = _transposing("plain")
 
     target[target_at + k*target_step + m] = source[source_at + m*source_step + k]
 
-The table is not read; all columns are kept, which is ``kept`` = lanes.
+If ``streams`` is not 0, columns go to memory past the caches, where they can.
 """
 
 scatter_tile = _transposing("scatter")

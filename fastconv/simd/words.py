@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,11 +15,16 @@ from numba.extending import intrinsic
 
 from ..jit import VECTOR_BYTES, shared
 
-__all__ = ["I32", "I64", "Array", "Words", "address_of", "call_first", "lanes", "private_function", "tile_intrinsic"]
+__all__ = [
+    "I32", "I64", "LINE", "Array", "Words", "address_of", "call_first", "lanes", "private_function", "tile_intrinsic",
+]  # fmt: skip
 
 Array = np.ndarray[Any, Any]
 
 I32, I64 = ir.IntType(32), ir.IntType(64)
+
+LINE = 64
+"""Bytes of a line of the cache."""
 
 
 @shared
@@ -47,6 +53,28 @@ class Words:
     def store(self, value: Any, address: Any) -> None:
         """Store a scalar or a vector, anywhere."""
         self.b.store(value, self.b.inttoptr(address, value.type.as_pointer())).align = self.size
+
+    def stores(self, addresses: list[Any], streams: Any) -> Iterator[Callable[[Any, Any], None]]:
+        """Visit the ways to store vectors at these addresses: past the caches, if ``streams`` is not 0, and as `store` does.
+
+        What is emitted at a turn is done if that way is taken: the first needs vectors that fill lines of the cache.
+        """
+        if self.lanes * self.size != LINE:
+            yield self.store
+            return
+        together = functools.reduce(self.b.or_, addresses)
+        begin = self.b.icmp_signed("==", self.b.and_(together, I64(LINE - 1)), I64(0))
+        with self.b.if_else(self.b.and_(begin, self.b.icmp_signed("!=", streams, I64(0)))) as (past, usual):
+            with past:
+                yield self.stream
+            with usual:
+                yield self.store
+
+    def stream(self, value: Any, address: Any) -> None:
+        """Store a vector that fills a line of the cache there where it need not be read before: past the caches."""
+        store = self.b.store(value, self.b.inttoptr(address, value.type.as_pointer()))
+        store.align = LINE
+        store.set_metadata("nontemporal", self.b.module.add_metadata([I32(1)]))
 
     def prefetch(self, address: Any) -> None:
         """Have what lies at an address brought into the second-level cache; it need not exist."""
