@@ -173,8 +173,9 @@ def _gather_program(p: Pixels) -> Program:
     packing_work = math.prod(p.in_shape) // lanes(itemsize) // 6
     least = FEWEST_PIXELS // 2 // math.prod(len(axis.phases) for axis in axes)
     strips = candidate_strips(
-        p.sizes, p.in_shape[1] * itemsize * math.prod(p.stride), MOST_PIXELS, p.tasks, max(ROWS, least)
-    )
+        p.sizes, p.in_shape[1] * itemsize * math.prod(p.stride), MOST_PIXELS, p.tasks, max(ROWS, least),
+        math.lcm(ROWS, lanes(itemsize)) if p.streams and not p.out_last else ROWS,  # parts of planes begin with a line
+    )  # fmt: skip
     widest = panel_pitch(lane_count, itemsize)
     few = p.tasks > 1 and groups * ceil_div(lane_count, width) < ENOUGH_BLOCKS
     pitches = {widest, whole_lanes(ceil_div(widest, 2), itemsize)} if few else {widest}

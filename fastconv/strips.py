@@ -311,8 +311,11 @@ def fill_tiles(offsets: Array, height: int = 0) -> Array:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def choose_strip(sizes: Ints, pixel_bytes: int, most: int, tasks: int) -> Ints:
-    """Choose (images, planes, rows, columns) of a strip, of all pixels with ``sizes``: whole rows, planes, images if it can."""
+def choose_strip(sizes: Ints, pixel_bytes: int, most: int, tasks: int, height: int = ROWS) -> Ints:
+    """Choose (images, planes, rows, columns) of a strip, of all pixels with ``sizes``: whole rows, planes, images if it can.
+
+    If it cuts rows, then to a multiple of a ``height``.
+    """
     if math.prod(sizes) == 0:
         return (1, 1, 1, 1)
     least, most = FEWEST_PIXELS, min(most, max(ROWS, STRIP_BYTES // pixel_bytes))
@@ -325,7 +328,7 @@ def choose_strip(sizes: Ints, pixel_bytes: int, most: int, tasks: int) -> Ints:
             continue
         # About the wanted size, whichever fills tiles best and shares evenly.
         about = max(1, round(wanted / inside))
-        step = ROWS if axis == 3 and about >= ROWS else 1
+        step = height if axis == 3 and about >= height else 1
         choices = range(ceil_div(max(1, 2 * about // 3), step) * step, max(1, min(n, 4 * about // 3)) + 1, step)
         strip[axis] = min(
             choices or (min(about, n),), key=lambda size: (_waste(n, size, inside, math.prod(sizes[:axis])), -size)
@@ -334,9 +337,11 @@ def choose_strip(sizes: Ints, pixel_bytes: int, most: int, tasks: int) -> Ints:
     return tuple(strip)
 
 
-def candidate_strips(sizes: Ints, pixel_bytes: int, most: int, tasks: int, least: int) -> list[Ints]:
+def candidate_strips(
+    sizes: Ints, pixel_bytes: int, most: int, tasks: int, least: int, height: int = ROWS
+) -> list[Ints]:  # fmt: skip
     """List strips worth a try: that of `choose_strip`, and those that cut an axis, or images, into equal parts."""
-    found = [choose_strip(sizes, pixel_bytes, most, tasks)]
+    found = [choose_strip(sizes, pixel_bytes, most, tasks, height)]
     most = min(most + most // 6, max(ROWS, STRIP_BYTES // pixel_bytes))
     for axis in (2, 1, 0):
         inside, n = math.prod(sizes[axis + 1 :]), sizes[axis]
