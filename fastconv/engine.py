@@ -191,12 +191,11 @@ def _gather_program(p: Pixels) -> Program:
     if p.transposed:
         rows = rows[:, ::-1]  # the last tap meets what lies first: to read in order takes up to 5 % less
     out_steps = steps_of_image(p.out_shape, p.out_last)
-    steps = out_steps if p.out_last else p.scratch_steps(strip, pitch)
+    writes = p.out_last and not (p.streams and depths < depth)
+    steps = out_steps if writes else p.scratch_steps(strip, pitch)
     inside = tuple(s * step for s, step in zip(p.out_step, steps[2:], strict=True))
     tables = Tables()
-    numbers = strip_numbers(
-        source, kinds, tables, p.out_shape, out_steps, p.out_step, p.streams and (depths == depth or not p.out_last)
-    )
+    numbers = strip_numbers(source, kinds, tables, p.out_shape, out_steps, p.out_step, p.streams)
     pairs: dict[Any, int] = {}
     first_run, runs = [0], []
     for _, segments in kinds.all():
@@ -213,7 +212,7 @@ def _gather_program(p: Pixels) -> Program:
         first_run.append(len(runs))
     numbers |= {"runs_at": tables.add(first_run), "run_list_at": tables.add(runs)}
     own = owns(source.strips)
-    room = whole_lanes(source.box_size + p.scratch_size(strip, pitch), 1) + FIRST_PANEL
+    room = whole_lanes(source.box_size + (0 if writes else p.scratch_size(strip, pitch)), 1) + FIRST_PANEL
     told = (depth, T, lane_count, *p.weight_steps, size)
     numbers |= {
         "parts": parts, "groups": groups, "pitch": pitch, "group_step": depth * source.pitches[1],

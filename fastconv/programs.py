@@ -286,8 +286,8 @@ class Pixels:
         return steps_of_image((1, pitch, *extents), True)
 
     def scratch_size(self, strip: Ints, pitch: int) -> int:
-        """Numbers of scratch memory that a strip's part of the output takes; none if it is written as it lies."""
-        return 0 if self.out_last else strip[0] * self.scratch_steps(strip, pitch)[0]
+        """Numbers of scratch memory that a strip's part of the output takes."""
+        return strip[0] * self.scratch_steps(strip, pitch)[0]
 
 
 def memory_of(array: Array) -> tuple[Array, bool]:

@@ -118,7 +118,8 @@ def gather(
 
     A task is a strip and a part of the blocks of lanes.  Sums are taken in stages, whose part of a panel stays in the cache
     while all pixels of the strip pass; a panel that no other task needs is packed here, else ``weight`` are all panels.  Where
-    the output is not channels-last, a block's pixels are written to scratch and transposed from there.
+    the output is not channels-last, or is to go past the caches after several stages, a block's pixels are written to scratch and
+    turned over, or copied, from there.
     """
     parts, groups, pitch, group_step, stages, depths, adds, own, rows_at, depth, taps, lane_count = (
         numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3], numbers[OWN + 4], numbers[OWN + 5],
@@ -131,18 +132,19 @@ def gather(
     n = lanes(out.itemsize)
     blocks = (lane_count + pitch - 1) // pitch
     padded = (lane_count + n - 1) // n * n
-    box_size, packs, streams, out_last = numbers[35], numbers[34], numbers[53], out_steps[1] == 1
+    box_size, packs, streams = numbers[35], numbers[34], numbers[53]
+    writes = out_steps[1] == 1 and (stages == 1 or not streams)  # pixels as they lie
     first_run, last_run = tables[numbers[54] + kind], tables[numbers[54] + kind + 1]
     z_out, y_out, x_out = out_step[0] * z0, out_step[1] * y0, out_step[2] * x0
     corner = n0 * out_steps[0] + z_out * out_steps[2] + y_out * out_steps[3] + x_out * out_steps[4]
     image = room if packs else x
-    pixels = out if out_last else room
+    pixels = out if writes else room
     panels = room if own else weight
     for g_block in range(part * groups * blocks // parts, (part + 1) * groups * blocks // parts):
         g, block = divmod(g_block, blocks)
         valid = min(pitch, lane_count - block * pitch)
-        stored = valid if out_last else (valid + n - 1) // n * n  # in scratch there is room for whole vectors
-        target = corner + g * lane_count + block * pitch if out_last else box_size
+        stored = valid if writes else (valid + n - 1) // n * n  # in scratch there is room for whole vectors
+        target = corner + g * lane_count + block * pitch if writes else box_size
         panel = g_block * depth * taps * pitch
         for stage in range(stages):
             lane = g * padded + block * pitch if stage == 0 else groups * padded  # then begin with zeros
@@ -162,9 +164,9 @@ def gather(
                 outer_tile(
                     panels, panel, tables, tables[at] + 2 * stage * depths * terms, taken * terms, image,
                     base + g * group_step, tables[at + 2], pixels, target, tables[at + 3], tables[at + 4], start, lane, floor,
-                    stage + adds, stored, streams * out_last,
+                    stage + adds, stored, streams * writes,
                 )  # fmt: skip
-        if not out_last:
+        if not writes:
             unpack_strip(
                 room, box_size, pitch, min(strip[0], out_shape[0] - n0), (z_out, y_out, x_out), out_step,
                 (strip[0], strip[1], strip[2], strip[3]), valid, out,

@@ -121,7 +121,7 @@ def pack_box(
                     if apart:
                         take(x, plane + c * steps[1], steps[3], steps[4], out, begin, box_steps[3], rows, columns, 0)
                     else:
-                        copy_columns(x, plane + c * steps[1], steps[3], out, begin, box_steps[3], rows, columns)
+                        copy_columns(x, plane + c * steps[1], steps[3], out, begin, box_steps[3], rows, columns, 0)
                 continue
             for by in range(BH):
                 row = to + by * box_steps[3]
@@ -135,7 +135,7 @@ def pack_box(
                     elif first < last and not turned and pixel == C and steps[4] == C:
                         copy(x, at, out, row + first * C, columns * C)
                     elif first < last and not turned:
-                        copy_columns(x, at, steps[4], out, row + first * pixel, pixel, columns, C)
+                        copy_columns(x, at, steps[4], out, row + first * pixel, pixel, columns, C, 0)
                 else:
                     for c in range(C):
                         begin = row + c * box_steps[1]
@@ -153,18 +153,22 @@ def pack_box(
 
 @kernel
 def copy_columns(
-    source: Array, source_at: int, source_step: int, target: Array, target_at: int, target_step: int, rows: int, count: int
+    source: Array, source_at: int, source_step: int, target: Array, target_at: int, target_step: int, rows: int, count: int,
+    streams: int,
 ) -> None:  # fmt: skip
-    """target[row*target_step + k] = source[row*source_step + k] for k < count, in vectors: the last ones overlap."""
+    """target[row*target_step + k] = source[row*source_step + k] for k < count, in vectors: the last ones overlap.
+
+    If it ``streams``, these go to memory past the caches.
+    """
     compact()
     n = lanes(source.itemsize)
     done = 0
     while count - done >= n:
         vectors = min((count - done) // n, VECTORS)
-        copy_tile(source, source_at + done, source_step, target, target_at + done, target_step, rows, vectors)
+        copy_tile(source, source_at + done, source_step, target, target_at + done, target_step, rows, vectors, streams)
         done += vectors * n
     if n <= count and done < count:
-        copy_tile(source, source_at + count - n, source_step, target, target_at + count - n, target_step, rows, 1)
+        copy_tile(source, source_at + count - n, source_step, target, target_at + count - n, target_step, rows, 1, 0)
     elif done < count:
         for row in range(rows):
             for k in range(done, count):
@@ -271,7 +275,7 @@ def pack_strip(
                 at = corner + b * steps[0] + plane * steps[2] + row * steps[3]
                 to = out_at + ((b * along[1] + plane) * along[2] + row) * along[3] * pitch
                 if steps[1] == 1:
-                    copy_columns(x, at, steps[4], out, to, pitch, pixels, valid)
+                    copy_columns(x, at, steps[4], out, to, pitch, pixels, valid, 0)
                 else:
                     transpose(x, at, steps[1], valid, pixels, out, to, pitch, 0)
                 if valid < pitch:
@@ -286,7 +290,7 @@ def unpack_strip(
 ) -> None:  # fmt: skip
     """Copy a block of lanes of a strip from scratch to the output, or into its planes; ``first`` is its first pixel.
 
-    If it ``streams``, planes go to memory past the caches.
+    If it ``streams``, it goes to memory past the caches.
     """
     compact()
     _, _, D, H, W = out_shape
@@ -299,7 +303,7 @@ def unpack_strip(
                 here = pixels_at + ((b * Z + plane) * Y + row) * X * pitch
                 there = channel + b * out_steps[0] + plane * out_steps[2] + row * out_steps[3]
                 if out_steps[1] == 1:
-                    copy_columns(pixels, here, pitch, out, there, out_steps[4], run, valid)
+                    copy_columns(pixels, here, pitch, out, there, out_steps[4], run, valid, streams)
                 else:
                     transpose(pixels, here, pitch, run, valid, out, there, out_steps[1], streams)
 
@@ -362,7 +366,7 @@ def pack_depths(
                         done += min(n, T - t)
         elif used == n and lane_step == 1 and T == 1:
             for k in range(first, last):
-                copy_tile(weight, here + k * depth_step, 0, panels, to + tables[rows_at + k] * pitch, 0, 1, 1)
+                copy_tile(weight, here + k * depth_step, 0, panels, to + tables[rows_at + k] * pitch, 0, 1, 1, 0)
             done = last * T
         for term in range(done, last * T):
             k, t = divmod(term, T)

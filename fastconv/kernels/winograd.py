@@ -129,7 +129,8 @@ def transform_tiles(
                         to = copied + r * row_step
                         if top <= y_in + r < bottom:
                             copy_columns(
-                                image, first + c + r * distances[1], distances[2], room, to, n, right - left, min(n, channels - c)
+                                image, first + c + r * distances[1], distances[2], room, to, n, right - left,
+                                min(n, channels - c), 0,
                             )  # fmt: skip
                         else:
                             clear(room, to, to + row_step)
@@ -212,7 +213,7 @@ def transform_products(
                     for r in range(max(0, top - first), min(rows, bottom - first)):
                         here, there = edge + r * along + skipped * n, to + c + r * distances[1] + skipped * distances[2]
                         copy_columns(
-                            room, here, n, out, there, distances[2], min(columns, right - begin) - skipped, min(n, valid - c)
+                            room, here, n, out, there, distances[2], min(columns, right - begin) - skipped, min(n, valid - c), 0
                         )  # fmt: skip
                 t += 1
 

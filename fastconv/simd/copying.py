@@ -18,18 +18,21 @@ __all__ = ["clear", "copy", "copy_tile", "take_tile"]
 def _write_copy_tile(function: Any, dtype: Any) -> None:
     b = ir.IRBuilder(function.append_basic_block("entry"))
     w = Words(b, dtype)
-    source, source_step, target, target_step, rows, vectors = function.args
+    source, source_step, target, target_step, rows, vectors, streams = function.args
     for n in range(1, VECTORS + 1):
         with b.if_then(b.icmp_signed("==", vectors, I64(n))), cgutils.for_range(b, rows) as row:
             here, there = w.at(source, b.mul(row.index, source_step)), w.at(target, b.mul(row.index, target_step))
             parts = [I64(w.size * w.lanes * v) for v in range(n)]
-            for part, value in [(part, w.load(b.add(here, part), w.vector)) for part in parts]:
-                w.store(value, b.add(there, part))
+            values = [w.load(b.add(here, part), w.vector) for part in parts]
+            for store in w.stores([there], streams):
+                for part, value in zip(parts, values, strict=True):
+                    store(value, b.add(there, part))
     b.ret_void()
 
 
 def _copy_tile_twin(
-    source: Array, source_at: int, source_step: int, target: Array, target_at: int, target_step: int, rows: int, vectors: int
+    source: Array, source_at: int, source_step: int, target: Array, target_at: int, target_step: int, rows: int, vectors: int,
+    streams: int,
 ) -> None:  # fmt: skip
     """The copying tile in plain Python."""
     width = vectors * lanes(source.itemsize)
@@ -89,19 +92,19 @@ def _call_take_tile(context: Any, builder: Any, named: dict[str, tuple[Any, Any]
 
 @intrinsic
 def _copy_tile_intrinsic(  # type: ignore[no-untyped-def]
-    typingctx, source, source_at, source_step, target, target_at, target_step, rows, vectors
+    typingctx, source, source_at, source_step, target, target_at, target_step, rows, vectors, streams
 ):  # fmt: skip
-    signature = types.void(source, types.intp, types.intp, target, types.intp, types.intp, types.intp, types.intp)
+    signature = types.void(source, types.intp, types.intp, target, *[types.intp] * 5)
     dtype = source.dtype
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         w = Words(builder, dtype)
-        function, new = private_function(builder.module, f"copy_tile_{w.suffix}", 6)
+        function, new = private_function(builder.module, f"copy_tile_{w.suffix}", 7)
         if new:
             _write_copy_tile(function, dtype)
         first = w.at(address_of(context, builder, signature.args[0], args[0]), args[1])
         second = w.at(address_of(context, builder, signature.args[3], args[3]), args[4])
-        builder.call(function, [first, args[2], second, args[5], args[6], args[7]])
+        builder.call(function, [first, args[2], second, *args[5:]])
         return context.get_dummy_value()
 
     return signature, codegen
