@@ -1,5 +1,7 @@
 """One test body over every row of the plan's table and every case: a new row is tested by being in the table."""
 
+import math
+
 import numpy as np
 import pytest
 from cases import (
@@ -18,7 +20,8 @@ from cases import (
 )
 
 import fastconv
-from fastconv import plan, scratch
+from fastconv import plan, programs, scratch
+from fastconv.algorithm import _plan_pixels
 
 FLOATS = ("float32", "float64")
 MARGIN = 512
@@ -140,6 +143,60 @@ def test_row(row, case, dtypes):
 def test_per_sample_row(row, case):
     if row.objection(case.geometry, np.dtype("float32")) is None:
         check_row(row, case, "float32", sums=case.batch)
+
+
+STREAMED = (
+    simple(2, channels=32, filters=16, size=16, padding=1),
+    simple(2, channels=16, filters=80, size=(8, 20), padding=1, stride=2),
+    simple(2, channels=320, filters=352, size=12, kernel=1),  # sums in several stages
+    simple(2, channels=16, filters=32, size=12, kernel=1, stride=2),
+    simple(2, channels=64, filters=32, size=8, kernel=(5, 3), padding=(2, 1), groups=2),
+    simple(2, channels=48, filters=48, size=(4, 12), padding=1, groups=48),
+    simple(2, channels=32, filters=32, size=16, kernel=7, padding=3, groups=32),
+    simple(2, channels=16, filters=16, size=15, kernel=5, padding=2, stride=2, groups=16),
+    simple(2, channels=40, filters=24, size=(4, 8), padding=1),  # of which some pixels begin with a line
+    simple(1, channels=16, filters=16, size=64, kernel=3),
+    simple(3, channels=16, filters=32, size=(3, 4, 8), padding=1, stride=(1, 2, 1)),
+)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(
+    ("row", "case"),
+    [
+        pytest.param(row, case, id=f"{row.computes}-{row.algorithm}-{case}")
+        for row in plan.TABLE
+        for case in STREAMED
+        if len(memories(row)) > 1 and row.computes in ("output", "grad_input")
+    ],
+)
+def test_large_outputs_pass_the_caches(row, case, dtype, monkeypatch):
+    """As if all outputs were large, and begin with a line of the cache: to the same bits, and nothing else is written."""
+    if (objection := row.objection(case.geometry, np.dtype(dtype))) is not None:
+        pytest.skip(objection)
+    arrays = [array.reshape(shape) for array, shape in zip(data(case, dtype), shapes_3d(case), strict=True)]
+    shape = result_shape(row.computes, case)
+    for last in memories(row):
+        x, weight, bias, grad_output = arrays
+        if "in" in last:
+            x, grad_output = channels_last(x), channels_last(grad_output)
+        results = []
+        for least in (10**12, 0):
+            monkeypatch.setattr(programs, "STREAM_BYTES", least)
+            _plan_pixels.cache_clear()
+            room = scratch.aligned(math.prod(shape) + 2 * MARGIN, np.dtype(dtype))
+            room[:] = np.nan
+            order = (0, *range(2, len(shape)), 1) if "out" in last else range(len(shape))
+            memory = room[MARGIN:-MARGIN].reshape([shape[axis] for axis in order])
+            out = np.moveaxis(memory, -1, 1) if "out" in last else memory
+            poison_scratch()
+            row.run(case.geometry.volume, *inputs_of(row.computes, x, weight, bias, grad_output), out)
+            assert np.isnan(room[:MARGIN]).all(), "it wrote in front of its output"
+            assert np.isnan(room[-MARGIN:]).all(), "it wrote behind its output"
+            check_values(row, out, expected(row.computes, case))
+            results.append(out.tobytes())
+        assert results[0] == results[1]
+    _plan_pixels.cache_clear()
 
 
 @pytest.mark.long
