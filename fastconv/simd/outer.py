@@ -251,9 +251,13 @@ streams : int
     If not 0, rows of all lanes go to memory past the caches, where they can.
 """
 
-far_tile = _tile_twin if config.DISABLE_JIT else tile_intrinsic(TILE, functools.partial(_call_tile, ahead=AHEAD))
+far_tile = (
+    _tile_twin
+    if config.DISABLE_JIT
+    else tile_intrinsic(TILE, functools.partial(_call_tile, ahead=AHEAD if VECTORS == 4 else 0))
+)
 """The same without ``streams`` for scalars that do not follow each other in memory: it fetches them AHEAD terms before they are
-used.
+used.  Not where registers are few, and loads take nearly as long as the products: one more for each term costs 6 to 14 %.
 
 For that it reads the table of pairs so many rows beyond its end; what it finds there it fetches, but does not use.
 """
