@@ -200,7 +200,8 @@ def _parallel(geometry: ConvGeometry, itemsize: int) -> str:
 
 
 def _sums(geometry: ConvGeometry, itemsize: int) -> str:
-    return "sums side by side in vectors"
+    others = ", in the pass of grad_weight if that is asked for, too" if engine.sums_gradients(geometry, itemsize) else ""
+    return f"sums side by side in vectors{others}"
 
 
 def _plain(geometry: ConvGeometry, itemsize: int) -> str:
