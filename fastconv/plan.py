@@ -200,7 +200,9 @@ def _parallel(geometry: ConvGeometry, itemsize: int) -> str:
 
 
 def _sums(geometry: ConvGeometry, itemsize: int) -> str:
-    others = ", in the pass of grad_weight if that is asked for, too" if engine.sums_gradients(geometry, itemsize) else ""
+    others = (
+        ", in the pass of grad_weight if that is asked for, too" if engine.sums_gradients(geometry, itemsize) else ""
+    )
     return f"sums side by side in vectors{others}"
 
 
