@@ -72,7 +72,7 @@ def transpose(
         transpose_tile(
             source, source_at + m * source_step, source_step, target, target_at + m, target_step, whole_columns // n, streams
         )  # fmt: skip
-    for k in range(columns):
+    for k in range(0 if whole_rows < rows else whole_columns, columns):
         first = 0 if k >= whole_columns else whole_rows
         for m in range(first, rows):
             target[unsigned(target_at + k * target_step + m)] = source[unsigned(source_at + m * source_step + k)]
@@ -106,8 +106,9 @@ def pack_box(
     # What lies together, rows that follow each other, or is laid so, is turned over as one run of pixels.
     joined = turned and (apart or columns == W == steps[3])
     table = np.empty(rows * columns if joined else 0, np.int64)
-    for k in range(table.size):
-        table[k] = k // columns * BW + k % columns
+    for row in range(rows if joined else 0):
+        for k in range(columns):  # a division for each would take longer than to turn the numbers over
+            table[row * columns + k] = row * BW + k
     for n in range(min(box[0], N - n0)):
         for bz in range(BD):
             inside = z0 + bz >= 0 and z0 + bz < D
@@ -189,7 +190,7 @@ def scatter(
         scatter_tile(
             source, source_at + m * source_step, source_step, target, target_at + m, target_step, squares, table, 0, n
         )  # fmt: skip
-    for k in range(table.size):
+    for k in range(0 if whole_rows < rows else squares * n, table.size):
         for m in range(0 if k >= squares * n else whole_rows, rows):
             target[unsigned(target_at + table[k] * target_step + m)] = source[unsigned(source_at + m * source_step + k)]
 

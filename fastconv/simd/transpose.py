@@ -28,6 +28,9 @@ def _write_transpose_tile(function: Any, dtype: Any, kind: str) -> None:
     source, source_step, target, target_step, table, squares, kept, streams = function.args
     n = w.lanes
     source_step, target_step = b.mul(source_step, I64(w.size)), b.mul(target_step, I64(w.size))
+    # Where rows are short, the next rows are fetched instead, as many as these.
+    is_short = b.icmp_signed("<=", squares, I64(SQUARES_AHEAD))
+    ahead = b.select(is_short, b.mul(source_step, I64(n)), I64(SQUARES_AHEAD * n * w.size))
     with cgutils.for_range(b, squares) as square:
         first = b.mul(square.index, I64(n))
         # Rows lie a step apart; or, on one side, where the table says.
@@ -39,7 +42,7 @@ def _write_transpose_tile(function: Any, dtype: Any, kind: str) -> None:
         for m in range(n):
             rows.append(w.load(b.add(here, b.mul(spread[m], source_step)) if kind == "gather" else at, w.vector))
             if kind != "gather":
-                w.prefetch(b.add(at, I64(SQUARES_AHEAD * n * w.size)))
+                w.prefetch(b.add(at, ahead))
             at = b.add(at, source_step)
         size = n // 2
         while size:
