@@ -117,9 +117,7 @@ def pixels_program(p: Pixels) -> Program:
     tables = Tables()
     boxes = 0 if reads else width // lanes(itemsize) * source.box_steps[1]
     out_steps = steps_of_image(p.out_shape, p.out_last)
-    numbers = strip_numbers(
-        source, kinds, tables, p.out_shape, out_steps, p.out_step, p.streams and (reads or not p.out_last)
-    )
+    numbers = strip_numbers(source, kinds, tables, p.out_shape, out_steps, p.out_step, p.streams)
     rows, runs, term = np.full(T, -1, np.int64), [], 0
     for phases in itertools.product(*(axis.phases for axis in axes)):
         taps = tuple(phase.taps for phase in phases)
