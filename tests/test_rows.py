@@ -170,10 +170,11 @@ STREAMED = (
         if len(memories(row)) > 1 and row.computes in ("output", "grad_input")
     ],
 )
-def test_large_outputs_pass_the_caches(row, case, dtype, monkeypatch):
+def test_large_outputs_pass_the_caches(row, case, dtype, monkeypatch, request):
     """As if all outputs were large, and begin with a line of the cache: to the same bits, and nothing else is written."""
     if (objection := row.objection(case.geometry, np.dtype(dtype))) is not None:
         pytest.skip(objection)
+    request.addfinalizer(_plan_pixels.cache_clear)
     arrays = [array.reshape(shape) for array, shape in zip(data(case, dtype), shapes_3d(case), strict=True)]
     shape = result_shape(row.computes, case)
     for last in memories(row):
@@ -196,7 +197,22 @@ def test_large_outputs_pass_the_caches(row, case, dtype, monkeypatch):
             check_values(row, out, expected(row.computes, case))
             results.append(out.tobytes())
         assert results[0] == results[1]
-    _plan_pixels.cache_clear()
+
+
+def test_what_passes_the_caches():
+    """Large images whose pixels, or planes, share no line of the cache; not what sums are added to."""
+
+    def streams(channels, size, last=True, adds=False):
+        geometry = simple(2, channels=channels, filters=16, size=size, kernel=1).geometry.volume
+        return programs.grad_input_pixels(geometry, last, last, 4, adds=adds).streams
+
+    assert streams(64, 160)
+    assert streams(64, 160, last=False)
+    assert streams(64 + 1, 160, last=False)
+    assert not streams(64, 16)
+    assert not streams(64, 160, adds=True)
+    assert not streams(64 + 1, 160)
+    assert not streams(64, 161, last=False)
 
 
 @pytest.mark.long
