@@ -14,8 +14,18 @@ import numpy as np
 
 from .geometry import ConvGeometry, ceil_div
 from .kernels.depthwise import correlate_depthwise, gather_depthwise
-from .kernels.pack import pack_panel, unpack_panel
-from .programs import CHUNK_PIXELS, Packing, Pixels, Program, choose_chunks, count_tasks, forward_axes, tap_numbers
+from .kernels.pack import pack_panel
+from .programs import (
+    CHUNK_PIXELS,
+    Packing,
+    Pixels,
+    Program,
+    choose_chunks,
+    count_tasks,
+    forward_axes,
+    tap_numbers,
+    unpacking,
+)
 from .simd import SLIDES, TALL, TALLER, lanes
 from .strips import (
     STRIP_BYTES,
@@ -181,10 +191,8 @@ def weights_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: 
         "each": panels * T * width, "row_taps": row_taps, "stride": stride, "height": height, "lines": len(lines),
         "lines_at": tables.add(lines), "sums_at": sums_at,
     }  # fmt: skip
-    sums_of, units = (1, chunks) if per_sample else (chunks, 1)
-    told = np.array((sums_of, panels * T * width, channels, T, width), np.int64)
     return Program(
         correlate_depthwise, chunks * parts, lay_numbers(**numbers), tables.whole(), sums_at + T * width, tasks == 1, source,
         (1, 0, 0, 0),
-        Packing(unpack_panel, units * ceil_div(channels, lanes(itemsize)), told, np.arange(T), chunks * panels * T * width),
+        unpacking(chunks, per_sample, 1, np.arange(T), channels, width, panels * T * width, itemsize),
     )  # fmt: skip

@@ -21,7 +21,7 @@ from .algorithm import Algorithm
 from .arrays import Array
 from .geometry import ConvGeometry, ceil_div
 from .kernels.direct import correlate, gather
-from .kernels.pack import pack_panel, unpack_panel
+from .kernels.pack import pack_panel
 from .kernels.sums import sum_of_pixels, sums
 from .planes import lanes_are_pixels
 from .programs import (
@@ -38,6 +38,7 @@ from .programs import (
     is_depthwise,
     memory_of,
     tap_numbers,
+    unpacking,
 )
 from .simd import ROWS, lanes
 from .strips import (
@@ -365,19 +366,13 @@ def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_las
         "per_chunk": per_chunk, "parts": parts, "groups": groups, "lane_count": filters, "pitch": pitch,
         "group_step": depth * source.pitches[1], "depths": depths, "depth": depth, "taps": T, "each": each, "reads": reads,
     }  # fmt: skip
-    sums_of, units = (1, chunks * groups) if per_sample else (chunks, groups)
-    own = sums_of == 1
+    own = per_sample or chunks == 1
     room = whole_lanes(source.box_size + (0 if reads else math.prod(strip) * width), 1) + FIRST_PANEL
     numbers |= {
         "own": room if own else 0, "rows_at": tables.add(rows) if own else 0, "per_task": per_task, "own_depths": own_depths,
         "sums_at": 0,
     }  # fmt: skip
-    packing = None
-    if not own:
-        told = np.array((sums_of, each, filters, depth * T, pitch), np.int64)
-        packing = Packing(
-            unpack_panel, units * ceil_div(filters, lanes(itemsize)), told, rows.reshape(-1), chunks * each
-        )
+    packing = None if own else unpacking(chunks, per_sample, groups, rows.reshape(-1), filters, pitch, each, itemsize)
     return Program(
         correlate, chunks * blocks_of_tasks * parts, lay_numbers(**numbers), tables.whole(),
         room + (per_task * depths * T * pitch if own else 0), count_tasks(g) == 1, source, (1, width, width, 0), packing,

@@ -13,7 +13,7 @@ import numpy as np
 
 from .arrays import Array
 from .geometry import ConvGeometry, ceil_div, phase_taps
-from .kernels.pack import pack_image
+from .kernels.pack import pack_image, unpack_panel
 from .kernels.sums import add_strips
 from .prepared import PreparedWeight
 from .scratch import aligned, buffer
@@ -24,7 +24,7 @@ from .threads import sharing
 
 __all__ = [
     "CHUNK_PIXELS", "NO_TABLE", "SERIAL_BYTES", "Packing", "Pixels", "Program", "StripSums", "choose_chunks", "count_tasks",
-    "forward_axes", "grad_input_pixels", "is_depthwise", "memory_of", "output_pixels", "tap_numbers",
+    "forward_axes", "grad_input_pixels", "is_depthwise", "memory_of", "output_pixels", "tap_numbers", "unpacking",
 ]  # fmt: skip
 
 SERIAL_FLOPS, SERIAL_BYTES = 1_000_000, 100_000
@@ -78,8 +78,22 @@ class Packing:
 
     def run(self, source: Array, target: Array) -> None:
         """Run all tasks."""
-        alone = min(source.nbytes, target.nbytes) <= SERIAL_BYTES
+        alone = max(source.nbytes, target.nbytes) <= SERIAL_BYTES
         self.task(self.tasks, self.numbers, self.table, source, target, room=self.room, alone=alone)
+
+
+def unpacking(
+    chunks: int, per_sample: bool, groups: int, rows: Array, filters: int, pitch: int, each: int, itemsize: int
+) -> Packing:
+    """Return what adds up the chunks' panels, in their order, and turns them to weights, or turns those of each sample.
+
+    ``rows`` are the rows of the terms, ``filters`` those of a group, ``each`` the numbers in the panels of a chunk.
+    """
+    sums, units = (1, chunks * groups) if per_sample else (chunks, groups)
+    blocks, terms, n = units * ceil_div(filters, pitch), len(rows), lanes(itemsize)
+    each_takes = n * ceil_div(ceil_div(terms, n), ceil_div(2 * TASKS, blocks))
+    told = np.array((sums, each, filters, terms, pitch, each_takes), np.int64)
+    return Packing(unpack_panel, blocks * ceil_div(terms, each_takes), told, rows, chunks * each)
 
 
 @dataclass(frozen=True)

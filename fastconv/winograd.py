@@ -20,7 +20,6 @@ from .arrays import Array
 from .cook_toom import KERNELS, Filter, slots
 from .geometry import ConvGeometry, ceil_div, tap_range
 from .kernels import winograd as kernels
-from .kernels.pack import unpack_panel
 from .programs import (
     CHUNK_PIXELS,
     Packing,
@@ -33,6 +32,7 @@ from .programs import (
     grad_input_pixels,
     is_depthwise,
     output_pixels,
+    unpacking,
 )
 from .simd import lanes
 from .strips import (
@@ -99,6 +99,10 @@ GRADIENTS = 1.1
 
 FEW_TASKS = 4
 """Tasks to cut such a pass into at least: each part of the blocks evaluates the input anew."""
+
+TASK_FLOPS = 150_000_000
+"""Arithmetic that is worth a task of equation (3), if there are FEW_TASKS: each turns its sums at the points to taps, which then
+are added up."""
 
 ALONG_ONE_AXIS = 1.2
 """What rows and columns alone take in proportion to the estimate: they have few products for what has to be evaluated."""
@@ -646,7 +650,7 @@ def _correlate_program(
         strip = (1, *strip[1:])
     counts = [ceil_div(a, b) for a, b in zip(sizes, strip, strict=True)]
     strips = math.prod(counts)
-    wanted = ceil_div(count_tasks(g), blocks * parts)
+    wanted = ceil_div(min(count_tasks(g), max(FEW_TASKS, g.flops // TASK_FLOPS)), blocks * parts)
     chunks, per_chunk = choose_chunks(strips, math.prod(counts[1:]), math.prod(sizes), g.batch, wanted, per_sample)
     kinds, source = _kinds_and_source(g, axes, g.input_shape, x_last, itemsize, strip, blocks * parts > 1)
     tables = Tables()
@@ -676,7 +680,6 @@ def _correlate_program(
             lists.append((tables.add(pairs), len(pairs), *met[0]))
     numbers |= {"runs_at": 0, "run_list_at": tables.add(lists)}
     each = blocks * depth * form.terms * pitch
-    sums_of, units = (1, chunks * groups) if per_sample else (chunks, groups)
     own = chunks == 1
     room = Room(source.box_size)
     taps = turn * form.terms * pitch if own else 0
@@ -694,11 +697,8 @@ def _correlate_program(
         "taps_at": values_at if turns == 1 else room.take(taps),
         "turns_at": tables.add(rows_of_turns), "turn": turn, "turns": turns, "sums_at": 0,
     }  # fmt: skip
-    packing = None
-    if not own:
-        terms = depth * form.terms
-        told = np.array((sums_of, each, filters, terms, pitch), np.int64)
-        packing = Packing(unpack_panel, units * ceil_div(filters, n), told, np.arange(terms), chunks * each)
+    rows = np.arange(depth * form.terms)
+    packing = None if own else unpacking(chunks, per_sample, groups, rows, filters, pitch, each, itemsize)
     return Program(
         kernels.correlate, chunks * blocks * parts, lay_numbers(**numbers), tables.whole(), room.size, count_tasks(g) == 1,
         source, (1, pitch, whole_lanes(pitch, itemsize), 0), packing, StripSums(strips, groups, filters, pitch),

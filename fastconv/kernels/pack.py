@@ -384,21 +384,23 @@ def unpack_panel(
 ) -> None:  # fmt: skip
     """out[group, lane, term] = sum over s of panels[s, group, block, row of term, lane], in the order of s.
 
-    ``numbers`` are how many s there are and their distance, the lanes, the terms and the pitch of a panel; ``tables`` are the
-    rows of the terms.  A task is one vector of lanes; the sums are left in the first s.
+    ``numbers`` are how many s there are and their distance, the lanes, the terms, the pitch of a panel and the terms of a task: a
+    task takes some of a block.  The sums are left in the first s.
     """
     n = lanes(out.itemsize)
-    sums, each, lane_count, terms, pitch = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4]
-    parts = (lane_count + n - 1) // n
-    g, part = divmod(task, parts)
-    blocks, (block, inside) = (lane_count + pitch - 1) // pitch, divmod(part * n, pitch)
-    at = (g * blocks + block) * terms * pitch + inside
+    sums, each, lane_count, terms, pitch, chunk = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5]
+    g_block, part = divmod(task, (terms + chunk - 1) // chunk)
+    g, block = divmod(g_block, (lane_count + pitch - 1) // pitch)
+    first, valid = part * chunk, min(pitch, lane_count - block * pitch)
+    taken, panel = min(chunk, terms - first), g_block * terms * pitch
     for s in range(1, sums):
-        for row in range(terms):
-            for lane in range(n):
-                panels[unsigned(at + row * pitch + lane)] += panels[unsigned(at + s * each + row * pitch + lane)]
-    to, used = (g * lane_count + part * n) * terms, min(n, lane_count - part * n)
-    unpack_rows(panels, at, pitch, used, out, to, terms, tables, 0, terms)
+        for t in range(first, first + taken):
+            row = panel + tables[t] * pitch
+            for at in range(row, row + valid, n):
+                for lane in range(n):
+                    panels[unsigned(at + lane)] += panels[unsigned(at + s * each + lane)]
+    to = (g * lane_count + block * pitch) * terms + first
+    unpack_rows(panels, panel, pitch, valid, out, to, terms, tables, first, taken)
 
 
 @kernel
