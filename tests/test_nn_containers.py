@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fastconv import arrays, nn, ops
+from fastconv.nn import containers, normalisation
 
 
 def random(shape, seed=0, dtype=np.float32):
@@ -568,3 +569,74 @@ def test_statistics_do_not_cancel_far_from_zero():
     exact = x.astype(np.float64)
     np.testing.assert_allclose(layer.running_mean, exact.mean(axis=(0, 2, 3)), rtol=1e-7)
     np.testing.assert_allclose(layer.running_var, exact.var(axis=(0, 2, 3), ddof=1), rtol=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Gradients in the place of others
+
+
+class Keeper(nn.Module):
+    """Passes everything on, and keeps the gradient that it is handed."""
+
+    def forward(self, x):
+        return x
+
+    def backward(self, grad_output, *, input_grad=True):
+        self.kept, self.copy = grad_output, grad_output.copy()
+        return grad_output
+
+
+def residual_layers():
+    """Blocks with and without ReLU and a shortcut of their own, behind all kinds of layers."""
+
+    def convolution(channels, filters, kernel=3, stride=1):
+        return [nn.ZeroPad2d(kernel // 2), nn.Conv2d(channels, filters, kernel, stride, bias=False, rng=filters)]
+
+    return [
+        *convolution(3, 8), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Residual(nn.Sequential(*convolution(8, 8), nn.BatchNorm2d(8), nn.ReLU(), *convolution(8, 8), nn.BatchNorm2d(8))),
+        nn.ReLU(),
+        nn.Residual(
+            nn.Sequential(*convolution(8, 16, 3, 2), nn.BatchNorm2d(16)),
+            nn.Sequential(*convolution(8, 16, 1, 2), nn.BatchNorm2d(16)),
+        ),
+        nn.BatchNorm2d(16), nn.MaxPool2d(2),
+        nn.Residual(nn.Sequential(*convolution(16, 16), nn.BatchNorm2d(16)), nn.BatchNorm2d(16)),
+        nn.ReLU(), nn.Residual(nn.BatchNorm2d(16)), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+    ]  # fmt: skip
+
+
+def gradients_of(model, x, grad):
+    model.zero_grad()
+    model(x)
+    return [model.backward(grad, input_grad=True), *(parameter.grad.copy() for parameter in model.parameters())]
+
+
+def test_what_is_overwritten_changes_no_gradient(monkeypatch):
+    x, grad, places = random((4, 3, 18, 18)), random((4, 16, 1, 1), 1), []
+    kernel = normalisation.grad_input
+
+    def recorded(rows, gradient, table, least, dx):
+        places.append(dx is gradient)
+        kernel(rows, gradient, table, least, dx)
+
+    monkeypatch.setattr(normalisation, "grad_input", recorded)
+    model = nn.Sequential(*residual_layers())
+    results = gradients_of(model, x, grad)
+    assert any(places)
+    assert not all(places)  # where a block has no ReLU, its shortcut needs the gradient, too
+    monkeypatch.setattr(containers, "FRESH", ())
+    places.clear()
+    for one, same in zip(results, gradients_of(model, x, grad), strict=True):
+        np.testing.assert_array_equal(one, same)
+    assert not any(places)
+
+
+@pytest.mark.parametrize("place", range(len(residual_layers()) + 1))
+def test_what_others_are_handed_is_not_overwritten(place):
+    layers, keeper, grad = residual_layers(), Keeper(), random((4, 16, 1, 1), 1)
+    before = grad.copy()
+    model = nn.Sequential(*layers[:place], keeper, *layers[place:])
+    gradients_of(model, random((4, 3, 18, 18)), grad)
+    np.testing.assert_array_equal(keeper.kept, keeper.copy)
+    np.testing.assert_array_equal(grad, before)

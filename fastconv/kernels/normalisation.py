@@ -23,7 +23,7 @@ read from front to back and fetches ahead.
 Contract: ``x``, ``shortcut``, ``grad``, ``output`` and results have shape (rows, lanes) and are C-contiguous, ``shortcut`` and
 ``output`` may be empty; ``sums`` have shape (blocks, 2, lanes); ``table`` has a row of numbers for all lanes for each of MEAN,
 FACTOR, BIAS, INVERSE, SLOPE and OFFSET, of the dtype of ``x``; all other arrays have shape (channels,), or are empty if there is
-no such thing.
+no such thing.  ``passed`` and ``dx`` may be the array ``grad``.
 """
 
 from __future__ import annotations

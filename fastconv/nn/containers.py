@@ -18,7 +18,7 @@ from .linear import Linear
 from .module import EVALUATED, FAILED, USED_UP, Module
 from .normalisation import BatchNorm2d
 from .padding import ZeroPadding, total_pairs
-from .pooling import MaxPool2d
+from .pooling import MaxPool2d, Pooling
 
 __all__ = ["Residual", "Sequential"]
 
@@ -199,9 +199,12 @@ class Sequential(Container):
         return self.fused_backward(grad_output, input_grad=input_grad)
 
     def fused_backward(
-        self, grad_output: Array, *, input_grad: bool = False, added: Array | None = None
-    ) -> Array | None:  # fmt: skip
-        """Compute `backward`; the first module, which must be able to, adds its gradient to what is ``added``, in place."""
+        self, grad_output: Array, *, input_grad: bool = False, added: Array | None = None, overwrites: bool = False
+    ) -> Array | None:
+        """Compute `backward`; the first module, which must be able to, adds its gradient to what is ``added``, in place.
+
+        If it ``overwrites``, ``grad_output`` is not needed any more.
+        """
         if self._ran is None:
             raise self._nothing_kept()
         steps, single, shape, dtype = self._ran
@@ -214,19 +217,18 @@ class Sequential(Container):
             added = None if added is None else added[np.newaxis]
         first = next((i for i, step in enumerate(steps) if step.module.parameters()), len(steps))
         for i in range(len(steps) - 1, -1, -1):
-            module = steps[i].module
-            if input_grad or i > first:
-                adds: Any = module if i == 0 and added is not None else None
-                result = adds.fused_backward(grad, added=added) if adds else module.backward(grad, input_grad=True)
-                if result is None:
-                    raise TypeError(
-                        f"{type(module).__name__}.backward returned None: expected the gradient of its input"
-                    )
-                grad = result
-            elif i == first:
-                module.backward(grad, input_grad=False)
-            else:
+            module: Any = steps[i].module
+            if i < first and not input_grad:
                 forget(module, USED_UP)
+                continue
+            joined: dict[str, Any] = {"added": added} if i == 0 and added is not None else {}
+            if self.fusing and overwrites and any(is_own(module, kind) for kind in (BatchNorm2d, Residual)):
+                joined["overwrites"] = True
+            wanted = input_grad or i > first
+            result = (module.fused_backward if joined else module.backward)(grad, input_grad=wanted, **joined)
+            if wanted and result is None:
+                raise TypeError(f"{type(module).__name__}.backward returned None: expected the gradient of its input")
+            grad, overwrites = result, any(is_own(module, kind) for kind in FRESH)
         if not input_grad:
             return None
         return grad[0] if single else grad
@@ -362,18 +364,27 @@ class Residual(Container):
         RuntimeError, TypeError, ValueError
             Those of the modules.
         """
+        return self.fused_backward(grad_output, input_grad=input_grad)
+
+    def fused_backward(
+        self, grad_output: Array, *, input_grad: bool = True, overwrites: bool = False
+    ) -> Array | None:  # fmt: skip
+        """Compute `backward`; if it ``overwrites``, ``grad_output`` is not needed any more."""
         grad_output = as_array("grad_output", grad_output)
         if self._rectified is not None:
             check_shape("grad_output", grad_output, self._rectified.shape)
             check_dtype("grad_output", grad_output, self._rectified.dtype, "the output")
             grad_output = passed(grad_output, self._rectified)
             self._forget(USED_UP)
-        dx = self.body.backward(grad_output, input_grad=input_grad)
+        body: Any = self.body
+        joined: dict[str, Any] = {"overwrites": True} if overwrites and self._body_adds() else {}
+        dx = (body.fused_backward if joined else body.backward)(grad_output, input_grad=input_grad, **joined)
         last = last_leaf(self.body)
         given = last.shortcut_grad(grad_output) if isinstance(last, BatchNorm2d) else grad_output
         if input_grad and self._shortcut_adds():
             add: Any = self.shortcut
-            total: Array | None = add.fused_backward(given, input_grad=True, added=dx)
+            joined = {"overwrites": True} if given is not grad_output and type(add) is Sequential else {}
+            total: Array | None = add.fused_backward(given, input_grad=True, added=dx, **joined)
             return total
         other = given if self.shortcut is None else self.shortcut.backward(given, input_grad=input_grad)
         if dx is None or other is None or not input_grad:
@@ -432,6 +443,10 @@ def fused(modules: Iterable[Module]) -> Iterator[Step]:
         if taken and type(taken[-1]) is ReLU:
             joined["with_relu"] = True
         yield Step(module, tuple(taken), joined)
+
+
+FRESH = Convolution, BatchNorm2d, Pooling, Residual
+"""Layers whose backward returns an array that nobody else has."""
 
 
 def is_own(module: Module, kind: type[Module]) -> bool:

@@ -146,9 +146,15 @@ class BatchNorm2d(Layer):
         added = NOTHING[self.dtype.char] if shortcut is None else self._rows(shortcut)
         output = empty("the output", rows.shape, self.dtype)
         normalise(rows, table, added, self.dtype.type(0 if with_relu else -np.inf), output)
-        passes = output if with_relu and shortcut is not None else None
-        last = lie_channels_last(x)
-        return images_of(output, x.shape, last), (rows, table, with_relu, passes, last)
+        adds, last = shortcut is not None, lie_channels_last(x)
+        return images_of(output, x.shape, last), (
+            rows,
+            table,
+            with_relu,
+            adds,
+            output if with_relu and adds else None,
+            last,
+        )
 
     def _rows(self, x: Array) -> Array:
         """Images as rows, each of some pixels: as many for all images of one shape."""
@@ -178,12 +184,18 @@ class BatchNorm2d(Layer):
         measure(sums, len(rows), table, mean, var, rate, followed[0], followed[1])
         return mean, var
 
-    def _backward(self, grad_output: Array, *kept: Any, input_grad: bool) -> Array | None:
-        rows, table, with_relu, passes, last = kept
+    def _backward(
+        self, grad_output: Array, *kept: Any, input_grad: bool, overwrites: bool = False
+    ) -> Array | None:  # fmt: skip
+        """Compute the gradients, one of them in the place of ``grad_output`` if it may be overwritten.
+
+        That is the shortcut's, if it is another, or dX, if there is none.
+        """
+        rows, table, with_relu, adds, passes, last = kept
         grad, sums = self._rows(grad_output), sums_of(rows)
         least = np.nextafter(self.dtype.type(0), self.dtype.type(1)) if with_relu else self.dtype.type(-np.inf)
         if passes is not None:
-            passed = empty("the gradient", rows.shape, self.dtype)
+            passed = grad if overwrites else empty("the gradient", rows.shape, self.dtype)
             masked_sums(rows, grad, passes, table, passed, sums)
             grad, least = passed, self.dtype.type(-np.inf)
             self._passed = images_of(passed, grad_output.shape, last)
@@ -195,7 +207,7 @@ class BatchNorm2d(Layer):
             grad_scales(sums, len(rows), table, self.num_features, grad_weight, grad_bias, accumulate)
         if not input_grad:
             return None
-        dx = empty("dX", rows.shape, self.dtype)
+        dx = grad if overwrites and not adds else empty("dX", rows.shape, self.dtype)
         grad_input(rows, grad, table, least, dx)
         return images_of(dx, grad_output.shape, last)
 
