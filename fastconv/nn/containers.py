@@ -24,11 +24,23 @@ __all__ = ["Residual", "Sequential"]
 
 
 class Step(NamedTuple):
-    """One call of a `Sequential`: a module, the layers beside it that it takes over, and what it is told of them."""
+    """One call of a `Sequential`: a module, the layers beside it that it takes over, and what it is told of them.
+
+    Attributes
+    ----------
+    module, taken, joined
+        These.
+    fresh : bool
+        Whether its backward returns an array that nobody else has.
+    overwrites : bool
+        Whether its backward can be told that the gradient it is given is not needed any more.
+    """
 
     module: Module
     taken: tuple[Module, ...] = ()
     joined: dict[str, Any] = {}  # noqa: RUF012
+    fresh: bool = False
+    overwrites: bool = False
 
     def run(self, x: Array, **joined: Any) -> Array:
         """Call the module."""
@@ -221,14 +233,14 @@ class Sequential(Container):
             if i < first and not input_grad:
                 forget(module, USED_UP)
                 continue
-            joined: dict[str, Any] = {"added": added} if i == 0 and added is not None else {}
-            if self.fusing and overwrites and any(is_own(module, kind) for kind in (BatchNorm2d, Residual)):
-                joined["overwrites"] = True
+            joined: dict[str, Any] = {"overwrites": True} if overwrites and steps[i].overwrites else {}
+            if i == 0 and added is not None:
+                joined["added"] = added
             wanted = input_grad or i > first
             result = (module.fused_backward if joined else module.backward)(grad, input_grad=wanted, **joined)
             if wanted and result is None:
                 raise TypeError(f"{type(module).__name__}.backward returned None: expected the gradient of its input")
-            grad, overwrites = result, any(is_own(module, kind) for kind in FRESH)
+            grad, overwrites = result, steps[i].fresh
         if not input_grad:
             return None
         return grad[0] if single else grad
@@ -442,11 +454,13 @@ def fused(modules: Iterable[Module]) -> Iterator[Step]:
             taken.append(rest.popleft())
         if taken and type(taken[-1]) is ReLU:
             joined["with_relu"] = True
-        yield Step(module, tuple(taken), joined)
+        fresh, overwrites = (any(is_own(module, kind) for kind in kinds) for kinds in (FRESH, OVERWRITING))
+        yield Step(module, tuple(taken), joined, fresh, overwrites)
 
 
-FRESH = Convolution, BatchNorm2d, Pooling, Residual
-"""Layers whose backward returns an array that nobody else has."""
+FRESH: tuple[type[Module], ...] = (Convolution, BatchNorm2d, Pooling, Residual)
+OVERWRITING = BatchNorm2d, Residual
+"""What a `Step` tells of modules, by their kinds."""
 
 
 def is_own(module: Module, kind: type[Module]) -> bool:
