@@ -263,9 +263,10 @@ def _flat(g: ConvGeometry, images_too: bool) -> ConvGeometry:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _reads(grad_last: bool, channels: int, itemsize: int) -> bool:
-    """Say whether gradients are read as they lie: whole vectors, of pixels that do not lie far apart for a tile's width."""
-    return grad_last and channels % lanes(itemsize) == 0 and channels <= MOST_APART * tile_width(itemsize)
+def _reads(grad_last: bool, g: ConvGeometry, itemsize: int) -> bool:
+    """Say whether gradients are read as they lie: whole vectors of a group, of pixels not far apart for a tile's width."""
+    whole = g.filters // g.groups % lanes(itemsize) == 0
+    return grad_last and whole and g.filters <= MOST_APART * tile_width(itemsize)
 
 
 def _parts_that_pack(g: ConvGeometry, strips: int, panels_bytes: int, parts: int) -> int:
@@ -333,7 +334,7 @@ def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_las
         g.input_shape, x_last, itemsize, g.batch, axes, strip, last, packs, together, channels=own_depths
     )
     rows = _term_rows(depth, T, depths, source.pitches[1] == 1)
-    reads = _reads(grad_last, g.filters, itemsize)
+    reads = _reads(grad_last, g, itemsize)
     out_steps = steps_of_image(g.output_shape, grad_last)
     tables = Tables()
     numbers = strip_numbers(source, kinds, tables, g.output_shape, out_steps, (1, 1, 1))

@@ -155,6 +155,13 @@ SPECIAL = (
     simple(2, batch=1, channels=17, filters=33, size=5, kernel=1),
     simple(2, batch=1, channels=300, filters=33, size=3, kernel=1),
     simple(2, batch=1, channels=20, filters=20, size=7, kernel=3, padding=1, groups=20),
+    # Groups that do not fill vectors, which all of them do.
+    *(
+        simple(2, channels=4, filters=f, size=(5, n), kernel=k, groups=2)
+        for f in (40, 48)
+        for n in (4, 6)
+        for k in (1, 3)
+    ),
     # Channels that do not mix: those that fill no vector, or a part of the last; rows of all lengths.
     *(simple(2, channels=c, filters=c, size=(8, 9), kernel=3, padding=1, groups=c) for c in (3, 16, 35, 65)),
     *(simple(2, channels=c, filters=c, size=(9, 10), kernel=5, stride=2, padding=2, groups=c) for c in (1, 17, 72)),
