@@ -62,11 +62,14 @@ class Algorithm:
         run = self.bind("grad_weight", g, grad_output, x, out)
         run(out.reshape(-1), memory_of(grad_output)[0], memory_of(x)[0], grad_bias)
 
-    def bind(self, computes: str, g: ConvGeometry, *arrays: Any, adds: bool = False) -> Callable[..., None]:
+    def bind(
+        self, computes: str, g: ConvGeometry, *arrays: Any, adds: bool = False, window: tuple[int, int] = (0, 0)
+    ) -> Callable[..., None]:
         """Return a pass as ``run(out, *inputs)`` with flat arrays, of calls whose arrays lie like these; none may be empty.
 
         The bias and the floor of equation (1) may be left out, and of equation (3) the array for equation (4); equation (2) may
-        add to what is there.
+        add to what is there.  With a ``window``, rows and columns, equation (1) keeps the maxima of windows of pixels: ``out`` is
+        flat, and holds these and then their places, see `Pixels`.
         """
         first, second, *_, out = arrays
         last = memory_of(first)[1]
@@ -74,7 +77,10 @@ class Algorithm:
             x_last, per_sample = memory_of(second)[1], out.shape[0] > 1
             g = self.lay(g, last and x_last and not per_sample)
             return _plan_weights(self, g, per_sample, x_last, last, out.itemsize).weights
-        out_last, prepared = memory_of(out)[1], isinstance(second, PreparedWeight)
+        prepared = isinstance(second, PreparedWeight)
+        if window[0]:
+            return _plan_pixels(self, computes, g, last, True, out.itemsize, prepared, window=window).pixels
+        out_last = memory_of(out)[1]
         g = self.lay(g, last and out_last)
         return _plan_pixels(self, computes, g, last, out_last, out.itemsize, prepared, adds).pixels
 
@@ -106,10 +112,10 @@ class Algorithm:
 @functools.lru_cache(maxsize=1024)
 def _plan_pixels(
     algorithm: Algorithm, computes: str, g: ConvGeometry, in_last: bool, out_last: bool, itemsize: int, prepared: bool,
-    adds: bool = False,
+    adds: bool = False, window: tuple[int, int] = (0, 0),
 ) -> Program:  # fmt: skip
     told = (g, in_last, out_last, itemsize, prepared)
-    return algorithm.pixels(output_pixels(*told) if computes == "output" else grad_input_pixels(*told, adds))
+    return algorithm.pixels(output_pixels(*told, window) if computes == "output" else grad_input_pixels(*told, adds))
 
 
 @functools.lru_cache(maxsize=512)

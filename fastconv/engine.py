@@ -70,7 +70,7 @@ from .strips import (
     whole_lanes,
 )
 
-__all__ = ["DIRECT", "adds_to", "describe", "grad_bias", "is_depthwise", "lane_flops", "sums_gradients"]
+__all__ = ["DIRECT", "adds_to", "describe", "grad_bias", "is_depthwise", "lane_flops", "pools", "sums_gradients"]
 
 STAGE_BYTES, SMALL_STAGE_BYTES = 320 << 10, 32 << 10
 """Most bytes of a panel that a stage of a sum takes: it is to stay in the second-level cache while a strip's pixels pass.  With
@@ -177,6 +177,7 @@ def _gather_program(p: Pixels) -> Program:
         p.sizes, p.in_shape[1] * itemsize * math.prod(p.stride), MOST_PIXELS, p.tasks, max(ROWS, least),
         math.lcm(ROWS, lanes(itemsize)) if p.streams and not p.out_last else ROWS,  # parts of planes begin with a line
     )  # fmt: skip
+    strips = list(dict.fromkeys(map(p.along_windows, strips)))
     widest = panel_pitch(lane_count, itemsize)
     few = p.tasks > 1 and groups * ceil_div(lane_count, width) < ENOUGH_BLOCKS
     pitches = {widest, whole_lanes(ceil_div(widest, 2), itemsize)} if few else {widest}
@@ -192,7 +193,7 @@ def _gather_program(p: Pixels) -> Program:
     if p.transposed:
         rows = rows[:, ::-1]  # the last tap meets what lies first: to read in order takes up to 5 % less
     out_steps = steps_of_image(p.out_shape, p.out_last)
-    writes = p.out_last and not (p.streams and depths < depth)
+    writes = p.writes and not (p.streams and depths < depth)
     steps = out_steps if writes else p.scratch_steps(strip, pitch)
     inside = tuple(s * step for s, step in zip(p.out_step, steps[2:], strict=True))
     tables = Tables()
@@ -218,7 +219,7 @@ def _gather_program(p: Pixels) -> Program:
     numbers |= {
         "parts": parts, "groups": groups, "pitch": pitch, "group_step": depth * source.pitches[1],
         "stages": max(1, ceil_div(depth, depths)), "depths": depths, "adds": p.adds, "own": room if own else 0,
-        "rows_at": tables.add(rows) if own else 0, "told": told,
+        "rows_at": tables.add(rows) if own else 0, "told": told, **p.window_numbers,
     }  # fmt: skip
     packing = None
     if not own:
@@ -435,6 +436,12 @@ def adds_to(g: ConvGeometry, itemsize: int, channels_last: bool) -> bool:
     """Say whether dX can be added to what is there: where tiles of pixels are written as they lie."""
     g = g.volume
     return channels_last and not (is_depthwise(g) or lanes_are_pixels(g, (1, 1, 1), g.channels // g.groups, itemsize))
+
+
+def pools(g: ConvGeometry, itemsize: int) -> bool:
+    """Say whether equation (1) can keep the maxima of windows: where pixels lie in scratch memory channels-last."""
+    g = g.volume
+    return not (is_depthwise(g) or lanes_are_pixels(g, g.stride, g.filters // g.groups, itemsize))
 
 
 def sums_gradients(g: ConvGeometry, itemsize: int) -> bool:

@@ -124,7 +124,7 @@ def _run_and_bind(
     The ``bias`` is an array for equation (4), of a row that sums gradients.
     """
     summed = sum_dtype(dtype)
-    row, needed = _row_for(computes, geometry, dtype, inputs, shape, algorithm, out)
+    row, needed = row_for(computes, geometry, dtype, inputs, shape, algorithm, out)
     like = like if out is None else out
     ndim = geometry.ndim if computes != "grad_bias" and is_channels_last(like, geometry.ndim) else 0
     kept = ndim if row.channels_last and computes != "grad_weight" else 0
@@ -148,7 +148,7 @@ def _run_and_bind(
     return final, bind(row, geometry.volume, given, arrays, result, final, 0.0 if floors else None)
 
 
-def _row_for(
+def row_for(
     computes: str, geometry: ConvGeometry, dtype: np.dtype[Any], inputs: Sequence[Operand], shape: Sequence[int],
     algorithm: str, out: Array | None,
 ) -> tuple[Row, int]:  # fmt: skip
@@ -188,7 +188,7 @@ def _final(shape: tuple[int, ...], batched: bool) -> tuple[int, ...]:
     return shape if batched else shape[1:]
 
 
-def _bias_values(bias: Array | None, filters: int, ndim: int, dtype: np.dtype[Any], name: str = "bias") -> Array:
+def bias_values(bias: Array | None, filters: int, ndim: int, dtype: np.dtype[Any], name: str = "bias") -> Array:
     """Return the bias as (n_f,), zeros if there is none."""
     if bias is None:
         zeros = empty("a bias", (filters,), dtype)
@@ -238,7 +238,7 @@ def _conv(
         raise TypeError(f"relu is True, the arrays are {dtype}: expected real numbers, which have a sign")
     geometry = geometry_of(x.shape, weight.shape, stride, padding, dilation, groups, ndim)
     final_shape = _final(geometry.output_shape, x.ndim == ndim + 2)
-    values = _bias_values(bias, geometry.filters, ndim, dtype)
+    values = bias_values(bias, geometry.filters, ndim, dtype)
     if out is not None:
         check_out("out", out, final_shape, result_dtype(dtype), _given(x=x, weight=weight, bias=bias))
     x_shape, weight_shape, output_shape = shapes_3d(geometry)
@@ -385,7 +385,7 @@ def _backward(
     # Equation (4) is computed in the pass of equation (3) if that reads the gradients once, as most rows do.
     together = mask[1] and mask[2]
     if together:
-        row, _ = _row_for(computes, geometry, dtype, inputs, shape, algorithm, outs.weight)
+        row, _ = row_for(computes, geometry, dtype, inputs, shape, algorithm, outs.weight)
         together = row.sums(geometry, summed.itemsize)
     if together:
         bias = target("grad_bias", outs.bias, (geometry.filters,), summed, accumulate)
@@ -414,7 +414,7 @@ def _transpose(
     x, weight, bias = as_array("x", x), as_array("weight", weight), _optional("bias", bias)
     dtype = common_dtype(x=x, weight=weight, bias=bias)
     geometry = transposed_geometry(x.shape, weight.shape, stride, padding, output_padding, groups, dilation, ndim=ndim)
-    values = _bias_values(bias, geometry.channels, ndim, dtype)
+    values = bias_values(bias, geometry.channels, ndim, dtype)
     final_shape = _final(geometry.input_shape, x.ndim == ndim + 2)
     x_shape, weight_shape, output_shape = shapes_3d(geometry)
     inputs = [Operand(x, output_shape, ndim), Operand(weight, weight_shape)]
@@ -487,7 +487,7 @@ def _jvp(
         if tangent is not None and tangent.shape != primal.shape:
             raise ValueError(f"{name} has shape {tangent.shape}: expected {primal.shape}")
     if tangents[2] is not None:
-        _bias_values(tangents[2], geometry.filters, ndim, dtype, "bias_tangent")
+        bias_values(tangents[2], geometry.filters, ndim, dtype, "bias_tangent")
     result: Array | None = None
     for a, b in ((tangents[0], weight), (x, tangents[1])):
         if a is not None and b is not None:

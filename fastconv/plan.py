@@ -66,6 +66,8 @@ class Row:
     adds : callable
         ``adds(geometry, itemsize, channels_last)`` says whether ``run`` takes a last argument for ``grad_input``: whether to add
         to what ``out`` holds.
+    pools : callable
+        ``pools(geometry, itemsize)`` says whether ``bind`` takes a ``window`` for ``output``, see `Algorithm.bind`.
     sums : callable
         ``sums(geometry, itemsize)`` says whether ``run`` takes a last argument for ``grad_weight``: an array for ``grad_bias``.
     bind : callable or None
@@ -88,6 +90,7 @@ class Row:
     floors: bool = False
     channels_last: bool = False
     adds: Callable[[ConvGeometry, int, bool], bool] = lambda geometry, itemsize, channels_last: False
+    pools: Callable[[ConvGeometry, int], bool] = lambda geometry, itemsize: False
     sums: Callable[[ConvGeometry, int], bool] = lambda geometry, itemsize: False
     bind: Callable[..., Callable[..., None]] | None = None
     prepare: Callable[[ConvGeometry, PreparedWeight], None] | None = None
@@ -211,9 +214,10 @@ def _plain(geometry: ConvGeometry, itemsize: int) -> str:
 
 
 TABLE = (
-    *map(_winograd, ("output", "grad_input")),
+    _winograd("output", pools=lambda geometry, itemsize: True),
+    _winograd("grad_input"),
     _winograd("grad_weight", sums=winograd.sums_gradients),
-    _direct("output"),
+    _direct("output", pools=engine.pools),
     _direct("grad_input", adds=engine.adds_to),
     _direct("grad_weight", sums=engine.sums_gradients),
     Row(

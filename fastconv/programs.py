@@ -249,7 +249,8 @@ class Pixels:
     """What equations (1) and (2) have in common: a pass that computes pixels of ``channels`` from sums of ``depth``.
 
     ``weight_steps`` are the distances of groups, lanes and depths in the weight; if it is ``prepared``, its panels are kept from
-    call to call.  If it ``adds``, the sums are added to what is there.  Equation (2) is ``transposed``.
+    call to call.  If it ``adds``, the sums are added to what is there.  Equation (2) is ``transposed``.  With a ``window``, rows
+    and columns of pixels, the maxima of windows side by side are stored, channels-last, and behind them their places.
     """
 
     g: ConvGeometry
@@ -266,6 +267,7 @@ class Pixels:
     prepared: bool = False
     adds: bool = False
     transposed: bool = False
+    window: tuple[int, int] = (0, 0)
 
     @property
     def T(self) -> int:
@@ -276,8 +278,31 @@ class Pixels:
     def streams(self) -> bool:
         """Whether the output goes to memory past the caches: pixels, or planes, that share no line, and are written once."""
         size, vectors = math.prod(self.out_shape), lanes(self.itemsize)
-        apart = (self.channels if self.out_last else math.prod(self.out_shape[2:])) % vectors == 0
+        apart = (
+            self.window == (0, 0) and (self.channels if self.out_last else math.prod(self.out_shape[2:])) % vectors == 0
+        )
         return apart and not self.adds and size * self.itemsize >= STREAM_BYTES
+
+    @property
+    def writes(self) -> bool:
+        """Whether tiles of pixels are written to the output as they lie."""
+        return self.out_last and self.window == (0, 0)
+
+    @property
+    def window_numbers(self) -> dict[str, Any]:
+        """Return what `fastconv.kernels.pooling.pool_strip` is told."""
+        if self.window == (0, 0):
+            return {"window": (0, 0), "window_steps": (0, 0, 0), "places_at": 0}
+        height, width = (n // m for n, m in zip(self.out_shape[3:], self.window, strict=True))
+        steps = (height * width * self.channels, width * self.channels, self.channels)
+        return {"window": self.window, "window_steps": steps, "places_at": self.g.batch * steps[0] * self.itemsize}
+
+    def along_windows(self, strip: Ints) -> Ints:
+        """Cut rows and columns of a strip between windows only."""
+        whole = (
+            [ceil_div(n, m) * m for n, m in zip(strip[2:], self.window, strict=True)] if self.window[0] else strip[2:]
+        )
+        return (*strip[:2], *(min(n, most) for n, most in zip(whole, self.sizes[2:], strict=True)))
 
     @property
     def tasks(self) -> int:
@@ -322,14 +347,14 @@ def forward_axes(g: ConvGeometry) -> tuple[Axis, ...]:
 
 
 def output_pixels(
-    g: ConvGeometry, x_last: bool, out_last: bool, itemsize: int, prepared: bool = False
+    g: ConvGeometry, x_last: bool, out_last: bool, itemsize: int, prepared: bool = False, window: tuple[int, int] = (0, 0)
 ) -> Pixels:  # fmt: skip
     """Describe equation (1)."""
     T, depth = math.prod(g.kernel), g.channels // g.groups
     filters = g.filters // (1 if is_depthwise(g) else g.groups)
     return Pixels(
         g, forward_axes(g), g.input_shape, x_last, g.output_shape, out_last, (1, 1, 1), g.filters, depth,
-        (filters * depth * T, depth * T, T), itemsize, prepared,
+        (filters * depth * T, depth * T, T), itemsize, prepared, window=window,
     )  # fmt: skip
 
 

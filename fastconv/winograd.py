@@ -325,6 +325,8 @@ class Work:
         Whether the weight at the points is there already.
     narrow : bool
         Whether blocks have half as many lanes as they could.
+    window : tuple of int
+        Rows and columns between whose multiples strips are cut only.
     """
 
     form: Form
@@ -336,6 +338,7 @@ class Work:
     tasks: int
     prepared: bool = False
     narrow: bool = False
+    window: tuple[int, int] = (1, 1)
 
     @property
     def pitch(self) -> int:
@@ -425,9 +428,13 @@ class Work:
             for x in parts_of(along)
             for y in (parts_of(down) if x == along else {1})
             for b in (parts_of(batch) if y == down and x == along else {1})
-            if b * y * x <= most
+            if b * y * x <= most and self.cuts_between((tile_y * y, tile_x * x))
         }
-        return min(sorted(choices, reverse=True), key=self.time)
+        return min(sorted(choices, reverse=True) or [(1, 1, height, width)], key=self.time)
+
+    def cuts_between(self, strip: tuple[int, int]) -> bool:
+        """Say whether strips of so many rows and columns end where a window or the image does."""
+        return all(n >= most or n % m == 0 for n, most, m in zip(strip, self.sizes[2:], self.window, strict=True))
 
 
 def parts_of(n: int) -> set[int]:
@@ -525,7 +532,8 @@ def work_of(p: Pixels) -> Work:
     """Say what equation (1) or (2) has to do."""
     sizes = (max(1, p.sizes[0]), *p.sizes[1:])
     form, lane_count = form_of(p.g, p.transposed), p.channels // p.g.groups
-    work = Work(form, sizes, p.depth, lane_count, p.g.groups, p.itemsize, p.tasks, p.prepared)
+    window = p.window if p.window[0] else (1, 1)
+    work = Work(form, sizes, p.depth, lane_count, p.g.groups, p.itemsize, p.tasks, p.prepared, window=window)
     return work.best()
 
 
@@ -598,13 +606,13 @@ def _cut_program(p: Pixels, work: Work, stage_bytes: int) -> Program:
         "values_at": room.take(planes * values), "values": values,
         "products_at": room.take(math.prod(form.made.values) * products), "products": products,
         "columns_at": room.take(rows_of_tiles(form, strip) * n),
-        "pixels_at": room.take(0 if p.out_last else math.prod(strip) * math.prod(form.made.steps) * pitch),
+        "pixels_at": room.take(0 if p.writes else math.prod(strip) * math.prod(form.made.steps) * pitch),
         "group_step": depth * source.pitches[1], **form.numbers(),
         "first": first[1:], "parts": parts, "groups": groups,
         "stages": ceil_div(depth, depths), "depths": depths,
         "own": room.take(weights * plane) if own else 0, "plane": plane,
         "taps_at": room.take(form.terms * kernels.DEPTHS * pitch if own else 0),
-        "rows_at": tables.add(rows) if own else 0, "pitch": pitch, "told": told,
+        "rows_at": tables.add(rows) if own else 0, "pitch": pitch, "told": told, **p.window_numbers,
     }  # fmt: skip
     packing = None
     if not own:

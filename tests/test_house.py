@@ -36,7 +36,7 @@ FLOORS = (
     {"plan"},
     {"calls"},
     {"ops"},
-    {"grad", "ladder"},
+    {"grad", "ladder", "pooled"},
     {"nn"},
     {"torch"},
 )

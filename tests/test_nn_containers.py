@@ -77,7 +77,9 @@ def test_fused_equals_unfused(ndim, dtype):
 def test_activations_lie_channels_last_between_layers():
     """Also behind an image of one channel, which lies both ways."""
     model = with_integer_weights(
-        nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.ZeroPad2d(1), nn.Conv2d(4, 3, 3))
+        nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True), nn.ZeroPad2d(1), nn.Conv2d(4, 3, 3)
+        )
     )
     x = integers((2, 1, 8, 8))
     output = model(x)
@@ -416,8 +418,30 @@ FUSED = {
     "conv3d": ((2, 3, 4, 5, 6), lambda dtype: convolution(3, dtype), ["part of the Conv3d"] * 2),
     "no padding": ((2, 3, 9, 8), lambda dtype: convolution(2, dtype)[1:], ["part of the Conv2d"]),
     "linear": ((40, 3), lambda dtype: [nn.Linear(3, 5, dtype=dtype), nn.ReLU()], ["part of the Linear"]),
-    "pool": (
-        (2, 3, 9, 8), lambda dtype: [*convolution(2, dtype), nn.MaxPool2d(2)], ["part of the Conv2d", "part of the MaxPool2d"]
+    "convolution and pool": (
+        (2, 3, 30, 22), lambda dtype: [nn.ZeroPad2d(1), nn.Conv2d(3, 20, 3, dtype=dtype), nn.ReLU(), nn.MaxPool2d(2)],
+        ["part of the Conv2d"] * 3,
+    ),
+    "pool without ReLU": (
+        (2, 3, 30, 22), lambda dtype: [nn.Conv2d(3, 70, (1, 3), dtype=dtype), nn.MaxPool2d((3, 4))], ["part of the Conv2d"]
+    ),
+    "pool of pixels": (
+        (3, 5, 31, 23), lambda dtype: [nn.Conv2d(5, 16, 1, dtype=dtype), nn.MaxPool2d((1, 2)), nn.ReLU()], ["part of the Conv2d"]
+    ),
+    "pool of groups": (
+        (2, 12, 9, 10), lambda dtype: [nn.Conv2d(12, 40, 3, groups=2, dtype=dtype), nn.ReLU(), nn.MaxPool2d(2)],
+        ["part of the Conv2d"] * 2,
+    ),
+    "pool of few channels": (
+        (2, 3, 9, 8), lambda dtype: [*convolution(2, dtype), nn.MaxPool2d(2)], ["part of the Conv2d"] * 3
+    ),
+    "pool of single channels": (
+        (2, 4, 21, 18), lambda dtype: [nn.Conv2d(4, 4, 3, groups=4, dtype=dtype), nn.ReLU(), nn.MaxPool2d((2, 1))],
+        ["part of the Conv2d"] * 2,
+    ),
+    "overlapping pool": (
+        (2, 3, 9, 8), lambda dtype: [*convolution(2, dtype), nn.MaxPool2d(2, 1)],
+        ["part of the Conv2d", "part of the MaxPool2d"],
     ),
     "normalisation": ((2, 3, 20, 20), lambda dtype: [nn.BatchNorm2d(3, dtype=dtype), nn.ReLU()], ["part of the BatchNorm2d"]),
     "wide normalisation": (

@@ -8,6 +8,7 @@ from cases import (
     CASES,
     INTERPRETED,
     PASSES,
+    Case,
     data,
     expected,
     in_turn,
@@ -22,6 +23,7 @@ from cases import (
 import fastconv
 from fastconv import plan, programs, scratch
 from fastconv.algorithm import _plan_pixels
+from fastconv.simd import NOWHERE
 
 FLOATS = ("float32", "float64")
 MARGIN = 512
@@ -411,6 +413,72 @@ def test_gradients_are_added_to_what_lies_channels_last(case, dtype, rng):
         accumulate=True,
     )  # fmt: skip
     np.testing.assert_array_equal(into.input, first + expected("grad_input", case).reshape(case.x_shape))
+
+
+WINDOWS = (2, 2), (3, 1), (1, 2), (2, 5)
+
+# Strips of these are cut between windows: in rows and columns, or between images.
+POOLED = [
+    Case(*numbers)
+    for numbers in (
+        (5, 3, 40, (70, 45), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1)),
+        (2, 8, 70, (131, 37), (3, 3), (2, 2), ((1, 0), (0, 1)), (1, 1)),
+        (1, 5, 33, (7, 3001), (1, 3), (1, 1), ((0, 0), (1, 1)), (1, 1)),
+        (70, 20, 36, (13, 14), (3, 3), (1, 1), ((0, 0), (0, 0)), (1, 1)),
+        (3, 32, 64, (60, 61), (1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1), 2),
+        (3, 9, 24, (40, 41), (5, 3), (1, 1), ((4, 0), (0, 2)), (1, 2)),
+    )
+]
+
+
+@pytest.mark.parametrize(
+    ("row", "case"),
+    [
+        pytest.param(row, case, id=f"{row.algorithm}-{case}")
+        for row in (plan.ROWS["output", "direct"], plan.ROWS["output", "winograd"])
+        for case in [*(case for case in CASES if case.ndim == 2 and case.batch), *POOLED[: 2 if INTERPRETED else None]]
+        if row.objection(case.geometry, np.dtype(np.float64)) is None
+    ],
+)
+def test_maxima_of_windows(row, case):
+    for window in in_turn(WINDOWS, case.seed):
+        check_maxima(row, case, window)
+
+
+def check_maxima(row, case, window):
+    """Also where a window or a strip is cut; places are those of the row's own output, and nothing else is written."""
+    dtype = np.dtype(FLOATS[(case.seed + window[1]) % 2])
+    geometry = case.geometry.volume
+    batch, filters, _, height, width = geometry.output_shape
+    shape = (batch, height // window[0], width // window[1], filters)
+    count = math.prod(shape)
+    if not (count and row.pools(geometry, dtype.itemsize)):
+        return
+    arrays = [array.reshape(shape) for array, shape in zip(data(case, dtype), shapes_3d(case), strict=True)]
+    for number, x in enumerate((arrays[0], channels_last(arrays[0]))):
+        floor = 0.0 if number else -math.inf
+        laid = channels_last(np.full(geometry.output_shape, np.nan, dtype))
+        row.run(geometry, x, *arrays[1:3], laid, floor)
+        blank = np.full(count + -(-count // dtype.itemsize), np.nan, dtype)
+        (x, weight, bias, out), buffer, owned = in_margins([x, *arrays[1:3], blank])
+        poison_scratch()
+        run = row.bind(geometry, x, weight, out, window=window)
+        run(out, programs.memory_of(x)[0], weight.reshape(-1), bias, floor)
+        assert np.isnan(buffer[~owned]).all(), "it wrote outside its output"
+        pixels = laid[:, :, 0, : shape[1] * window[0], : shape[2] * window[1]]
+        taps = pixels.reshape(batch, filters, shape[1], window[0], shape[2], window[1]).transpose(0, 2, 4, 1, 3, 5)
+        taps = taps.reshape(*shape, -1)
+        maxima = out[:count].reshape(shape)
+        places = out.view(np.uint8)[count * dtype.itemsize :][:count].reshape(shape)
+        assert (places < taps.shape[-1] if floor else (places == NOWHERE) == (maxima == 0)).all()
+        if row.exact:
+            np.testing.assert_array_equal(maxima, taps.max(-1))
+            np.testing.assert_array_equal(places[places != NOWHERE], taps.argmax(-1)[places != NOWHERE])
+        else:  # other strips may be cut into other tiles, which round in other ways
+            bound = row.largest_error(dtype) * abs(taps).max()
+            found = np.take_along_axis(taps, (places % NOWHERE)[..., None], -1)[..., 0]
+            assert (abs(maxima - taps.max(-1)) <= bound).all()
+            assert (abs(maxima - found)[places != NOWHERE] <= bound).all()
 
 
 def test_no_copy_where_none_is_needed():

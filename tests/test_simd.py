@@ -19,6 +19,7 @@ from fastconv import simd
 from fastconv.jit import kernel
 from fastconv.simd import (
     FEW_ROWS,
+    NOWHERE,
     ROWS,
     SHORT,
     SLIDES,
@@ -29,6 +30,7 @@ from fastconv.simd import (
     lanes,
     maps,
     outer,
+    pooling,
     slide,
     sums,
     transpose,
@@ -119,6 +121,11 @@ def run_input_map(*arguments):
 @kernel
 def run_output_map(*arguments):
     simd.output_map(*arguments)
+
+
+@kernel
+def run_pool(*arguments):
+    simd.pool_tile(*arguments)
 
 
 @kernel
@@ -474,6 +481,34 @@ def check_maps(dtype):
                 assert (abs(found - wanted) <= 8 * np.finfo(dtype).eps * scale).all(), (run, size)
 
 
+def check_pool(dtype):
+    """Windows of all kinds, with numbers that are equal and some that are none."""
+    rng, n = np.random.default_rng(0), lanes(np.dtype(dtype).itemsize)
+    sizes = ((1, 1), (2, 2), (3, 2), (1, 5))
+    for (rows, columns), count, valid, floor in product(sizes, (0, 1, 5), (1, n - 1, n, 3 * n), (-np.inf, 0)):
+        pitch, step, stored = n + 3, n + 5, min(n, valid)
+        places = np.add.outer(np.arange(rows) * (9 * columns * pitch), np.arange(count * columns) * pitch)
+        source = islands(lambda shape: rng.choice([-2.0, 0, 1, 3, np.nan], shape), dtype, 3 + places, n)
+        start, floor_at = with_floor(islands(rng.standard_normal, dtype, [5], n), floor)
+        written = np.zeros(2 + count * step + n + 4, bool)
+        written[2 + np.arange(count)[:, None] * step + np.arange(stored)] = True
+        out = np.full(2 * written.size, MARK, dtype)
+        places_at = dtype().itemsize * written.size
+        results = out.copy(), out.copy()
+        for tile, result in zip((run_pool, pooling._pool_twin), results, strict=True):
+            tile(
+                source, 3, 9 * columns * pitch, pitch, columns * pitch, rows, columns, result, 2, step, places_at + 2, start,
+                floor_at, NOWHERE, count, valid,
+            )  # fmt: skip
+        np.testing.assert_array_equal(*results)
+        maxima, found = results[0][: written.size], results[0].view(np.uint8)[places_at:][: written.size]
+        np.testing.assert_array_equal(maxima != MARK, written)
+        np.testing.assert_array_equal(found[~written], out.view(np.uint8)[places_at:][: written.size][~written])
+        windows = source[3 + places[:, :, None] + np.arange(stored)].reshape(rows, count, columns, stored)
+        wanted = np.maximum(windows.max((0, 2)), floor)
+        np.testing.assert_array_equal(maxima[written].reshape(count, stored), wanted)
+
+
 def check_plane_maps(dtype):
     """The same of maps along columns and rows."""
     rng, n = np.random.default_rng(0), lanes(np.dtype(dtype).itemsize)
@@ -509,6 +544,7 @@ CHECKS = (
     check_sum,
     check_maps,
     check_plane_maps,
+    check_pool,
 )
 
 

@@ -23,7 +23,8 @@ import numpy as np
 from ..jit import kernel, unsigned
 from ..simd import VECTORS, clear, compact, far_tile, lanes, outer_tile, short_tile
 from ..tasks import task
-from .pack import five, four, pack_box, pack_depths, pack_strip, three, unpack_rows, unpack_strip
+from .pack import five, four, pack_box, pack_depths, pack_strip, three, two, unpack_rows, unpack_strip
+from .pooling import pool_strip
 from .sums import sum_strip
 
 __all__ = ["CORRELATE", "GATHER", "PLANES", "STRIPS", "TAPS", "correlate", "gather", "gather_planes", "gather_taps"]
@@ -45,11 +46,14 @@ OWN = sum(n for _, n in STRIPS)
 
 GATHER = (
     "parts", "groups", "pitch", "group_step", "stages", "depths", "adds", "own", "rows_at", "depth", "taps", "lane_count",
-    "weight_steps", "weight_size",
+    "weight_steps", "weight_size", "window", "window_steps", "places_at",
 )  # fmt: skip
 """Parts of the lanes for tasks of their own, groups, numbers in a row of a panel, the distance in x of groups, how many stages a
-sum has and depths each of them, whether sums are added to what is there, where in its room a task packs its panels, or 0, and
-then what `pack_depths` takes."""
+sum has and depths each of them, whether sums are added to what is there, where in its room a task packs its panels, or 0, then
+what `pack_depths` takes, and what `pool_strip` does, or 0."""
+
+WINDOW = OWN + 16
+"""Where the numbers for `pool_strip` begin."""
 
 PLANES = ("groups", "lane_count", "group_step", "height", "width", "plane", "weight_step")
 """Groups, channels of each, the distance in x of groups, rows and lanes of a tile, numbers of a plane in scratch, and the
@@ -133,7 +137,8 @@ def gather(
     blocks = (lane_count + pitch - 1) // pitch
     padded = (lane_count + n - 1) // n * n
     box_size, packs, streams = numbers[35], numbers[34], numbers[53]
-    writes = out_steps[1] == 1 and (stages == 1 or not streams)  # pixels as they lie
+    window = two(numbers, WINDOW)
+    writes = out_steps[1] == 1 and (stages == 1 or not streams) and not window[0]  # pixels as they lie
     first_run, last_run = tables[numbers[54] + kind], tables[numbers[54] + kind + 1]
     z_out, y_out, x_out = out_step[0] * z0, out_step[1] * y0, out_step[2] * x0
     corner = n0 * out_steps[0] + z_out * out_steps[2] + y_out * out_steps[3] + x_out * out_steps[4]
@@ -166,7 +171,13 @@ def gather(
                     base + g * group_step, tables[at + 2], pixels, target, tables[at + 3], tables[at + 4], start, lane, floor,
                     stage + adds, stored, streams * writes,
                 )  # fmt: skip
-        if not writes:
+        if window[0]:
+            pool_strip(
+                room, box_size, pitch, min(strip[0], out_shape[0] - n0), (strip[2], strip[3]),
+                (min(strip[2], out_shape[3] - y_out), min(strip[3], out_shape[4] - x_out)), valid, out, (n0, y_out, x_out),
+                g * lane_count + block * pitch, numbers, WINDOW, start, groups * padded + VECTORS * n + 1,
+            )  # fmt: skip
+        elif not writes:
             unpack_strip(
                 room, box_size, pitch, min(strip[0], out_shape[0] - n0), (z_out, y_out, x_out), out_step,
                 (strip[0], strip[1], strip[2], strip[3]), valid, out,

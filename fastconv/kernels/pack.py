@@ -25,6 +25,7 @@ __all__ = [
     "pack_strip",
     "three",
     "transpose",
+    "two",
     "unpack_panel",
     "unpack_rows",
     "unpack_strip",
@@ -36,6 +37,12 @@ Ints = tuple[int, ...]
 CHANNELS_AHEAD = 6
 """Channels between fetching rows of their planes from memory and taking numbers of them: these rows are too short, and lie too
 far apart, for a machine to foresee them."""
+
+
+@kernel
+def two(numbers: Array, at: int) -> Ints:
+    """Two numbers as a tuple."""
+    return numbers[at], numbers[at + 1]
 
 
 @kernel

@@ -27,12 +27,11 @@ import numpy as np
 
 from ..arrays import Array
 from ..jit import kernel, prange, signed, streaming_kernel, unsigned
+from ..simd import NOWHERE, compact, lanes, pool_tile
+from .pack import three, two
 from .sums import rows_of
 
-__all__ = ["NOWHERE", "max_pool", "mean_pool", "pool_backward"]
-
-NOWHERE = 255
-"""Place of a maximum that no element of the window is; places are bytes where windows have less elements than that."""
+__all__ = ["NOWHERE", "max_pool", "mean_pool", "pool_backward", "pool_strip"]
 
 
 @streaming_kernel
@@ -86,6 +85,35 @@ def take_maxima(
         wins = (value > best) | (value != value)
         maxima[unsigned(to) + c] = value if wins else best
         places[unsigned(to) + c] = place if wins else before
+
+
+@kernel
+def pool_strip(
+    pixels: Array, pixels_at: int, pitch: int, images: int, room: tuple[int, ...], sizes: tuple[int, ...], valid: int,
+    out: Array, first: tuple[int, ...], lane: int, numbers: Array, window_at: int, start: Array, floor_at: int,
+) -> None:  # fmt: skip
+    """Store the maxima of windows of a block of lanes of a strip of a convolution's output, and their places.
+
+    ``pixels`` are scratch memory with ``room`` for (rows, columns) of each image, of which ``sizes`` exist; ``first`` is the
+    strip's first image, row and column, where a window begins.  ``numbers`` hold at ``window_at`` a window's rows and columns,
+    the distances of images, rows and columns of maxima, and where the places begin, in bytes.  Windows that are not whole are
+    left out.
+    """
+    compact()
+    n = lanes(out.itemsize)
+    window, steps, places_at = two(numbers, window_at), three(numbers, window_at + 2), numbers[window_at + 5]
+    nowhere = NOWHERE if start[floor_at] == 0 else 0
+    rows, columns = sizes[0] // window[0], sizes[1] // window[1]
+    begin = first[0] * steps[0] + first[1] // window[0] * steps[1] + first[2] // window[1] * steps[2] + lane
+    row = room[1] * pitch
+    for b in range(images):
+        for y in range(rows):
+            here, to = pixels_at + (b * room[0] + y * window[0]) * row, begin + b * steps[0] + y * steps[1]
+            for c in range(0, valid, n):
+                pool_tile(
+                    pixels, here + c, row, pitch, window[1] * pitch, window[0], window[1], out, to + c, steps[2],
+                    places_at + to + c, start, floor_at, nowhere, columns, valid - c,
+                )  # fmt: skip
 
 
 @streaming_kernel

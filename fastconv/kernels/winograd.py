@@ -42,7 +42,8 @@ from ..simd import (
 )
 from ..tasks import task
 from .direct import OWN, open_strip, place_strip
-from .pack import copy_columns, five, four, pack_depths, pack_strip, unpack_rows, unpack_strip
+from .pack import copy_columns, five, four, pack_depths, pack_strip, two, unpack_rows, unpack_strip
+from .pooling import pool_strip
 from .sums import sum_strip
 
 __all__ = ["CORRELATE", "MULTIPLY", "PLACES", "correlate", "multiply", "transform_weight"]
@@ -66,7 +67,10 @@ MULTIPLY = ("first", "parts", "groups", "stages", "depths", "own", "plane", "tap
 """Behind PLACES: the first pixel along (columns, rows) of the first tile, parts of the blocks for tasks of their own, groups, how
 many stages a sum has and depths each of them, where in its room a task evaluates the weight, or 0, the distance of the values of
 the weight, where it turns the weight over before, where tables hold the row of each (depth, tap), and numbers in a row of a
-panel; then what `pack_depths` takes."""
+panel; then what `pack_depths` takes, and what `pool_strip` does, or 0."""
+
+WINDOW = PLACED + 18
+"""Where the numbers for `pool_strip` begin."""
 
 CORRELATE = (
     "gradients_at", "gradients", "per_chunk", "parts", "groups", "depths", "depth", "filters", "pitch", "each", "own", "rows_at",
@@ -80,12 +84,6 @@ a part has at most, and where behind the zeros the sums of gradients go, or 0.""
 
 DEPTHS = 16
 """Depths of a weight that are turned over at once: their taps fill whole squares of lanes, and stay in the cache."""
-
-
-@kernel
-def two(numbers: Array, at: int) -> Ints:
-    """Two numbers as a tuple."""
-    return numbers[at], numbers[at + 1]
 
 
 @kernel
@@ -314,7 +312,8 @@ def multiply(
     )  # fmt: skip
     rows, columns = exist[1] - exist[0], exist[3] - exist[2]
     inside = inside_of(numbers, sizes, y0, x0)
-    packs, out_last = numbers[34], out_steps[1] == 1
+    window = two(numbers, WINDOW)
+    packs, writes = numbers[34], out_steps[1] == 1 and not window[0]
     image, image_steps = room if packs else x, five(numbers, 15 if packs else 5)
     n = lanes(out.itemsize)
     pixel, blocks = (depth + n - 1) // n * n, (lane_count + pitch - 1) // pitch
@@ -353,7 +352,7 @@ def multiply(
                     tables[at + 1], tables[at + 2], start, zeros, zeros + VECTORS * n, stage, whole, 0,
                 )  # fmt: skip
         lane = g * padded + block * pitch
-        if out_last:
+        if writes:
             transform_products(
                 room, products_at, products, pitch, columns_at, sizes, tile, made_steps, made_more, made_values, exist, valid,
                 start, lane, zeros, out, corner + g * lane_count + block * pitch, (out_steps[0], out_steps[3], out_steps[4]),
@@ -365,6 +364,12 @@ def multiply(
                 start, lane, zeros, room, pixels_at - (exist[0] * columns + exist[2]) * pitch,
                 (rows * columns * pitch, columns * pitch, pitch), 0,
             )  # fmt: skip
+            if window[0]:
+                pool_strip(
+                    room, pixels_at, pitch, sizes[0], (rows, columns), (rows, columns), valid, out, (n0, first_y, first_x),
+                    g * lane_count + block * pitch, numbers, WINDOW, start, zeros + VECTORS * n + 1,
+                )  # fmt: skip
+                continue
             unpack_strip(
                 room, pixels_at, pitch, sizes[0], (z0, first_y + exist[0], first_x + exist[2]), (1, 1, 1),
                 (strip[0], 1, rows, columns), valid, out,

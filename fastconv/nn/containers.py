@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import operator
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,7 +86,8 @@ class Sequential(Container):
 
     What layers compute in one go, forward and backward, the repr says behind those that have become part of another; with
     ``fuse(False)`` each runs by itself.  These are zero padding and the convolution of the same dimension behind it, so that no
-    padded array is ever made; a `ReLU` and the `MaxPool2d` behind it; or else a ReLU and the convolution, `Linear`,
+    padded array is ever made; a 2-D convolution, the `ReLU` behind it and a `MaxPool2d` whose windows lie side by side, so that
+    only maxima leave the cache; a ReLU and any other MaxPool2d behind it; or else a ReLU and the convolution, `Linear`,
     `BatchNorm2d` or `Residual` in front.  Sequentials inside are treated as if their modules stood in their place.
 
     One sample without a batch axis goes through as a batch of one and comes out without it, where the first layer that
@@ -445,14 +446,17 @@ def fused(modules: Iterable[Module]) -> Iterator[Step]:
         joined: dict[str, Any] = {}
         if is_own(module, Convolution):
             joined = {"channels_last": True, "padding": total_pairs(pads)}
-        if type(module) is ReLU and rest and is_own(rest[0], MaxPool2d):
+        if (pool := pool_behind(module, rest)) is not None:
+            joined["pool"] = pool
+            taken += [rest.popleft() for _ in range(1 + (type(rest[0]) is ReLU))]
+        elif type(module) is ReLU and rest and is_own(rest[0], MaxPool2d):
             taken.append(module)
             module = rest.popleft()
         elif any(is_own(module, kind) for kind in (Convolution, Linear, BatchNorm2d, Residual)) and (
             rest and type(rest[0]) is ReLU and not (len(rest) > 1 and is_own(rest[1], MaxPool2d))
         ):
             taken.append(rest.popleft())
-        if taken and type(taken[-1]) is ReLU:
+        if any(type(layer) is ReLU for layer in taken):
             joined["with_relu"] = True
         fresh, overwrites = (any(is_own(module, kind) for kind in kinds) for kinds in (FRESH, OVERWRITING))
         yield Step(module, tuple(taken), joined, fresh, overwrites)
@@ -475,6 +479,13 @@ def pads_of(module: Module, pads: list[Any]) -> bool:
     return (
         isinstance(module, Convolution) and is_own(module, Convolution) and all(pad.ndim == module.ndim for pad in pads)
     )
+
+
+def pool_behind(module: Module, rest: Sequence[Module]) -> MaxPool2d | None:
+    """Find the max-pooling that a convolution can take over, alone or with the ReLU between them."""
+    behind = next((layer for layer in itertools.islice(rest, 2) if type(layer) is not ReLU), None)
+    can = is_own(module, Convolution) and getattr(module, "ndim", 0) == 2
+    return behind if can and isinstance(behind, MaxPool2d) and is_own(behind, MaxPool2d) and behind.window else None
 
 
 def last_leaf(module: Module) -> Module:

@@ -11,12 +11,14 @@ from .. import ops
 from ..arrays import empty, is_channels_last
 from ..geometry import geometry_of, per_axis
 from ..limits import require_memory
+from ..pooled import conv2d_max_pool
 from ..prepared import PreparedWeight
 from .checks import Array, check_dtype, check_spatial, float_array, float_dtype, integer
 from .elementwise import passed
 from .generator import generator
 from .module import Layer
 from .parameter import ParameterData, ParameterGrad, written_gradients
+from .pooling import MaxPool2d
 
 __all__ = ["Conv1d", "Conv2d", "Conv3d", "ConvTranspose2d"]
 
@@ -165,13 +167,16 @@ class Convolution(_Weighted):
         return self._prepared
 
     def _forward(
-        self, x: Array, padding: Pairs | None = None, channels_last: bool = False, with_relu: bool = False
-    ) -> tuple[Array, tuple[Any, ...]]:
+        self, x: Array, padding: Pairs | None = None, channels_last: bool = False, with_relu: bool = False,
+        pool: MaxPool2d | None = None,
+    ) -> tuple[Array, tuple[Any, ...]]:  # fmt: skip
         """Compute equation (1) with zeros around x, one (left, right) pair per axis, without making the padded array.
 
-        With ``channels_last``, the output of a batch lies so in memory, however x does.
+        With ``channels_last``, the output of a batch lies so in memory, however x does.  With a ``pool``, the result is its.
         """
         padding, out = padding or ((0, 0),) * self.ndim, None
+        if pool is not None:
+            return self._pooled(x, padding, with_relu, pool)
         if channels_last and x.ndim == self.ndim + 2 and not is_channels_last(x, self.ndim):
             shape = self.weight.shape
             geometry = geometry_of(x.shape, shape, self.stride, padding, self.dilation, self.groups, self.ndim)
@@ -180,13 +185,30 @@ class Convolution(_Weighted):
         conv = getattr(ops, f"conv{self.ndim}d")
         call = (self._weight_of_forward(), self.bias, self.stride, padding, self.dilation, self.groups)
         output = conv(x, *call, out=out, relu=with_relu)
-        return output, (x, padding, output if with_relu else None)
+        return output, (x, padding, output if with_relu else None, None)
+
+    def _pooled(self, x: Array, padding: Pairs, with_relu: bool, pool: MaxPool2d) -> tuple[Array, tuple[Any, ...]]:
+        """Compute the output of the pool behind, at once if that can be."""
+        call = (self.bias, self.stride, padding, self.dilation, self.groups)
+        if x.ndim == self.ndim + 2 and pool.window is not None:
+            shape = geometry_of(x.shape, self.weight.shape, *call[1:], self.ndim).output_shape
+            windows = pool.windows(shape)
+            pooled = conv2d_max_pool(x, self._weight_of_forward(), *call, pool.window, with_relu)
+            if pooled is not None:
+                maxima, where = pooled
+                return np.moveaxis(maxima, -1, 1), (x, padding, None, (pool, (shape, windows, where, True)))
+        output, _ = self._forward(x, padding, channels_last=True)
+        maxima, kept = pool._forward(output, with_relu)
+        return maxima, (x, padding, None, (pool, kept))
 
     def _backward(
         self, grad_output: Array, *kept: Any, input_grad: bool, added: Array | None = None
     ) -> Array | None:  # fmt: skip
         """Compute equations (2) to (4); dX is added to an array that is ``added``, in place."""
-        x, padding, relu = kept
+        x, padding, relu, pooled = kept
+        if pooled is not None:
+            pool, of_pool = pooled
+            grad_output = pool._backward(grad_output, *of_pool, input_grad=True)
         if relu is not None:
             grad_output = passed(grad_output, relu)
         backward = getattr(ops, f"conv{self.ndim}d_backward")

@@ -65,10 +65,10 @@ class Pooling(Layer):
         check_spatial(x, 2)
         return x
 
-    def _both_windows(self, x: Array) -> list[Windows]:
+    def windows(self, shape: tuple[int, ...]) -> list[Windows]:
         """Windows along the rows and the columns; their tables are kept for the next images of the same size."""
         found = []
-        for axis, n in enumerate(x.shape[-2:]):
+        for axis, n in enumerate(shape[-2:]):
             key = self.extra_repr(), axis, n
             if key not in self._known:
                 if len(self._known) >= MOST_KNOWN:
@@ -180,7 +180,7 @@ class MaxPool2d(SlidingPooling):
         return Windows(n, start, stop, -(-(stop - start) // d), d)
 
     def _forward(self, x: Array, with_relu: bool = False) -> tuple[Array, tuple[Any, ...]]:
-        rows, cols = self._both_windows(x)
+        rows, cols = self.windows(x.shape)
         pixels, last = pixels_of(x), lie_channels_last(x)
         shape = (len(pixels), len(rows.start), len(cols.start), pixels.shape[3])
         out = empty("the output", shape, x.dtype)
@@ -192,6 +192,13 @@ class MaxPool2d(SlidingPooling):
         max_pool(pixels, *tables, x.dtype.type(lowest), nowhere, rooms, out, where)
         return images_of(out, output_shape(x, out), last), (x.shape, (rows, cols), where, last)
 
+    @property
+    def window(self) -> tuple[int, int] | None:
+        """Rows and columns of windows that lie side by side, whose maxima have a byte for their places; else None."""
+        rows, columns = self.kernel_size
+        side_by_side = self.stride == self.kernel_size and self.padding == (0, 0) and self.dilation == (1, 1)
+        return (rows, columns) if side_by_side and not self.ceil_mode and rows * columns < NOWHERE else None
+
     def extra_repr(self) -> str:
         """Arguments to show in the repr."""
         return super().extra_repr() + (f", dilation={self.dilation}" if self.dilation != (1, 1) else "")
@@ -201,7 +208,7 @@ class MeanPooling(Pooling):
     """What both mean layers share: forward and backward from their windows."""
 
     def _forward(self, x: Array) -> tuple[Array, tuple[Any, ...]]:
-        rows, cols = self._both_windows(x)
+        rows, cols = self.windows(x.shape)
         pixels, last = pixels_of(x), lie_channels_last(x)
         out = empty("the output", (len(pixels), len(rows.start), len(cols.start), pixels.shape[3]), x.dtype)
         rooms = rooms_for(out.shape[0] * out.shape[1], out.shape[3], np.dtype(np.float64))

@@ -21,6 +21,7 @@ from .copying import clear, copy, copy_tile, take_tile
 from .maps import gradient_map, input_map, output_map, weight_gradient_map, weight_map
 from .outer import AHEAD, FEW_ROWS, SHORT, far_tile, outer_tile, short_tile
 from .peak import ACCUMULATORS, peak_tile
+from .pooling import NOWHERE, pool_tile
 from .slide import SLIDES, SPAN, TALL, TALLER, slide_tile, sum_slide_tile
 from .sums import sum_tile
 from .tasks import compact, run_tasks
@@ -31,6 +32,7 @@ __all__ = [
     "ACCUMULATORS",
     "AHEAD",
     "FEW_ROWS",
+    "NOWHERE",
     "ROWS",
     "SHORT",
     "SLIDES",
@@ -50,6 +52,7 @@ __all__ = [
     "outer_tile",
     "output_map",
     "peak_tile",
+    "pool_tile",
     "run_tasks",
     "scatter_tile",
     "short_tile",

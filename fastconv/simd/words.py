@@ -124,8 +124,8 @@ class Words:
         return ir.Constant(self.vector, [float(np.float32(value) if self.size == 4 else value)] * self.lanes)
 
     def splat(self, value: Any) -> Any:
-        """Return a vector of one value."""
-        undefined = ir.Constant(self.vector, ir.Undefined)
+        """Return a vector of one value, of the dtype or another type."""
+        undefined = ir.Constant(ir.VectorType(value.type, self.lanes), ir.Undefined)
         first = self.b.insert_element(undefined, value, I32(0))
         return self.b.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, self.lanes), [0] * self.lanes))
 

@@ -1,0 +1,59 @@
+"""Convolution and max-pooling in one pass: a task keeps the maxima of what it computes, which never leaves the cache."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .arrays import Array, as_array, empty, plain
+from .geometry import geometry_of
+from .ops import Operand, bias_values, row_for, shapes_3d
+from .prepared import PreparedWeight
+
+__all__ = ["conv2d_max_pool"]
+
+Pairs = Sequence[tuple[int, int]]
+
+
+def conv2d_max_pool(
+    x: Array, weight: Array | PreparedWeight, bias: Array | None, stride: Any, padding: Pairs, dilation: Any, groups: int,
+    window: tuple[int, int], relu: bool,
+) -> tuple[Array, Array] | None:  # fmt: skip
+    """Compute the maxima of windows side by side of a convolution's output, or of its ReLU, and where they are.
+
+    Parameters
+    ----------
+    x : ndarray of shape (N, n_ch, h, w), float32 or float64
+    weight, bias, stride, padding, dilation, groups
+        As of `fastconv.conv2d`, and checked.
+    window : tuple of int
+        Rows and columns.  The output has room for one at least.
+    relu : bool
+
+    Returns
+    -------
+    None, where what computes the convolution cannot do both; or two arrays
+        The maxima, (N, h_new, w_new, n_f), and their places, bytes as of `fastconv.kernels.pooling.max_pool`.
+    """
+    geometry = geometry_of(x.shape, weight.shape, stride, padding, dilation, groups, 2)
+    batch, filters, height, width = geometry.output_shape
+    shape = (batch, height // window[0], width // window[1], filters)
+    count, dtype = math.prod(shape), x.dtype
+    size = count + -(-count // dtype.itemsize)  # bytes behind the maxima
+    prepared = weight if isinstance(weight, PreparedWeight) else None
+    x_shape, weight_shape, _ = shapes_3d(geometry)
+    operands = [Operand(x, x_shape, 2), Operand(as_array("weight", weight), weight_shape, 0, prepared)]
+    row, _ = row_for("output", geometry, dtype, operands, (size,), "auto", None)
+    if count == 0 or row.bind is None or not row.pools(geometry, dtype.itemsize):
+        return None
+    images = plain(x, x_shape, dtype, 2)
+    factors: Any = prepared or plain(operands[1].array, weight_shape, dtype)
+    values = plain(bias_values(bias, filters, 2, dtype), (filters,), dtype)
+    out = empty("the output", (size,), dtype)
+    run = row.bind(geometry.volume, images, factors, out, window=window)
+    flat = images if images.flags.c_contiguous else images.transpose(0, 2, 3, 4, 1)
+    run(out, flat.reshape(-1), prepared or factors.reshape(-1), values, 0.0 if relu else -math.inf)
+    return out[:count].reshape(shape), out.view(np.uint8)[count * dtype.itemsize :][:count].reshape(shape)
