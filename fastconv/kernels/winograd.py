@@ -88,10 +88,12 @@ DEPTHS = 16
 
 @kernel
 def transform_tiles(
-    gradient: bool, image: Array, base: int, distances: Ints, sizes: Ints, tile: Ints, steps: Ints, more: Ints, values: Ints,
-    inside: Ints, channels: int, room: Array, columns_at: int, target_at: int, plane: int, pixel: int,
+    gradient: bool | None, image: Array, base: int, distances: Ints, sizes: Ints, tile: Ints, steps: Ints, more: Ints,
+    values: Ints, inside: Ints, channels: int, room: Array, columns_at: int, target_at: int, plane: int, pixel: int,
 ) -> None:  # fmt: skip
     """Evaluate tiles at the points: target[value, tile, channel], the input's or, if it is a ``gradient``, the output's.
+
+    Else ``gradient`` is None, and not False, so that Numba leaves out what is not needed.
 
     ``sizes`` are (images, rows, columns) of outputs, ``distances`` those of pixels in the image; ``tile``, ``steps``, ``more``
     and ``values`` are what PLACES says of an image that is read: a tile of the input has steps times the outputs and some more
@@ -104,8 +106,8 @@ def transform_tiles(
     images, height, width = sizes
     top, bottom, left, right = inside
     step_y, step_x = steps
-    reach = 0 if gradient else more[0]
-    row = (step_x * width + (0 if gradient else more[1])) * n
+    reach, beside = (more[0], more[1]) if gradient is None else (0, 0)
+    row = (step_x * width + beside) * n
     copied = columns_at + values[0] * row
     t = 0
     for b in range(images):
@@ -133,14 +135,14 @@ def transform_tiles(
                         else:
                             clear(room, to, to + row_step)
                 to = columns_at + left * n
-                if gradient:
-                    gradient_map(
-                        m_y + more[0], m_y, 1, source, at, row_step, step, room, to, row, n, right - left,
+                if gradient is None:
+                    input_map(
+                        rows, rows, step_y, source, at, row_step, step, room, to, row, n, right - left,
                         image, ahead + c, distances[1], distances[2], fetches,
                     )  # fmt: skip
                 else:
-                    input_map(
-                        rows, rows, step_y, source, at, row_step, step, room, to, row, n, right - left,
+                    gradient_map(
+                        m_y + more[0], m_y, 1, source, at, row_step, step, room, to, row, n, right - left,
                         image, ahead + c, distances[1], distances[2], fetches,
                     )  # fmt: skip
                 for value in range(values[0]):
@@ -150,15 +152,15 @@ def transform_tiles(
                 to = target_at + t * pixel + c
                 for x in range(0, width, tile[1]):
                     m_x, at = min(tile[1], width - x), columns_at + step_x * x * n
-                    if gradient:
-                        gradient_map(
-                            m_x + more[1], m_x, 1, room, at, n, row, room, to, plane, values[1] * plane, values[0],
-                            room, 0, 0, 0, 0,
-                        )  # fmt: skip
-                    else:
+                    if gradient is None:
                         columns = step_x * m_x + more[1]
                         input_map(
                             columns, columns, step_x, room, at, n, row, room, to, plane, values[1] * plane, values[0],
+                            room, 0, 0, 0, 0,
+                        )  # fmt: skip
+                    else:
+                        gradient_map(
+                            m_x + more[1], m_x, 1, room, at, n, row, room, to, plane, values[1] * plane, values[0],
                             room, 0, 0, 0, 0,
                         )  # fmt: skip
                     to += pixel
@@ -326,7 +328,7 @@ def multiply(
         g, block = divmod(g_block, blocks)
         if g != transformed:
             transform_tiles(
-                False, image, base + g * group_step, (image_steps[0], image_steps[3], image_steps[4]), sizes, tile,
+                None, image, base + g * group_step, (image_steps[0], image_steps[3], image_steps[4]), sizes, tile,
                 two(numbers, OWN + 14), two(numbers, OWN + 16), two(numbers, OWN + 18), inside, depth, room, columns_at,
                 values_at, values, pixel,
             )  # fmt: skip
@@ -425,7 +427,7 @@ def correlate(
         packs = numbers[34]
         image, steps = room if packs else x, five(numbers, 15 if packs else 5)
         transform_tiles(
-            False, image, base, (steps[0], steps[3], steps[4]), sizes, tile, two(numbers, OWN + 14), two(numbers, OWN + 16),
+            None, image, base, (steps[0], steps[3], steps[4]), sizes, tile, two(numbers, OWN + 14), two(numbers, OWN + 16),
             two(numbers, OWN + 18), inside_of(numbers, sizes, y0, x0), taken, room, columns_at, values_at, values, pixel,
         )  # fmt: skip
         at = n0 * out_steps[0] + z0 * out_steps[2] + y0 * out_steps[3] + x0 * out_steps[4]
