@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ..jit import kernel, unsigned
+from ..jit import inlined, kernel, unsigned
 from ..simd import VECTORS, clear, compact, far_tile, lanes, outer_tile, short_tile
 from ..tasks import task
 from .pack import five, four, pack_box, pack_depths, pack_strip, three, two, unpack_rows, unpack_strip
@@ -92,24 +92,18 @@ def place_strip(number: int, numbers: Array, tables: Array) -> tuple[int, int, i
     return image * strip[0], plane * strip[1], row * strip[2], column * strip[3], kind
 
 
-@kernel
-def open_strip(numbers: Array, x: Array, n: int, z: int, y: int, x0: int, room: Array) -> int:
-    """Where the input of a strip begins: in x, or in its box, which is packed here."""
-    return open_channels(numbers, x, 0, n, z, y, x0, room)
-
-
-@kernel
-def open_channels(numbers: Array, x: Array, first: int, n: int, z: int, y: int, x0: int, room: Array) -> int:
-    """`open_strip`, where a box holds the channels from ``first`` on."""
-    compact()
+@inlined
+def open_strip(numbers: Array, x: Array, n: int, z: int, y: int, x0: int, room: Array, first: int) -> int:
+    """Where the input of a strip begins: in x, or in its box, which holds the channels from ``first`` on and is packed here."""
     shape, steps, box, box_steps = five(numbers, 0), five(numbers, 5), five(numbers, 10), five(numbers, 15)
     left, x_step = three(numbers, 28), three(numbers, 31)
     z_in, y_in, x_in = x_step[0] * z - left[0], x_step[1] * y - left[1], x_step[2] * x0 - left[2]
+    base = n * steps[0] + z_in * steps[2] + y_in * steps[3] + x_in * steps[4]
     if numbers[34]:
         part = (box[0], min(box[1], shape[1] - first), box[2], box[3], box[4])
         pack_box(x, first * steps[1], shape, steps, n, z_in, y_in, x_in, room, 0, part, box_steps)
-        return -first * box_steps[1]
-    return n * steps[0] + z_in * steps[2] + y_in * steps[3] + x_in * steps[4]
+        base = -first * box_steps[1]
+    return base
 
 
 @task
@@ -132,7 +126,7 @@ def gather(
     strip, out_shape, out_steps, out_step = four(numbers, 20), five(numbers, 40), five(numbers, 45), three(numbers, 50)
     number, part = divmod(task, parts)
     n0, z0, y0, x0, kind = place_strip(number, numbers, tables)
-    base = open_strip(numbers, x, n0, z0, y0, x0, room)
+    base = open_strip(numbers, x, n0, z0, y0, x0, room, 0)
     n = lanes(out.itemsize)
     blocks = (lane_count + pitch - 1) // pitch
     padded = (lane_count + n - 1) // n * n
@@ -201,7 +195,7 @@ def gather_planes(
     box, box_steps, strip = five(numbers, 10), five(numbers, 15), four(numbers, 20)
     out_shape, out_steps, out_step = five(numbers, 40), five(numbers, 45), three(numbers, 50)
     n0, z0, y0, x0, kind = place_strip(task, numbers, tables)
-    open_strip(numbers, x, n0, z0, y0, x0, room)
+    open_strip(numbers, x, n0, z0, y0, x0, room, 0)
     box_size = numbers[35]
     rows, floor = (lane_count + height - 1) // height * height, start[groups * lane_count + width + 1]
     for b in range(min(strip[0], out_shape[0] - n0)):
@@ -348,7 +342,7 @@ def correlate(
     strips = counts[0] * counts[1] * counts[2] * counts[3]
     for number in range(s * per_chunk, min((s + 1) * per_chunk, strips)):
         n0, z0, y0, x0, kind = place_strip(number, numbers, tables)
-        base = open_channels(numbers, x, part * own_depths, n0, z0, y0, x0, room)
+        base = open_strip(numbers, x, n0, z0, y0, x0, room, part * own_depths)
         corner = n0 * out_steps[0] + z0 * out_steps[2] + y0 * out_steps[3] + x0 * out_steps[4]
         sizes = (
             min(strip[0], out_shape[0] - n0), min(strip[1], out_shape[2] - z0), min(strip[2], out_shape[3] - y0),

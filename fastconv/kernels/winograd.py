@@ -300,7 +300,7 @@ def multiply(
     strip, out_shape, out_steps = four(numbers, 20), five(numbers, 40), five(numbers, 45)
     number, part = divmod(task, parts)
     n0, z0, y0, x0, kind = place_strip(number, numbers, tables)
-    base = open_strip(numbers, x, n0, z0, y0, x0, room)
+    base = open_strip(numbers, x, n0, z0, y0, x0, room, 0)
     # The first pixel of the strip need not exist, and outputs that end in some that do not are counted.
     first_y, first_x = first_pixel[0] + made_steps[0] * y0, first_pixel[1] + made_steps[1] * x0
     sizes = (
@@ -422,7 +422,7 @@ def correlate(
     first, last = s * per_chunk, min((s + 1) * per_chunk, strips)
     for number in range(first, last):
         n0, z0, y0, x0, kind = place_strip(number, numbers, tables)
-        base = open_strip(numbers, x, n0, z0, y0, x0, room) + g * group_step + part * depths
+        base = open_strip(numbers, x, n0, z0, y0, x0, room, 0) + g * group_step + part * depths
         sizes = (min(strip[0], out_shape[0] - n0), min(strip[2], out_shape[3] - y0), min(strip[3], out_shape[4] - x0))
         packs = numbers[34]
         image, steps = room if packs else x, five(numbers, 15 if packs else 5)
