@@ -91,6 +91,11 @@ PHASES_BYTES, CROWDED = 5 << 18, 1.25
 NEAR_BYTES, FAR = 5 << 17, 0.15
 """The same bytes without phases, and how much longer it takes if nearly all values stand in the third-level cache."""
 
+LINE = 64
+MULTIPLICATION = 0.3 / LINE
+"""Nanoseconds for each byte of vectors that are multiplied, which are at most a line of the cache wide: half as wide ones take
+half as long.  Not so for rows and columns alone, which with narrow vectors were slower than direct sums as often as not."""
+
 MOST_SHARED = 8 << 20
 """Bytes of a weight at the points that the third-level cache keeps for all strips; to read more takes twice the time."""
 
@@ -751,7 +756,8 @@ def nanoseconds(computes: str, geometry: ConvGeometry, itemsize: int) -> float:
         return math.inf
     strip = work.strip()
     tasks = math.prod(work.split(strip))
-    time = 0.3 * work.cost(strip) * (ceil_div(tasks, 2) * 2 / tasks)
+    width = LINE if 1 in work.form.points else lanes(itemsize) * itemsize
+    time = MULTIPLICATION * width * work.cost(strip) * (ceil_div(tasks, 2) * 2 / tasks)
     if work.form.strides:  # direct sums leave out taps on padding, of which their estimate does not tell
         time *= (1.0 if computes == "output" else GRADIENTS) / met_share(g)
     if computes == "grad_input":  # tiles that end in pixels that do not exist are copied
