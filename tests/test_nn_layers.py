@@ -1,5 +1,6 @@
 """Every layer against finite differences and PyTorch, and the rules that all layers keep."""
 
+import math
 import weakref
 
 import numpy as np
@@ -370,6 +371,26 @@ def reverse(array):
     return array[..., ::-1].copy()[..., ::-1]
 
 
+def test_what_is_dropped_depends_on_the_place_alone():
+    """Not on the memory layout or on the number of threads; and neighbours have nothing to do with each other."""
+    x = np.random.default_rng(0).standard_normal((16, 40, 33, 21), np.float32)
+    last = np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1)
+    results = []
+    for array, threads in ((x, 1), (last, 1), (last, 2), (x[:9], 2)):
+        dropout = nn.Dropout(0.3, rng=1)
+        with fastconv.num_threads(min(threads, fastconv.get_num_threads())):
+            results.append((dropout(array), dropout.backward(array)))
+    for y, dx in results:
+        np.testing.assert_array_equal(y, results[0][0][: len(y)])
+        np.testing.assert_array_equal(dx, y)
+    assert results[1][0].transpose(0, 2, 3, 1).flags.c_contiguous
+    kept = (results[0][0] != 0).reshape(-1) - 0.7
+    deviation = math.sqrt(0.21 / kept.size)
+    assert abs(kept.mean()) < 4 * deviation
+    for distance in (1, 2, 21, 693, 1024):
+        assert abs((kept[distance:] * kept[:-distance]).mean()) < 4 * 0.21 / math.sqrt(kept.size)
+
+
 def test_other_array_libraries():
     torch = pytest.importorskip("torch")
     output = nn.ReLU()(torch.tensor([-1.0, 2.0]))
@@ -386,6 +407,7 @@ def test_dropout():
     np.testing.assert_array_equal(nn.Dropout(0.25, rng=0)(x), y)
     assert not nn.Dropout(1)(np.full(5, np.inf)).any()
     np.testing.assert_array_equal(nn.Dropout(0)(x), x)
+    assert nn.Dropout()(np.ones((2, 0, 3, 3), np.float32)).shape == (2, 0, 3, 3)
     layer = nn.Dropout()
     nn.manual_seed(5)
     first = layer(x)

@@ -7,10 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import empty
-from ..scratch import buffer
 from .checks import Array, integer, number
-from .elementwise import passed, rectified
+from .elementwise import dropped, passed, rectified
 from .generator import generator
 from .layout import images_of, lie_channels_last, pixels_of
 from .module import Layer
@@ -45,6 +43,8 @@ class ReLU(Layer):
 class Dropout(Layer):
     """In training, zero each element with probability p and scale the others by 1/(1 - p); otherwise, nothing.
 
+    Each call draws two keys; what becomes of an element follows from these and its place in x, not from threads or memory layout.
+
     Parameters
     ----------
     p : float
@@ -61,7 +61,7 @@ class Dropout(Layer):
     --------
     >>> dropout = Dropout(0.5, rng=0)
     >>> dropout(np.ones(6))
-    array([2., 2., 2., 0., 0., 0.])
+    array([0., 2., 2., 2., 0., 0.])
     >>> dropout.eval()(np.ones(6))
     array([1., 1., 1., 1., 1., 1.])
     """
@@ -74,19 +74,17 @@ class Dropout(Layer):
     def _forward(self, x: Array) -> tuple[Array, tuple[Any, ...]]:
         if not self.training:
             return x, ()
-        numbers, mask = buffer("numbers", x.size, np.dtype(np.float32)), empty("a mask", x.shape, np.dtype(np.bool_))
-        generator(self.rng).random(out=numbers, dtype=np.float32)
-        np.greater_equal(numbers.reshape(x.shape), np.float32(self.p), out=mask)
-        return self._scaled(x, mask), (mask,)
+        keys = generator(self.rng).integers(2**32, size=2, dtype=np.uint64)
+        output, mask = dropped(x, self.p, self._scale, keys)
+        return output, (mask,)
 
     def _backward(self, grad_output: Array, *kept: Any, input_grad: bool) -> Array:
         (mask,) = kept
-        return self._scaled(grad_output, mask)
+        return passed(grad_output, mask, self._scale)
 
-    def _scaled(self, x: Array, mask: Array) -> Array:
-        scaled = passed(x, mask)
-        scaled *= x.dtype.type(1 / (1 - self.p) if self.p < 1 else 0)
-        return scaled
+    @property
+    def _scale(self) -> float:
+        return 1 / (1 - self.p) if self.p < 1 else 0.0
 
     def _sample_axes(self) -> None:
         return None

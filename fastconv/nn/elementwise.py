@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from ..arrays import empty, is_channels_last, plain
-from ..kernels.elementwise import add, masked, rectify
+from ..kernels.elementwise import add, drop, masked, rectify, scaled
 from .checks import Array
 
-__all__ = ["passed", "rectified", "summed"]
+__all__ = ["dropped", "passed", "rectified", "summed"]
+
+ROW = 1024
+"""Numbers of a row that a thread takes at a time, where rows are not those of pixels."""
 
 Order = tuple[int, ...]
 
@@ -30,13 +35,29 @@ def summed(a: Array, b: Array, *, with_relu: bool = False, in_place: bool = Fals
     return reordered(output, a.shape, order)
 
 
-def passed(values: Array, mask: Array) -> Array:
-    """Copy the values where the mask, for example the output of a ReLU, is not 0; set the others to 0, NaN included."""
+def passed(values: Array, mask: Array, scale: float | None = None) -> Array:
+    """Copy the values where the mask, for example the output of a ReLU, is not 0; set the others to 0, NaN included.
+
+    With a scale, they are multiplied with it.
+    """
     passes, order = in_memory_order(mask)
     flat, _ = in_memory_order(values, order)
     output = empty("the output", flat.shape, values.dtype)
-    masked(flat, passes, output)
+    if scale is None:
+        masked(flat, passes, output)
+    else:
+        scaled(flat, passes, values.dtype.type(scale), output)
     return reordered(output, values.shape, order)
+
+
+def dropped(x: Array, p: float, scale: float, keys: Array) -> tuple[Array, Array]:
+    """Return x * scale with each number set to 0 with probability p, and a mask of the others, which lies as x does."""
+    values, order = in_memory_order(x)
+    output, mask = empty("the output", values.shape, x.dtype), empty("a mask", values.shape, np.dtype(np.bool_))
+    last = x.size > 0 and order != tuple(range(x.ndim))
+    width, pixels = (x.shape[1], math.prod(x.shape[2:])) if last else (ROW, 1)
+    drop(values, width, pixels, keys, np.uint64(round(p * 2**32)), x.dtype.type(scale), mask, output)
+    return reordered(output, x.shape, order), reordered(mask, x.shape, order)
 
 
 def in_memory_order(x: Array, order: Order | None = None) -> tuple[Array, Order]:
