@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from .arrays import Array, as_array, empty, plain
+from .calls import flat, form_of, recall, remember
 from .geometry import geometry_of
 from .ops import Operand, bias_values, row_for, shapes_3d
 from .prepared import PreparedWeight
@@ -38,6 +40,10 @@ def conv2d_max_pool(
     None, where what computes the convolution cannot do both; or two arrays
         The maxima, (N, h_new, w_new, n_f), and their places, bytes as of `fastconv.kernels.pooling.max_pool`.
     """
+    form = form_of((x, weight, bias), (relu,), ("max_pool", stride, padding, dilation, groups, window))
+    if (known := recall(form)) is not None:
+        result: tuple[Array, Array] | None = known(flat(x), flat(weight), None if bias is None else flat(bias))
+        return result
     geometry = geometry_of(x.shape, weight.shape, stride, padding, dilation, groups, 2)
     batch, filters, height, width = geometry.output_shape
     shape = (batch, height // window[0], width // window[1], filters)
@@ -48,12 +54,26 @@ def conv2d_max_pool(
     operands = [Operand(x, x_shape, 2), Operand(as_array("weight", weight), weight_shape, 0, prepared)]
     row, _ = row_for("output", geometry, dtype, operands, (size,), "auto", None)
     if count == 0 or row.bind is None or not row.pools(geometry, dtype.itemsize):
+        remember(form, _neither)
         return None
     images = plain(x, x_shape, dtype, 2)
     factors: Any = prepared or plain(operands[1].array, weight_shape, dtype)
     values = plain(bias_values(bias, filters, 2, dtype), (filters,), dtype)
-    out = empty("the output", (size,), dtype)
-    run = row.bind(geometry.volume, images, factors, out, window=window)
-    flat = images if images.flags.c_contiguous else images.transpose(0, 2, 3, 4, 1)
-    run(out, flat.reshape(-1), prepared or factors.reshape(-1), values, 0.0 if relu else -math.inf)
+    run = row.bind(geometry.volume, images, factors, np.empty(0, dtype), window=window)
+    call = functools.partial(_maxima, run, shape, size, dtype, 0.0 if relu else -math.inf)
+    if np.may_share_memory(images, x) and (prepared or np.may_share_memory(factors, operands[1].array)):
+        remember(form, call)
+    return call(flat(images), prepared or factors.reshape(-1), values)
+
+
+def _maxima(
+    run: Callable[..., None], shape: tuple[int, ...], size: int, dtype: np.dtype[Any], floor: float, *arrays: Any
+) -> tuple[Array, Array]:
+    """Run a program with flat arrays."""
+    out, count = empty("the output", (size,), dtype), math.prod(shape)
+    run(out, *arrays, floor)
     return out[:count].reshape(shape), out.view(np.uint8)[count * dtype.itemsize :][:count].reshape(shape)
+
+
+def _neither(*arrays: Any) -> None:
+    """Stand for a call that cannot do both."""
