@@ -12,6 +12,7 @@ import numpy as np
 from .arrays import Array, as_array, empty, plain
 from .calls import flat, form_of, recall, remember
 from .geometry import geometry_of
+from .limits import SMALL
 from .ops import Operand, bias_values, row_for, shapes_3d
 from .prepared import PreparedWeight
 
@@ -52,7 +53,7 @@ def conv2d_max_pool(
     prepared = weight if isinstance(weight, PreparedWeight) else None
     x_shape, weight_shape, _ = shapes_3d(geometry)
     operands = [Operand(x, x_shape, 2), Operand(as_array("weight", weight), weight_shape, 0, prepared)]
-    row, _ = row_for("output", geometry, dtype, operands, (size,), "auto", None)
+    row, needed = row_for("output", geometry, dtype, operands, (size,), "auto", None)
     if count == 0 or row.bind is None or not row.pools(geometry, dtype.itemsize):
         remember(form, _neither)
         return None
@@ -61,7 +62,8 @@ def conv2d_max_pool(
     values = plain(bias_values(bias, filters, 2, dtype), (filters,), dtype)
     run = row.bind(geometry.volume, images, factors, np.empty(0, dtype), window=window)
     call = functools.partial(_maxima, run, shape, size, dtype, 0.0 if relu else -math.inf)
-    if np.may_share_memory(images, x) and (prepared or np.may_share_memory(factors, operands[1].array)):
+    as_they_lie = np.may_share_memory(images, x) and (prepared or np.may_share_memory(factors, operands[1].array))
+    if as_they_lie and needed < SMALL:  # of larger calls the memory is checked each time
         remember(form, call)
     return call(flat(images), prepared or factors.reshape(-1), values)
 
