@@ -35,6 +35,7 @@ from .programs import (
     unpacking,
 )
 from .simd import lanes
+from .simd.words import LINE
 from .strips import (
     TASKS,
     Axis,
@@ -91,7 +92,6 @@ PHASES_BYTES, CROWDED = 5 << 18, 1.25
 NEAR_BYTES, FAR = 5 << 17, 0.15
 """The same bytes without phases, and how much longer it takes if nearly all values stand in the third-level cache."""
 
-LINE = 64
 MULTIPLICATION = 0.3 / LINE
 """Nanoseconds for each byte of vectors that are multiplied, which are at most a line of the cache wide: half as wide ones take
 half as long.  Not so for rows and columns alone, which with narrow vectors were slower than direct sums as often as not."""

@@ -147,14 +147,8 @@ class BatchNorm2d(Layer):
         output = empty("the output", rows.shape, self.dtype)
         normalise(rows, table, added, self.dtype.type(0 if with_relu else -np.inf), output)
         adds, last = shortcut is not None, lie_channels_last(x)
-        return images_of(output, x.shape, last), (
-            rows,
-            table,
-            with_relu,
-            adds,
-            output if with_relu and adds else None,
-            last,
-        )
+        passes = output if with_relu and adds else None
+        return images_of(output, x.shape, last), (rows, table, with_relu, adds, passes, last)
 
     def _rows(self, x: Array) -> Array:
         """Images as rows, each of some pixels: as many for all images of one shape."""
