@@ -1,6 +1,8 @@
 """How fastconv's functions are compiled: the only file that sets a Numba option.
 
 ``kernel``           a serial compiled function
+``linked_kernel``    one that only compiled code calls: machine code is made of it once, and not again for each caller
+``inner_kernel``     one that only compiled code calls, and so short that it becomes part of its callers
 ``parallel_kernel``  the same with one ``prange``, its outermost loop, spread over the threads where `fastconv.threads` allows it
 ``streaming_kernel`` the same for work that is mostly reading and writing arrays: threads are woken for large ones only
 ``callback``         a compiled function that others call by its address: no caller is compiled again with it
@@ -38,6 +40,7 @@ from numba.core.runtime import rtsys
 from numba.extending import register_jitable
 
 from . import threads
+from .linking import LinkedCacheImpl, LinkedCompiler
 
 __all__ = [
     "ROWS",
@@ -45,7 +48,9 @@ __all__ = [
     "VECTOR_BYTES",
     "callback",
     "inlined",
+    "inner_kernel",
     "kernel",
+    "linked_kernel",
     "parallel_kernel",
     "prange",
     "shared",
@@ -114,7 +119,7 @@ OPTIONS = {
 def source_hash() -> str:
     """Hash of every source file that compiled code can come from: the only ones that use this file's decorators."""
     package = pathlib.Path(__file__).parent
-    files = [package / f"{name}.py" for name in ("cook_toom", "geometry", "jit", "reference", "tasks")]
+    files = [package / f"{name}.py" for name in ("cook_toom", "geometry", "jit", "linking", "reference", "tasks")]
     digest = hashlib.sha256()
     for path in sorted([*files, *(package / "simd").glob("*.py"), *(package / "kernels").glob("*.py")]):
         if path.exists():
@@ -124,6 +129,8 @@ def source_hash() -> str:
 
 class _KeyedCache(FunctionCache):  # type: ignore[misc]
     """Numba's cache of one function, keyed on the sources of all kernels, the width of a vector and how it is compiled."""
+
+    _impl_class = LinkedCacheImpl
 
     def __init__(self, func: Callable[..., Any], form: str) -> None:
         super().__init__(func)
@@ -180,11 +187,25 @@ class KernelCache(NullCache):  # type: ignore[misc]
         self._on_disk.flush()
 
 
-def _compiled(func: F, parallel: bool) -> F:
-    dispatcher: Any = numba.njit(**OPTIONS, parallel=parallel)(func)
+def _compiled(func: F, form: str, **options: Any) -> F:
+    dispatcher: Any = numba.njit(**OPTIONS, **options)(func)
     if not config.DISABLE_JIT:
-        dispatcher._cache = KernelCache(func, "parallel" if parallel else "serial")
+        dispatcher._cache = KernelCache(func, form)
         dispatcher.get_call_template = functools.partial(_for_any_number, dispatcher.get_call_template)
+    return dispatcher  # type: ignore[no-any-return]
+
+
+def _compiled_for_kernels(func: F, form: str, **options: Any) -> F:
+    """Compile without what Python would need to call it."""
+    dispatcher: Any = _compiled(func, form, no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)
+    if not config.DISABLE_JIT:
+
+        def refuse(*_: Any, **__: Any) -> None:
+            raise TypeError(f"{func.__name__} is for kernels, and cannot be called from Python")
+
+        # What Numba would call from Python goes into a table of its own; kernels look into this one.
+        dispatcher.add_overload = lambda result: dispatcher.overloads.update({tuple(result.signature.args): result})
+        dispatcher._compile_for_args = refuse
     return dispatcher  # type: ignore[no-any-return]
 
 
@@ -199,14 +220,24 @@ def _for_any_number(get_call_template: Callable[..., Any], args: Any, kws: Any) 
 
 def kernel(func: F) -> F:
     """Compile a serial kernel on its first call, or take it from the cache."""
-    return _compiled(func, False)
+    return _compiled(func, "serial")
+
+
+def linked_kernel(func: F) -> F:
+    """Compile a kernel that only others call once for all of them: see `fastconv.linking`."""
+    return _compiled_for_kernels(func, "linked", pipeline_class=LinkedCompiler)
+
+
+def inner_kernel(func: F) -> F:
+    """Compile a short kernel that only others call: LLVM makes it part of them."""
+    return _compiled_for_kernels(func, "inner")
 
 
 def parallel_kernel(func: F) -> F:
     """Compile a kernel whose outermost loop is a ``prange``, spread over the threads; without them where it must be."""
     if config.DISABLE_JIT:
         return func
-    threaded, serial, run = _compiled(func, True), _compiled(func, False), threads.run
+    threaded, serial, run = _compiled(func, "parallel", parallel=True), _compiled(func, "serial"), threads.run
 
     @functools.wraps(func)
     def call(*arguments: Any) -> Any:

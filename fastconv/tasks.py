@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numba import carray, config, types
 
-from .jit import callback, inlined, kernel, parallel_kernel, prange, signed
+from .jit import callback, kernel, linked_kernel, parallel_kernel, prange, signed
 from .scratch import buffer
 from .simd import run_tasks
 from .threads import sharing
@@ -51,7 +51,7 @@ class Task:
                 func(task, room[worker * room_size : (worker + 1) * room_size], numbers, tables, a, b, c, d)
 
             return interpreted
-        body = inlined(func)
+        body = linked_kernel(func)
 
         def entry(task, worker, numbers, tables, a, b, c, d, room, room_size):  # type: ignore[no-untyped-def]
             body(

@@ -22,7 +22,7 @@ MODULES = {
 # From the ground up.  A module imports from lower floors only, or from its own package (kernels, nn).  What stands on no floor is
 # an application: it may import anything, and nothing on a floor may import it.
 FLOORS = (
-    {"interpreter", "limits", "cook_toom"},
+    {"interpreter", "limits", "cook_toom", "linking"},
     {"threads", "archive"},
     {"jit"},
     {"geometry", "arrays", "simd"},
@@ -152,7 +152,8 @@ def test_every_file_with_compiled_code_is_part_of_the_key(tmp_path):
     users = [
         module
         for module in MODULES
-        if {"kernel", "parallel_kernel", "streaming_kernel", "task", "shared", "intrinsic"} & decorators(module)
+        if {name for name in decorators(module) if name.endswith("kernel")}
+        | ({"task", "shared", "intrinsic"} & decorators(module))
     ]
     assert {"geometry", "reference", "kernels.loops"} <= set(users)
     shutil.copytree(PACKAGE, tmp_path / "fastconv", ignore=shutil.ignore_patterns("__pycache__"))
@@ -264,6 +265,81 @@ def test_an_edit_never_meets_a_stale_kernel(copy):
     edit(path, body, body.replace("total += columns[j]", "total += columns[j] + 1", 1))
     assert run(CALL, copy, cache) == ["103 20.0", "compiled"]
     assert run(CALL, copy, cache) == ["103 20.0", "from the cache"]
+
+
+LINKED = """
+    from ..jit import kernel, linked_kernel, parallel_kernel, prange
+
+    @linked_kernel
+    def total(array):
+        total = 0.0
+        for k in range(array.size):
+            total += array[k]
+        return total
+
+    @linked_kernel
+    def mean(array):
+        return total(array) / array.size
+
+    @kernel
+    def twice(array):
+        return 2 * mean(array)
+
+    @parallel_kernel
+    def means(array, out):
+        for k in prange(out.size):
+            out[k] = mean(array) + total(array)
+"""
+
+CALL_LINKED = """
+    import numpy as np
+    from fastconv import linking
+    from fastconv.kernels.linked import mean, means, total, twice
+    out = np.zeros(3)
+    for call in (lambda: means(np.arange(4.0), out), lambda: print(twice(np.arange(5.0)), out)):
+        call()
+    names = sorted(name.split("linked")[1][1:].split("B")[0].lstrip("0123456789") for name in linking._linked)
+    print(names, [sum(f.stats.cache_hits.values()) for f in (total, mean, twice, means.threaded)])
+    for kernel in (mean, total):
+        try:
+            kernel(np.arange(4.0))
+        except TypeError as error:
+            print(error)
+"""
+
+
+@COMPILED
+def test_linked_kernels_come_with_what_calls_them(copy):
+    """Also from the cache, where what they came from is gone, and where only a part of the callers is there."""
+    (copy / "fastconv/kernels/linked.py").write_text(dedent(LINKED))
+    cache = copy / "cache"
+    result = ["4.0 [7.5 7.5 7.5]"]
+    refused = [f"{name} is for kernels, and cannot be called from Python" for name in ("mean", "total")]
+    assert run(CALL_LINKED, copy, cache) == [*result, "['mean', 'total'] [0, 0, 0, 0]", *refused]
+    assert run(CALL_LINKED, copy, cache) == [*result, "['mean', 'total'] [0, 0, 1, 1]", *refused]
+    for name, hits in {"twice": [0, 1, 0, 1], "mean": [0, 0, 1, 1], "total": [0, 0, 1, 1]}.items():
+        for path in cache.rglob(f"linked.{name}-*"):
+            path.unlink()
+        assert run(CALL_LINKED, copy, cache) == [*result, f"['mean', 'total'] {hits}", *refused], name
+    for path in cache.rglob("linked.twice-*"):
+        path.unlink()
+    found = run(CALL_LINKED, copy, cache)  # now kernels are compiled under the symbols of some that were loaded
+    assert found[0] == result[0]
+    assert found[1].endswith("[0, 0, 0, 1]")
+
+
+@COMPILED
+def test_callers_hold_no_code_of_linked_kernels(copy):
+    (copy / "fastconv/kernels/linked.py").write_text(dedent(LINKED))
+    program = """
+    import numpy as np
+    from fastconv.kernels.linked import mean, twice
+    twice(np.arange(4.0))
+    [caller] = twice.inspect_llvm().values()
+    [callee] = mean.inspect_llvm().values()
+    print([(text.count("fdiv"), "declare" in text) for text in (caller, callee)])
+    """
+    assert run(program, copy, copy / "cache") == ["[(0, True), (1, True)]"]
 
 
 @COMPILED

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..jit import kernel, unsigned
+from ..jit import inner_kernel, linked_kernel, unsigned
 from ..simd import clear, compact, lanes, slide_tile, sum_slide_tile
 from ..tasks import task
 from .direct import OWN, place_strip
@@ -36,7 +36,7 @@ strips of a chunk, the distance of chunks' panels, taps of a line, the stride an
 tables hold their offsets, and where in its room a task sums up a strip."""
 
 
-@kernel
+@inner_kernel
 def channels_of(part: int, parts: int, channels: int, width: int, reads: int, n: int) -> tuple[int, int]:
     """First channel of a part, and how many it has: a block, or vectors that are read as they lie.
 
@@ -49,7 +49,7 @@ def channels_of(part: int, parts: int, channels: int, width: int, reads: int, n:
     return first, (channels if part == parts - 1 else channels // n * (part + 1) // parts * n) - first
 
 
-@kernel
+@linked_kernel
 def pack_vectors(
     numbers: Array, x: Array, first: int, valid: int, n0: int, z_in: int, y_in: int, x_in: int, room: Array
 ) -> None:

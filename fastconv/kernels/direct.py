@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ..jit import inlined, kernel, unsigned
+from ..jit import inner_kernel, unsigned
 from ..simd import VECTORS, clear, compact, far_tile, lanes, outer_tile, short_tile
 from ..tasks import task
 from .pack import five, four, pack_box, pack_depths, pack_strip, three, two, unpack_rows, unpack_strip
@@ -75,7 +75,7 @@ they lie, where in its room a task has its panels, or 0, where tables hold the r
 part if a box holds no others, else 0, and where behind the zeros the sums of gradients go, or 0."""
 
 
-@kernel
+@inner_kernel
 def place_strip(number: int, numbers: Array, tables: Array) -> tuple[int, int, int, int, int]:
     """First image, plane, row and column of a strip, and its kind."""
     compact()
@@ -92,7 +92,7 @@ def place_strip(number: int, numbers: Array, tables: Array) -> tuple[int, int, i
     return image * strip[0], plane * strip[1], row * strip[2], column * strip[3], kind
 
 
-@inlined
+@inner_kernel
 def open_strip(numbers: Array, x: Array, n: int, z: int, y: int, x0: int, room: Array, first: int) -> int:
     """Where the input of a strip begins: in x, or in its box, which holds the channels from ``first`` on and is packed here."""
     shape, steps, box, box_steps = five(numbers, 0), five(numbers, 5), five(numbers, 10), five(numbers, 15)
@@ -284,14 +284,14 @@ def gather_taps(
                     )  # fmt: skip
 
 
-@kernel
+@inner_kernel
 def add_row(row: Array, row_at: int, count: int, sums: Array, sums_at: int) -> None:
     """sums[k] += row[k] for k < count."""
     for k in range(count):
         sums[unsigned(sums_at + k)] += row[unsigned(row_at + k)]
 
 
-@kernel
+@inner_kernel
 def spread_row(
     row: Array, row_at: int, count: int, bias: float, floor: float, out: Array, out_at: int, out_step: int
 ) -> None:  # fmt: skip

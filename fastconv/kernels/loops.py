@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..geometry import ceil_div, gather_range, phase_taps, tap_range
-from ..jit import kernel, parallel_kernel, prange, signed, unsigned
+from ..jit import inner_kernel, parallel_kernel, prange, signed, unsigned
 
 __all__ = ["grad_bias", "grad_input", "grad_weight", "output"]
 
@@ -205,7 +205,7 @@ def grad_bias(grad_output: Array, out: Array) -> None:
 # not vectorise the loop.
 
 
-@kernel
+@inner_kernel
 def add_terms(row: Array, part: Array, terms: Array, used: int, source: Array, step: int, scale: Array) -> None:
     """row[t] += scale[b] * source[a + step*t] for t = lower..upper, for each of the ``used`` terms (a, b, lower, upper).
 
@@ -232,7 +232,7 @@ def add_terms(row: Array, part: Array, terms: Array, used: int, source: Array, s
         row[t] += part[t]
 
 
-@kernel
+@inner_kernel
 def add_term(row: Array, at: int, scale: Any, lower: int, upper: int, source: Array, step: int) -> None:
     """row[t] += scale * source[at + step*t] for t = lower..upper."""
     if step == 1:
@@ -243,7 +243,7 @@ def add_term(row: Array, at: int, scale: Any, lower: int, upper: int, source: Ar
             row[unsigned(t)] += scale * source[unsigned(at + step * t)]
 
 
-@kernel
+@inner_kernel
 def add_four_terms(row: Array, terms: Array, lower: int, count: int, source: Array, step: int, scale: Array) -> None:
     """Four terms at once, all over the same columns."""
     w0, w1, w2, w3 = scale[terms[0, 1]], scale[terms[1, 1]], scale[terms[2, 1]], scale[terms[3, 1]]
@@ -268,7 +268,7 @@ def add_four_terms(row: Array, terms: Array, lower: int, count: int, source: Arr
             row[at + t] = total
 
 
-@kernel
+@inner_kernel
 def add_products(
     columns: Array, count: int, rows: int, a: Array, a0: int, a_row: int, b: Array, b0: int, b_row: int, b_step: int
 ) -> None:
@@ -299,7 +299,7 @@ def add_products(
             columns[t] += a[p + t] * b[q + skip * t]
 
 
-@kernel
+@inner_kernel
 def total_of(columns: Array) -> Any:
     """Add up the columns from left to right."""
     total = columns.dtype.type(0)

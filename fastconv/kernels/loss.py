@@ -21,7 +21,7 @@ import math
 import numpy as np
 
 from ..arrays import Array
-from ..jit import kernel, prange, signed, streaming_kernel, unsigned
+from ..jit import inner_kernel, prange, signed, streaming_kernel, unsigned
 from .sums import rooms_for, rows_of
 
 __all__ = ["cross_entropy", "rooms_of_rows"]
@@ -84,7 +84,7 @@ def cross_entropy(
                 gradients[first + hit] = (exponentials[at + hit] / total - even - (1 - smoothing)) * scale
 
 
-@kernel
+@inner_kernel
 def exponentiate(x: Array, scales: Array, out: Array) -> None:
     """out[c] = exp(x[c]), of numbers up to 0."""
     powers = scales.view(np.int64)

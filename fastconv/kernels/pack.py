@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..jit import kernel, unsigned
+from ..jit import inner_kernel, linked_kernel, unsigned
 from ..simd import VECTORS, clear, compact, copy, copy_tile, gather_tile, lanes, scatter_tile, take_tile, transpose_tile
 from ..tasks import task
 
@@ -39,31 +39,31 @@ CHANNELS_AHEAD = 6
 far apart, for a machine to foresee them."""
 
 
-@kernel
+@inner_kernel
 def two(numbers: Array, at: int) -> Ints:
     """Two numbers as a tuple."""
     return numbers[at], numbers[at + 1]
 
 
-@kernel
+@inner_kernel
 def three(numbers: Array, at: int) -> Ints:
     """Three numbers as a tuple."""
     return numbers[at], numbers[at + 1], numbers[at + 2]
 
 
-@kernel
+@inner_kernel
 def four(numbers: Array, at: int) -> Ints:
     """Four numbers as a tuple."""
     return numbers[at], numbers[at + 1], numbers[at + 2], numbers[at + 3]
 
 
-@kernel
+@inner_kernel
 def five(numbers: Array, at: int) -> Ints:
     """Five numbers as a tuple."""
     return numbers[at], numbers[at + 1], numbers[at + 2], numbers[at + 3], numbers[at + 4]
 
 
-@kernel
+@linked_kernel
 def transpose(
     source: Array, source_at: int, source_step: int, rows: int, columns: int, target: Array, target_at: int, target_step: int,
     streams: int,
@@ -90,7 +90,7 @@ def transpose(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@kernel
+@linked_kernel
 def pack_box(
     x: Array, x_at: int, shape: Ints, steps: Ints, n0: int, z0: int, y0: int, x0: int, out: Array, out_at: int, box: Ints,
     box_steps: Ints,
@@ -159,7 +159,7 @@ def pack_box(
                 scatter(x, plane, steps[1], C, table, out, to + top * box_steps[3] + left * pixel, pixel)
 
 
-@kernel
+@linked_kernel
 def copy_columns(
     source: Array, source_at: int, source_step: int, target: Array, target_at: int, target_step: int, rows: int, count: int,
     streams: int,
@@ -185,7 +185,7 @@ def copy_columns(
                 ]
 
 
-@kernel
+@linked_kernel
 def scatter(
     source: Array, source_at: int, source_step: int, rows: int, table: Array, target: Array, target_at: int, target_step: int
 ) -> None:  # fmt: skip
@@ -202,7 +202,7 @@ def scatter(
             target[unsigned(target_at + table[k] * target_step + m)] = source[unsigned(source_at + m * source_step + k)]
 
 
-@kernel
+@linked_kernel
 def scatter_apart(
     source: Array, source_at: int, source_step: int, row_step: int, step: int, rows: int, columns: int, table: Array,
     target: Array, target_at: int, target_step: int,
@@ -228,7 +228,7 @@ def scatter_apart(
         scatter(together, 0, line, used, places, target, target_at + first, target_step)
 
 
-@kernel
+@linked_kernel
 def take(
     source: Array, source_at: int, row_step: int, step: int, target: Array, target_at: int, target_step: int, rows: int,
     columns: int, ahead: int,
@@ -264,7 +264,7 @@ def pack_image(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@kernel
+@linked_kernel
 def pack_strip(
     x: Array, corner: int, shape: Ints, steps: Ints, sizes: Ints, along: Ints, valid: int, pitch: int, out: Array, out_at: int
 ) -> None:  # fmt: skip
@@ -291,7 +291,7 @@ def pack_strip(
                         clear(out, to + p * pitch + valid, to + (p + 1) * pitch)
 
 
-@kernel
+@linked_kernel
 def unpack_strip(
     pixels: Array, pixels_at: int, pitch: int, images: int, first: Ints, out_step: Ints, strip: Ints, valid: int, out: Array,
     channel: int, out_shape: Ints, out_steps: Ints, streams: int,
@@ -341,7 +341,7 @@ def pack_panel(
     )  # fmt: skip
 
 
-@kernel
+@linked_kernel
 def pack_depths(
     numbers: Array, at: int, tables: Array, rows_at: int, weight: Array, g_block: int, first: int, last: int, panels: Array,
     panel: int, pitch: int, blocks: int,
@@ -410,7 +410,7 @@ def unpack_panel(
     unpack_rows(panels, panel, pitch, valid, out, to, terms, tables, first, taken)
 
 
-@kernel
+@linked_kernel
 def unpack_rows(
     panel: Array, panel_at: int, pitch: int, valid: int, out: Array, out_at: int, out_step: int, tables: Array, rows_at: int,
     terms: int,

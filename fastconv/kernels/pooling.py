@@ -26,7 +26,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..arrays import Array
-from ..jit import kernel, prange, signed, streaming_kernel, unsigned
+from ..jit import inner_kernel, linked_kernel, prange, signed, streaming_kernel, unsigned
 from ..simd import NOWHERE, compact, lanes, pool_tile
 from .pack import three, two
 from .sums import rows_of
@@ -70,7 +70,7 @@ def max_pool(
                     first = False
 
 
-@kernel
+@inner_kernel
 def take_maxima(
     row: Array, tap: int, first: bool, lowest: float, nowhere: int, maxima: Array, places: Array, to: int
 ) -> None:  # fmt: skip
@@ -87,7 +87,7 @@ def take_maxima(
         places[unsigned(to) + c] = place if wins else before
 
 
-@kernel
+@linked_kernel
 def pool_strip(
     pixels: Array, pixels_at: int, pitch: int, images: int, room: tuple[int, ...], sizes: tuple[int, ...], valid: int,
     out: Array, first: tuple[int, ...], lane: int, numbers: Array, window_at: int, start: Array, floor_at: int,
@@ -181,7 +181,7 @@ def pool_backward(
                                 add_share(row, j * lanes, flat, ((n * height + p) * width + q) * lanes, lanes, tiled)
 
 
-@kernel
+@inner_kernel
 def share_maxima(gradients: Array, places: Array, at: int, tap: int, row: Array) -> None:
     """Take a row of dO where the maximum is this tap of the window."""
     place, zero = places.dtype.type(tap), row.dtype.type(0)
@@ -190,7 +190,7 @@ def share_maxima(gradients: Array, places: Array, at: int, tap: int, row: Array)
         row[c] = gradient if found == place else zero
 
 
-@kernel
+@inner_kernel
 def share_means(gradients: Array, at: int, lanes: int, row_size: int, col_size: Array, row: Array) -> None:
     """Take a row of dO / n."""
     for j in range(col_size.size):
@@ -199,7 +199,7 @@ def share_means(gradients: Array, at: int, lanes: int, row_size: int, col_size: 
             row[unsigned(j * lanes) + c] = gradients[unsigned(at + j * lanes) + c] / size
 
 
-@kernel
+@inner_kernel
 def add_share(row: Array, source: int, dx: Array, to: int, lanes: int, tiled: bool) -> None:
     """Add a pixel's share to dX, or write it."""
     if tiled:

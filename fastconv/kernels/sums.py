@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..jit import inlined, kernel, prange, signed, streaming_kernel, unsigned
+from ..jit import inlined, kernel, linked_kernel, prange, signed, streaming_kernel, unsigned
 from ..scratch import buffer
 from ..simd import compact, lanes, sum_tile
 from ..tasks import task
@@ -127,7 +127,7 @@ def sums(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@kernel
+@linked_kernel
 def sum_strip(
     gradient: Array, at: int, sizes: Ints, steps: Ints, valid: int, sums: Array, sums_at: int, slot: int, pitch: int
 ) -> None:  # fmt: skip

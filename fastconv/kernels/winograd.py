@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from ..jit import kernel
+from ..jit import inner_kernel, linked_kernel
 from ..simd import (
     VECTORS,
     clear,
@@ -86,7 +86,7 @@ DEPTHS = 16
 """Depths of a weight that are turned over at once: their taps fill whole squares of lanes, and stay in the cache."""
 
 
-@kernel
+@linked_kernel
 def transform_tiles(
     gradient: bool | None, image: Array, base: int, distances: Ints, sizes: Ints, tile: Ints, steps: Ints, more: Ints,
     values: Ints, inside: Ints, channels: int, room: Array, columns_at: int, target_at: int, plane: int, pixel: int,
@@ -167,7 +167,7 @@ def transform_tiles(
             t += (width + tile[1] - 1) // tile[1]
 
 
-@kernel
+@linked_kernel
 def transform_products(
     room: Array, products_at: int, plane: int, pixel: int, columns_at: int, sizes: Ints, tile: Ints, steps: Ints, more: Ints,
     values: Ints, inside: Ints, valid: int, start: Array, lane: int, zeros: int, out: Array, out_at: int, distances: Ints,
@@ -218,7 +218,7 @@ def transform_products(
                 t += 1
 
 
-@kernel
+@linked_kernel
 def transform_depths(
     numbers: Array, at: int, tables: Array, rows_at: int, weight: Array, kernel: int, taps: Ints, weights: Ints, g_block: int,
     first: int, last: int, room: Array, turned_at: int, panels: Array, panel: int, plane: int, pitch: int, blocks: int,
@@ -262,7 +262,7 @@ def transform_weight(
     )  # fmt: skip
 
 
-@kernel
+@inner_kernel
 def inside_of(numbers: Array, sizes: Ints, y0: int, x0: int) -> Ints:
     """Return the first row and the last + 1, and the same of columns, of a strip's input that exist: all, where it is packed."""
     compact()
