@@ -1,10 +1,10 @@
 """Kernels whose machine code their callers share.
 
 Numba gives each caller a copy of what it calls, and optimises the copy and makes machine code of it once more: a function that
-is called through three others is compiled four times.  A kernel that is compiled by `LinkedCompiler` keeps its code to itself.
-Its callers hold no more than its symbol, which LLVM looks up among the code of the process.
+is called through three others is compiled four times.  A kernel that is compiled by `LinkedCompiler`, or a function that `link`
+is given, keeps its code to itself.  Its callers hold no more than its symbol, which LLVM looks up among the code of the process.
 
-On disk a caller's code therefore comes with that of all linked kernels that it needs, and they are loaded before it: LLVM
+On disk a caller's code therefore comes with all that it is linked with, and they are loaded before it: LLVM
 ends the process where it does not find a symbol.
 """
 
@@ -18,11 +18,11 @@ from numba.core.caching import CompileResultCacheImpl
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 
-__all__ = ["LinkedCacheImpl", "LinkedCompiler"]
+__all__ = ["LinkedCacheImpl", "LinkedCompiler", "link"]
 
 
 class _Linked(NamedTuple):
-    """The code of a linked kernel: what owns it, the symbols that it needs, and, if it was loaded, what from."""
+    """Code that is linked: what owns it, the symbols that it needs, and, if it was loaded, what from."""
 
     library: Any
     needs: tuple[str, ...]
@@ -30,7 +30,7 @@ class _Linked(NamedTuple):
 
 
 _linked: dict[str, _Linked] = {}
-"""The linked kernels of this process by their symbols."""
+"""What can be linked in this process, by its symbol."""
 
 _kept: list[Any] = []
 """All their code, of which none is ever unloaded: what calls it cannot be known.  A symbol may have been loaded twice."""
@@ -71,6 +71,17 @@ class _LinkedLibrary(JITCodeLibrary):  # type: ignore[misc]
             if not function.is_declaration and function.linkage == llvm.Linkage.external:
                 _keep(function.name, self, needs)
         self._shared_module = llvm.parse_assembly("")  # what callers get
+
+
+def link(codegen: Any, symbol: str, write: Callable[[Any], None]) -> None:
+    """Have code linked that no kernel of Numba is: ``write`` emits the function ``symbol`` into an LLVM module."""
+    if symbol not in _linked:
+        library = _LinkedLibrary(codegen, symbol)
+        library.enable_object_caching()
+        module = library.create_ir_module(symbol)
+        write(module)
+        library.add_ir_module(module)
+        library.finalize()
 
 
 class LinkedCompiler(Compiler):  # type: ignore[misc]

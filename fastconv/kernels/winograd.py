@@ -88,12 +88,10 @@ DEPTHS = 16
 
 @linked_kernel
 def transform_tiles(
-    gradient: bool | None, image: Array, base: int, distances: Ints, sizes: Ints, tile: Ints, steps: Ints, more: Ints,
+    gradient: int, image: Array, base: int, distances: Ints, sizes: Ints, tile: Ints, steps: Ints, more: Ints,
     values: Ints, inside: Ints, channels: int, room: Array, columns_at: int, target_at: int, plane: int, pixel: int,
 ) -> None:  # fmt: skip
     """Evaluate tiles at the points: target[value, tile, channel], the input's or, if it is a ``gradient``, the output's.
-
-    Else ``gradient`` is None, and not False, so that Numba leaves out what is not needed.
 
     ``sizes`` are (images, rows, columns) of outputs, ``distances`` those of pixels in the image; ``tile``, ``steps``, ``more``
     and ``values`` are what PLACES says of an image that is read: a tile of the input has steps times the outputs and some more
@@ -106,7 +104,7 @@ def transform_tiles(
     images, height, width = sizes
     top, bottom, left, right = inside
     step_y, step_x = steps
-    reach, beside = (more[0], more[1]) if gradient is None else (0, 0)
+    reach, beside = (0, 0) if gradient else (more[0], more[1])
     row = (step_x * width + beside) * n
     copied = columns_at + values[0] * row
     t = 0
@@ -135,14 +133,14 @@ def transform_tiles(
                         else:
                             clear(room, to, to + row_step)
                 to = columns_at + left * n
-                if gradient is None:
-                    input_map(
-                        rows, rows, step_y, source, at, row_step, step, room, to, row, n, right - left,
+                if gradient:
+                    gradient_map(
+                        m_y + more[0], m_y, 1, source, at, row_step, step, room, to, row, n, right - left,
                         image, ahead + c, distances[1], distances[2], fetches,
                     )  # fmt: skip
                 else:
-                    gradient_map(
-                        m_y + more[0], m_y, 1, source, at, row_step, step, room, to, row, n, right - left,
+                    input_map(
+                        rows, rows, step_y, source, at, row_step, step, room, to, row, n, right - left,
                         image, ahead + c, distances[1], distances[2], fetches,
                     )  # fmt: skip
                 for value in range(values[0]):
@@ -152,15 +150,15 @@ def transform_tiles(
                 to = target_at + t * pixel + c
                 for x in range(0, width, tile[1]):
                     m_x, at = min(tile[1], width - x), columns_at + step_x * x * n
-                    if gradient is None:
-                        columns = step_x * m_x + more[1]
-                        input_map(
-                            columns, columns, step_x, room, at, n, row, room, to, plane, values[1] * plane, values[0],
+                    if gradient:
+                        gradient_map(
+                            m_x + more[1], m_x, 1, room, at, n, row, room, to, plane, values[1] * plane, values[0],
                             room, 0, 0, 0, 0,
                         )  # fmt: skip
                     else:
-                        gradient_map(
-                            m_x + more[1], m_x, 1, room, at, n, row, room, to, plane, values[1] * plane, values[0],
+                        columns = step_x * m_x + more[1]
+                        input_map(
+                            columns, columns, step_x, room, at, n, row, room, to, plane, values[1] * plane, values[0],
                             room, 0, 0, 0, 0,
                         )  # fmt: skip
                     to += pixel
@@ -328,7 +326,7 @@ def multiply(
         g, block = divmod(g_block, blocks)
         if g != transformed:
             transform_tiles(
-                None, image, base + g * group_step, (image_steps[0], image_steps[3], image_steps[4]), sizes, tile,
+                0, image, base + g * group_step, (image_steps[0], image_steps[3], image_steps[4]), sizes, tile,
                 two(numbers, OWN + 14), two(numbers, OWN + 16), two(numbers, OWN + 18), inside, depth, room, columns_at,
                 values_at, values, pixel,
             )  # fmt: skip
@@ -427,7 +425,7 @@ def correlate(
         packs = numbers[34]
         image, steps = room if packs else x, five(numbers, 15 if packs else 5)
         transform_tiles(
-            None, image, base, (steps[0], steps[3], steps[4]), sizes, tile, two(numbers, OWN + 14), two(numbers, OWN + 16),
+            0, image, base, (steps[0], steps[3], steps[4]), sizes, tile, two(numbers, OWN + 14), two(numbers, OWN + 16),
             two(numbers, OWN + 18), inside_of(numbers, sizes, y0, x0), taken, room, columns_at, values_at, values, pixel,
         )  # fmt: skip
         at = n0 * out_steps[0] + z0 * out_steps[2] + y0 * out_steps[3] + x0 * out_steps[4]
@@ -439,7 +437,7 @@ def correlate(
             at, image, stored = pixels_at, room, whole
             image_steps = (strip[2] * strip[3] * whole, strip[3] * whole, whole)
         transform_tiles(
-            True, image, at, image_steps, sizes, tile, made_steps, made_more, made_values, (0, sizes[1], 0, sizes[2]), stored,
+            1, image, at, image_steps, sizes, tile, made_steps, made_more, made_values, (0, sizes[1], 0, sizes[2]), stored,
             room, columns_at, gradients_at, gradients, pitch,
         )  # fmt: skip
         if sums_at and part == 0:

@@ -14,7 +14,7 @@ from numba import config
 from numba.core import cgutils
 
 from ..jit import ROWS, VECTORS
-from .words import I64, Array, Words, address_of, call_first, lanes, private_function, tile_intrinsic
+from .words import I64, Array, Words, address_of, call_first, lanes, linked_function, private_function, tile_intrinsic
 
 __all__ = ["AHEAD", "FEW_ROWS", "SHORT", "TERMS", "far_tile", "outer_tile", "short_tile"]
 
@@ -187,27 +187,37 @@ def _tile_function(module: Any, w: Words, dtype: Any, height: int, vectors: int,
     return function
 
 
-def _call_tile(context: Any, builder: Any, named: dict[str, tuple[Any, Any]], ahead: int = 0) -> None:
+def _write_column(function: Any, dtype: Any, ahead: int) -> None:
     """Emit the calls of the tiles that have as many vectors as ``valid`` lanes need, and six and four rows."""
-    dtype, w, passed = _tile_arguments(context, builder, named)
-    rows_at, targets_at, rows = (passed[n] for n in (4, 6, 7))
+    b = ir.IRBuilder(function.append_basic_block("entry"))
+    w, passed = Words(b, dtype), function.args
+    rows_at, targets_at, rows, valid = (passed[n] for n in (4, 6, 7, 11))
 
     def call(height: int, begin: Any, tiles: Any) -> None:
         some = [*passed]
         some[4], some[6], some[7] = w.at(rows_at, begin, 8), w.at(targets_at, begin, 8), tiles
         calls = []
         for n in range(1, VECTORS + 1):
-            enough = builder.icmp_signed("<=", passed[11], I64(n * w.lanes))
-            calls.append((enough, _tile_function(builder.module, w, dtype, height, n, ahead)))
-        call_first(builder, calls, some)
+            enough = b.icmp_signed("<=", valid, I64(n * w.lanes))
+            calls.append((enough, _tile_function(b.module, w, dtype, height, n, ahead)))
+        call_first(b, calls, some)
 
-    rest = builder.srem(rows, I64(ROWS))  # 4 of one tile with four rows, 2 of two of them
-    few = builder.srem(builder.sdiv(builder.sub(I64(ROWS), rest), I64(2)), I64(3))
-    whole = builder.sub(rows, builder.mul(few, I64(FEW_ROWS)))
-    with builder.if_then(builder.icmp_signed(">", whole, I64(0))):
-        call(ROWS, I64(0), builder.sdiv(whole, I64(ROWS)))
-    with builder.if_then(builder.icmp_signed(">", few, I64(0))):
+    rest = b.srem(rows, I64(ROWS))  # 4 of one tile with four rows, 2 of two of them
+    few = b.srem(b.sdiv(b.sub(I64(ROWS), rest), I64(2)), I64(3))
+    whole = b.sub(rows, b.mul(few, I64(FEW_ROWS)))
+    with b.if_then(b.icmp_signed(">", whole, I64(0))):
+        call(ROWS, I64(0), b.sdiv(whole, I64(ROWS)))
+    with b.if_then(b.icmp_signed(">", few, I64(0))):
         call(FEW_ROWS, whole, few)
+    b.ret_void()
+
+
+def _call_tile(context: Any, builder: Any, named: dict[str, tuple[Any, Any]], ahead: int = 0) -> None:
+    """Emit the call of a column of tiles."""
+    dtype, w, passed = _tile_arguments(context, builder, named)
+    name = f"{'far' if ahead else 'outer'}_tile_{w.suffix}"
+    write = functools.partial(_write_column, dtype=dtype, ahead=ahead)
+    builder.call(linked_function(context, builder.module, name, len(passed), write), passed)
 
 
 def _call_short_tile(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]) -> None:

@@ -13,10 +13,12 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ..jit import VECTOR_BYTES, shared
+from ..jit import VECTOR_BYTES, shared, source_hash
+from ..linking import link
 
 __all__ = [
-    "I32", "I64", "LINE", "Array", "Words", "address_of", "call_first", "lanes", "private_function", "tile_intrinsic",
+    "I32", "I64", "LINE", "Array", "Words", "address_of", "call_first", "lanes", "linked_function", "private_function",
+    "tile_intrinsic",
 ]  # fmt: skip
 
 Array = np.ndarray[Any, Any]
@@ -185,6 +187,14 @@ def private_function(module: Any, name: str, n_args: int) -> tuple[Any, bool]:
     function.linkage = "internal"
     function.attributes.add("noinline")
     return function, True
+
+
+def linked_function(context: Any, module: Any, name: str, n_args: int, write: Callable[[Any], None]) -> Any:
+    """Declare the LLVM function of this name, of which all kernels share the code that ``write`` emits into it."""
+    symbol = f"fastconv_{name}_{source_hash()[:16]}"
+    kind = ir.FunctionType(ir.VoidType(), [I64] * n_args)
+    link(context.codegen(), symbol, lambda own: write(ir.Function(own, kind, symbol)))
+    return module.globals.get(symbol) or ir.Function(module, kind, symbol)
 
 
 def tile_intrinsic(names: str, codegen: Callable[..., None], type_of: Callable[..., Any] | None = None) -> Any:
