@@ -78,11 +78,16 @@ class Algorithm:
             g = self.lay(g, last and x_last and not per_sample)
             return _plan_weights(self, g, per_sample, x_last, last, out.itemsize).weights
         prepared = isinstance(second, PreparedWeight)
+        weight_last = not prepared and not second.flags.c_contiguous
         if window[0]:
-            return _plan_pixels(self, computes, g, last, True, out.itemsize, prepared, window=window).pixels
+            return _plan_pixels(
+                self, computes, g, last, True, out.itemsize, prepared, window=window, weight_last=weight_last
+            ).pixels  # fmt: skip
         out_last = memory_of(out)[1]
         g = self.lay(g, last and out_last)
-        return _plan_pixels(self, computes, g, last, out_last, out.itemsize, prepared, adds).pixels
+        return _plan_pixels(
+            self, computes, g, last, out_last, out.itemsize, prepared, adds, weight_last=weight_last
+        ).pixels
 
     def prepare(self, computes: str, geometry: ConvGeometry, weight: PreparedWeight) -> None:
         """Make of a weight what equation (1) or (2) needs of it, for both layouts of images."""
@@ -104,7 +109,7 @@ class Algorithm:
         floor: float, adds: bool = False,
     ) -> None:  # fmt: skip
         if out.size:
-            flat = weight if isinstance(weight, PreparedWeight) else weight.reshape(-1)
+            flat = weight if isinstance(weight, PreparedWeight) else memory_of(weight)[0]
             run = self.bind(computes, g, x, weight, out, adds=adds)
             run(memory_of(out)[0], memory_of(x)[0], flat, bias, floor)
 
@@ -112,10 +117,12 @@ class Algorithm:
 @functools.lru_cache(maxsize=1024)
 def _plan_pixels(
     algorithm: Algorithm, computes: str, g: ConvGeometry, in_last: bool, out_last: bool, itemsize: int, prepared: bool,
-    adds: bool = False, window: tuple[int, int] = (0, 0),
+    adds: bool = False, window: tuple[int, int] = (0, 0), weight_last: bool = False,
 ) -> Program:  # fmt: skip
     told = (g, in_last, out_last, itemsize, prepared)
-    return algorithm.pixels(output_pixels(*told, window) if computes == "output" else grad_input_pixels(*told, adds))
+    if computes == "output":
+        return algorithm.pixels(output_pixels(*told, window, weight_last))
+    return algorithm.pixels(grad_input_pixels(*told, adds, weight_last))
 
 
 @functools.lru_cache(maxsize=512)

@@ -216,16 +216,17 @@ def _gather_program(p: Pixels) -> Program:
     own = owns(source.strips)
     room = whole_lanes(source.box_size + (0 if writes else p.scratch_size(strip, pitch)), 1) + FIRST_PANEL
     told = (depth, T, lane_count, *p.weight_steps, size)
+    in_order = p.in_order(rows)
     numbers |= {
         "parts": parts, "groups": groups, "pitch": pitch, "group_step": depth * source.pitches[1],
         "stages": max(1, ceil_div(depth, depths)), "depths": depths, "adds": p.adds, "own": room if own else 0,
-        "rows_at": tables.add(rows) if own else 0, "told": told, **p.window_numbers,
+        "rows_at": tables.add(in_order) if own else 0, "told": told, **p.window_numbers,
     }  # fmt: skip
     packing = None
     if not own:
         chunk = max(1, min(depths, ceil_div(depth, ceil_div(TASKS, groups * blocks))), ceil_div(PACK_TERMS, T))
         packing = Packing(
-            pack_panel, groups * blocks * ceil_div(depth, chunk), np.array((pitch, chunk, *told), np.int64), rows.reshape(-1),
+            pack_panel, groups * blocks * ceil_div(depth, chunk), np.array((pitch, chunk, *told), np.int64), in_order,
             groups * blocks * depth * T * pitch,
         )  # fmt: skip
     return Program(
@@ -238,7 +239,10 @@ def _program(p: Pixels) -> Program:
     if is_depthwise(p.g):
         return depthwise.pixels_program(p)
     if lanes_are_pixels(p.g, p.stride, p.channels // p.g.groups, p.itemsize):
-        return planes.pixels_program(p)
+        if not p.weight_last:
+            return planes.pixels_program(p)
+        program = planes.pixels_program(dataclasses.replace(p, weight_last=False))
+        return dataclasses.replace(program, turns=(p.g.filters, p.T, p.g.channels // p.g.groups))
     return _gather_program(p)
 
 

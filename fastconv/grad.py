@@ -35,7 +35,7 @@ def _grad_input(
     batched = len(input_size) == ndim + 2
     check_grad_output(grad_output, geometry, batched)
     x_shape, weight_shape, output_shape = shapes_3d(geometry)
-    inputs = [Operand(grad_output, output_shape, ndim), Operand(weight, weight_shape)]
+    inputs = [Operand(grad_output, output_shape, ndim), Operand(weight, weight_shape, ndim)]
     return run_pass("grad_input", geometry, dtype, inputs, grad_output, x_shape, tuple(input_size))
 
 

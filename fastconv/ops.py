@@ -28,6 +28,7 @@ from .arrays import (
 )
 from .calls import Bound, bind, flat, form_of, recall, remember
 from .geometry import ConvGeometry, checked_shape, conv_geometry, geometry_of, smallest_input, transposed_geometry
+from .kernels.layout import turn
 from .limits import SMALL, require_memory
 from .plan import Row, choose
 from .prepared import PreparedWeight
@@ -141,11 +142,22 @@ def _run_and_bind(
     row.run(geometry.volume, *arrays, result, *more)
     if relu and not floors:
         np.maximum(result, 0, out=result)
+    if computes == "grad_weight" and ndim and out is None and summed == result_dtype(dtype) and summed.char in "fd":
+        return _turned(result, final_shape, ndim), None
     final = finish(result, out, final_shape, result_dtype(dtype), accumulate and not adds, ndim)
     if needed >= SMALL or out is not None or relu != floors:
         return final, None
     given = [array if prepared is None else prepared for array, _, _, prepared in inputs]
     return final, bind(row, geometry.volume, given, arrays, result, final, 0.0 if floors else None)
+
+
+def _turned(result: Array, shape: Sequence[int], ndim: int) -> Array:
+    """Lay weights channels-last."""
+    *rows, channels = shape[:-ndim]
+    count, taps = math.prod(rows), math.prod(shape[-ndim:])
+    memory = empty("the weight's gradient", (*rows, *shape[-ndim:], channels), result.dtype)
+    turn(result.reshape(count, channels, taps), memory.reshape(count, taps, channels))
+    return np.moveaxis(memory, -1, len(rows))
 
 
 def row_for(
@@ -244,7 +256,7 @@ def _conv(
     x_shape, weight_shape, output_shape = shapes_3d(geometry)
     inputs = [
         Operand(x, x_shape, ndim),
-        Operand(weight, weight_shape, 0, prepared),
+        Operand(weight, weight_shape, ndim, prepared),
         Operand(values, (geometry.filters,)),
     ]
     result, bound = _run_and_bind(
@@ -368,7 +380,7 @@ def _backward(
     x_shape, weight_shape, output_shape = shapes_3d(geometry)
     gradient = Operand(grad_output, output_shape, ndim)
     passes = (
-        ("grad_input", [gradient, Operand(weight, weight_shape, 0, prepared)], x, x_shape),
+        ("grad_input", [gradient, Operand(weight, weight_shape, ndim, prepared)], x, x_shape),
         ("grad_weight", [gradient, Operand(x, x_shape, ndim)], weight, (sums, *weight_shape)),
         ("grad_bias", [gradient], grad_output, (geometry.filters,)),
     )
@@ -417,7 +429,7 @@ def _transpose(
     values = bias_values(bias, geometry.channels, ndim, dtype)
     final_shape = _final(geometry.input_shape, x.ndim == ndim + 2)
     x_shape, weight_shape, output_shape = shapes_3d(geometry)
-    inputs = [Operand(x, output_shape, ndim), Operand(weight, weight_shape)]
+    inputs = [Operand(x, output_shape, ndim), Operand(weight, weight_shape, ndim)]
     result = run_pass("grad_input", geometry, dtype, inputs, x, x_shape, final_shape)
     if bias is not None:
         result += values.reshape((geometry.channels,) + (1,) * ndim).astype(result.dtype, copy=False)
@@ -449,7 +461,7 @@ def _transpose_backward(
     grad_x = grad_weight = grad_bias = None
     if mask[0]:
         no_bias = np.zeros(geometry.filters, dtype)
-        inputs = [gradient, Operand(weight, weight_shape), Operand(no_bias, no_bias.shape)]
+        inputs = [gradient, Operand(weight, weight_shape, ndim), Operand(no_bias, no_bias.shape)]
         grad_x = run_pass("output", geometry, dtype, inputs, x, output_shape, final_x)
     if mask[1]:
         inputs = [Operand(x, output_shape, ndim), gradient]

@@ -52,20 +52,20 @@ def conv2d_max_pool(
     size = count + -(-count // dtype.itemsize)  # bytes behind the maxima
     prepared = weight if isinstance(weight, PreparedWeight) else None
     x_shape, weight_shape, _ = shapes_3d(geometry)
-    operands = [Operand(x, x_shape, 2), Operand(as_array("weight", weight), weight_shape, 0, prepared)]
+    operands = [Operand(x, x_shape, 2), Operand(as_array("weight", weight), weight_shape, 2, prepared)]
     row, needed = row_for("output", geometry, dtype, operands, (size,), "auto", None)
     if count == 0 or row.bind is None or not row.pools(geometry, dtype.itemsize):
         remember(form, _neither)
         return None
     images = plain(x, x_shape, dtype, 2)
-    factors: Any = prepared or plain(operands[1].array, weight_shape, dtype)
+    factors: Any = prepared or plain(operands[1].array, weight_shape, dtype, 2)
     values = plain(bias_values(bias, filters, 2, dtype), (filters,), dtype)
     run = row.bind(geometry.volume, images, factors, np.empty(0, dtype), window=window)
     call = functools.partial(_maxima, run, shape, size, dtype, 0.0 if relu else -math.inf)
     as_they_lie = np.may_share_memory(images, x) and (prepared or np.may_share_memory(factors, operands[1].array))
     if as_they_lie and needed < SMALL:  # of larger calls the memory is checked each time
         remember(form, call)
-    return call(flat(images), prepared or factors.reshape(-1), values)
+    return call(flat(images), prepared or flat(factors), values)
 
 
 def _maxima(

@@ -13,6 +13,7 @@ import numpy as np
 
 from .arrays import Array
 from .geometry import ConvGeometry, ceil_div, phase_taps
+from .kernels.layout import turn
 from .kernels.pack import pack_image, unpack_panel
 from .kernels.sums import add_strips
 from .prepared import PreparedWeight
@@ -145,6 +146,8 @@ class Program:
         None if the tasks take the weight as it lies, or each has panels of its own.
     sums : StripSums or None
         Of equation (3), where tasks can sum gradients, too: their last number then says where to, and is 0.
+    turns : tuple of int or None
+        Filters, taps and channels of a weight that is given channels-last, and has to be turned over before.
     starts : dict
         What sums begin with where there is no bias, by dtype and floor.
     """
@@ -159,6 +162,7 @@ class Program:
     start: tuple[int, int, int, int]
     packing: Packing | None = None
     sums: StripSums | None = None
+    turns: tuple[int, int, int] | None = None
     starts: dict[tuple[str, float], Array] = field(default_factory=dict, compare=False)
 
     def pixels(
@@ -198,6 +202,10 @@ class Program:
         packing = self.packing
         if isinstance(weight, PreparedWeight):
             return weight.flat if packing is None else weight.panels(packing.key, packing.panels, packing.run)
+        if self.turns is not None:
+            filters, taps, channels = self.turns
+            given, weight = weight, buffer("weight", weight.size, weight.dtype)
+            turn(given.reshape(filters, taps, channels), weight.reshape(filters, channels, taps))
         if packing is None:
             return weight
         panels = buffer("panels", packing.panels, weight.dtype)
@@ -248,9 +256,9 @@ def tap_numbers(
 class Pixels:
     """What equations (1) and (2) have in common: a pass that computes pixels of ``channels`` from sums of ``depth``.
 
-    ``weight_steps`` are the distances of groups, lanes and depths in the weight; if it is ``prepared``, its panels are kept from
-    call to call.  If it ``adds``, the sums are added to what is there.  Equation (2) is ``transposed``.  With a ``window``, rows
-    and columns of pixels, the maxima of windows side by side are stored, channels-last, and behind them their places.
+    The weight may lie channels-last (``weight_last``); if it is ``prepared``, its panels are kept from call to call.  If it
+    ``adds``, the sums are added to what is there.  Equation (2) is ``transposed``.  With a ``window``, rows and columns of
+    pixels, the maxima of windows side by side are stored, channels-last, and behind them their places.
     """
 
     g: ConvGeometry
@@ -262,17 +270,32 @@ class Pixels:
     out_step: Ints
     channels: int
     depth: int
-    weight_steps: Ints
     itemsize: int
     prepared: bool = False
     adds: bool = False
     transposed: bool = False
     window: tuple[int, int] = (0, 0)
+    weight_last: bool = False
 
     @property
     def T(self) -> int:
         """Count the taps."""
         return math.prod(self.g.kernel)
+
+    @property
+    def weight_steps(self) -> Ints:
+        """Distances of groups, lanes, depths and taps in the weight."""
+        count = self.channels // (1 if is_depthwise(self.g) else self.g.groups)
+        inside, taps = (
+            (count, self.T) if self.transposed else (self.depth, self.T)
+        )  # what a filter has: channels and taps
+        channel, tap = (1, inside) if self.weight_last else (taps, 1)
+        lane, depth = (channel, inside * taps) if self.transposed else (inside * taps, channel)
+        return count * self.depth * taps, lane, depth, tap
+
+    def in_order(self, rows: Array) -> Array:
+        """List the rows of a panel of all [depth, tap] in the order of these terms in memory."""
+        return (rows.T if self.weight_last else rows).reshape(-1)
 
     @property
     def streams(self) -> bool:
@@ -347,19 +370,19 @@ def forward_axes(g: ConvGeometry) -> tuple[Axis, ...]:
 
 
 def output_pixels(
-    g: ConvGeometry, x_last: bool, out_last: bool, itemsize: int, prepared: bool = False, window: tuple[int, int] = (0, 0)
+    g: ConvGeometry, x_last: bool, out_last: bool, itemsize: int, prepared: bool = False, window: tuple[int, int] = (0, 0),
+    weight_last: bool = False,
 ) -> Pixels:  # fmt: skip
     """Describe equation (1)."""
-    T, depth = math.prod(g.kernel), g.channels // g.groups
-    filters = g.filters // (1 if is_depthwise(g) else g.groups)
     return Pixels(
-        g, forward_axes(g), g.input_shape, x_last, g.output_shape, out_last, (1, 1, 1), g.filters, depth,
-        (filters * depth * T, depth * T, T), itemsize, prepared, window=window,
+        g, forward_axes(g), g.input_shape, x_last, g.output_shape, out_last, (1, 1, 1), g.filters, g.channels // g.groups,
+        itemsize, prepared, window=window, weight_last=weight_last,
     )  # fmt: skip
 
 
 def grad_input_pixels(
-    g: ConvGeometry, grad_last: bool, out_last: bool, itemsize: int, prepared: bool = False, adds: bool = False
+    g: ConvGeometry, grad_last: bool, out_last: bool, itemsize: int, prepared: bool = False, adds: bool = False,
+    weight_last: bool = False,
 ) -> Pixels:  # fmt: skip
     """Describe equation (2), phase by phase.
 
@@ -373,11 +396,9 @@ def grad_input_pixels(
             taps = [(k, (p + left - d * k) // s) for k in range(max(0, k0), f, step) if k0 >= 0]
             phases.append(AxisPhase(p, ceil_div(n - p, s), tuple(taps[::-1])))  # so that shifts ascend
         axes.append(Axis(n_out, 1, tuple(phases)))
-    T, depth = math.prod(g.kernel), g.filters // g.groups
-    channels = g.channels // (1 if is_depthwise(g) else g.groups)
     return Pixels(
-        g, tuple(axes), g.output_shape, grad_last, g.input_shape, out_last, g.stride, g.channels, depth,
-        (depth * channels * T, T, channels * T), itemsize, prepared, adds, True,
+        g, tuple(axes), g.output_shape, grad_last, g.input_shape, out_last, g.stride, g.channels, g.filters // g.groups,
+        itemsize, prepared, adds, True, weight_last=weight_last,
     )  # fmt: skip
 
 

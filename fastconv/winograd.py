@@ -605,7 +605,7 @@ def _cut_program(p: Pixels, work: Work, stage_bytes: int) -> Program:
     room = Room(source.box_size)
     # The row of each (depth, tap): in the order in which the input meets the taps.
     place = np.arange(form.terms)[:: -1 if p.transposed else 1]
-    rows = np.arange(depth)[:, None] * form.terms + place
+    in_order = p.in_order(np.arange(depth)[:, None] * form.terms + place)
     told = (depth, form.terms, lane_count, *p.weight_steps, size)
     numbers |= {
         "values_at": room.take(planes * values), "values": values,
@@ -617,7 +617,7 @@ def _cut_program(p: Pixels, work: Work, stage_bytes: int) -> Program:
         "stages": ceil_div(depth, depths), "depths": depths,
         "own": room.take(weights * plane) if own else 0, "plane": plane,
         "taps_at": room.take(form.terms * kernels.DEPTHS * pitch if own else 0),
-        "rows_at": tables.add(rows) if own else 0, "pitch": pitch, "told": told, **p.window_numbers,
+        "rows_at": tables.add(in_order) if own else 0, "pitch": pitch, "told": told, **p.window_numbers,
     }  # fmt: skip
     packing = None
     if not own:
@@ -625,7 +625,7 @@ def _cut_program(p: Pixels, work: Work, stage_bytes: int) -> Program:
         packing = Packing(
             kernels.transform_weight, groups * blocks * ceil_div(depth, chunk),
             np.array((pitch, chunk, plane, form.number, *form.taps, *form.weights, *told), np.int64),
-            rows.reshape(-1), groups * blocks * weights * plane, form.terms * kernels.DEPTHS * pitch,
+            in_order, groups * blocks * weights * plane, form.terms * kernels.DEPTHS * pitch,
         )  # fmt: skip
     return Program(
         kernels.multiply, source.strips * parts, lay_numbers(**numbers), tables.whole(), room.size, p.tasks == 1, source,

@@ -46,6 +46,8 @@ def check(row, case, dtype, last, at_end):
     out = np.zeros(result_shape(row.computes, case, 1), dtype)
     if "in" in last:
         x, grad_output = channels_last(x), channels_last(grad_output)
+    if "weight" in last:
+        weight = channels_last(weight)
     if "out" in last and row.computes in ("output", "grad_input"):
         out = channels_last(out)
     arrays = [guard(array, at_end) for array in (*inputs_of(row.computes, x, weight, bias, grad_output), out)]

@@ -67,13 +67,44 @@ def test_known_calls_give_the_same(x_shape, weight_shape, named, dtype, rng):
                         alike(a, b)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("x_shape", "weight_shape", "named"), SHAPES)
+def test_weights_that_lie_channels_last(x_shape, weight_shape, named, dtype, rng):
+    """They are read as they lie, and their gradients lie as they do."""
+    weight, bias = integers(rng, weight_shape, dtype), integers(rng, weight_shape[:1], dtype)
+    turned = channels_last(weight)
+    for x in (integers(rng, x_shape, dtype), channels_last(integers(rng, x_shape, dtype))):
+        wanted = fastconv.conv2d(x, weight, bias, **named)
+        for result in both(fastconv.conv2d, x, turned, bias, **named):
+            alike(result, wanted)
+        first, again = both(fastconv.conv2d_backward, wanted, x, turned, **named, output_mask=(True, False, False))
+        alike(first.input, again.input)
+        grads = fastconv.conv2d_backward(wanted, x, weight, **named)
+        alike(first.input, grads.input)
+        for apart in (False, True):
+            grads = fastconv.conv2d_backward(wanted, x, weight, **named, per_sample=apart)
+            others = fastconv.conv2d_backward(wanted, x, turned, **named, per_sample=apart)
+            assert np.moveaxis(others.weight, -3, -1).flags.c_contiguous
+            np.testing.assert_array_equal(others.weight, grads.weight)
+            np.testing.assert_array_equal(others.bias, grads.bias)
+            out = fastconv.ConvGrads(None, np.full_like(others.weight, np.nan), None)
+            mask = {"output_mask": (False, True, False), "out": out}
+            fastconv.conv2d_backward(wanted, x, turned, **named, per_sample=apart, **mask)
+            np.testing.assert_array_equal(out.weight, grads.weight)
+
+
 def test_other_dimensions(rng):
     for ndim in (1, 3):
         x, weight = integers(rng, (2, 3) + (5,) * ndim, "float32"), integers(rng, (4, 3) + (2,) * ndim, "float32")
         first, again = both(getattr(fastconv, f"conv{ndim}d"), x, weight)
         alike(first, again)
+        alike(getattr(fastconv, f"conv{ndim}d")(x, channels_last(weight)), first)
         for a, b in zip(*both(getattr(fastconv, f"conv{ndim}d_backward"), first, x, weight), strict=True):
             alike(a, b)
+        other = getattr(fastconv, f"conv{ndim}d_backward")(first, x, channels_last(weight))
+        for a, b in zip(other, getattr(fastconv, f"conv{ndim}d_backward")(first, x, weight), strict=True):
+            np.testing.assert_array_equal(a, b)
+        assert np.moveaxis(other.weight, 1, -1).flags.c_contiguous
 
 
 def test_what_is_known_is_used(rng, monkeypatch):

@@ -64,8 +64,11 @@ def channels_last(array):
 
 
 def memories(row):
-    """Which of a row's arrays lie channels-last: inputs and output apart, for rows that take such views."""
-    return [(), ("in", "out"), ("in",), ("out",)] if getattr(row, "channels_last", False) else [()]
+    """Which of a row's arrays lie channels-last: images read, weights and images written apart, for rows that take such views."""
+    if not getattr(row, "channels_last", False):
+        return [()]
+    images = [(), ("in", "out"), ("in",), ("out",)]
+    return images if row.computes == "grad_weight" else [*images, ("in", "out", "weight"), ("weight",)]
 
 
 def check_row(row, case, dtype, sums=1):
@@ -75,6 +78,8 @@ def check_row(row, case, dtype, sums=1):
         poison = np.full(result_shape(row.computes, case, sums), np.nan, dtype)
         if "in" in last:
             x, grad_output = channels_last(arrays[0]), channels_last(arrays[3])
+        if "weight" in last:
+            weight = channels_last(weight)
         if "out" in last and row.computes in ("output", "grad_input"):
             poison = channels_last(poison)
         inputs = inputs_of(row.computes, x, weight, bias, grad_output)
@@ -183,6 +188,8 @@ def test_large_outputs_pass_the_caches(row, case, dtype, monkeypatch, request):
         x, weight, bias, grad_output = arrays
         if "in" in last:
             x, grad_output = channels_last(x), channels_last(grad_output)
+        if "weight" in last:
+            weight = channels_last(weight)
         results = []
         for least in (10**12, 0):
             monkeypatch.setattr(programs, "STREAM_BYTES", least)

@@ -52,7 +52,7 @@ GATHER = (
 sum has and depths each of them, whether sums are added to what is there, where in its room a task packs its panels, or 0, then
 what `pack_depths` takes, and what `pool_strip` does, or 0."""
 
-WINDOW = OWN + 16
+WINDOW = OWN + 17
 """Where the numbers for `pool_strip` begin."""
 
 PLANES = ("groups", "lane_count", "group_step", "height", "width", "plane", "weight_step")

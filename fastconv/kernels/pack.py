@@ -348,40 +348,52 @@ def pack_depths(
 ) -> None:  # fmt: skip
     """Pack the depths ``first`` to ``last`` - 1 of a block of lanes, zero where a vector has lanes that do not exist.
 
-    From ``at`` on ``numbers`` holds the depths in all, the taps, the lanes of a group, the distances of groups, lanes and
-    depths in the weight, and its size.  Squares of lanes are transposed, if that can be: where the terms of a lane follow each
-    other, or the taps of neighbouring lanes, or the lanes themselves.
+    From ``at`` on ``numbers`` holds the depths in all, the taps, the lanes of a group, the distances of groups, lanes, depths
+    and taps in the weight, and its size.  Rows are listed in the order of the terms in memory: tap by tap, if the weight lies
+    channels-last, else depth by depth.  Squares of lanes are transposed, if that can be: where the terms, or the depths, of a
+    lane follow each other, or the taps of neighbouring lanes; lanes that follow each other are copied.
     """
     compact()
     n = lanes(weight.itemsize)
-    T, lane_count, size = numbers[at + 1], numbers[at + 2], numbers[at + 6]
-    group_step, lane_step, depth_step = numbers[at + 3], numbers[at + 4], numbers[at + 5]
+    depths, T, lane_count, size = numbers[at], numbers[at + 1], numbers[at + 2], numbers[at + 7]
+    group_step, lane_step, depth_step, tap_step = numbers[at + 3], numbers[at + 4], numbers[at + 5], numbers[at + 6]
     g, block = divmod(g_block, blocks)
+    k_row, t_row = (T, 1) if tap_step == 1 else (1, depths)
     for lane in range(0, min(pitch, lane_count - block * pitch), n):
         used = min(n, lane_count - block * pitch - lane)
         here, to = g * group_step + (block * pitch + lane) * lane_step, panel + lane
         done = first * T
-        if used == n and depth_step == T:
+        if used == n and depth_step == T and tap_step == 1:
             squares = (last - first) * T // n
             scatter_tile(weight, here + done, lane_step, panels, to, pitch, squares, tables, rows_at + done, n)
             done += squares * n
-        elif used == n and lane_step == T and T > 1:
+        elif used == n and depth_step == 1:
+            squares = (last - first) // n
+            for t in range(T):
+                scatter_tile(
+                    weight, here + first + t * tap_step, lane_step, panels, to, pitch, squares, tables,
+                    rows_at + first + t * t_row, n,
+                )  # fmt: skip
+            done += squares * n * T
+        elif used == n and lane_step == T and tap_step == 1 and T > 1:
             for k in range(first, last):
                 for t in range(0, T, n):
                     place = here + k * depth_step + t
                     if place + (n - 1) * T + n <= size:  # a square reads beyond the last tap
                         scatter_tile(weight, place, T, panels, to, pitch, 1, tables, rows_at + k * T + t, min(n, T - t))
                         done += min(n, T - t)
-        elif used == n and lane_step == 1 and T == 1:
+        elif used == n and lane_step == 1:
             for k in range(first, last):
-                copy_tile(weight, here + k * depth_step, 0, panels, to + tables[rows_at + k] * pitch, 0, 1, 1, 0)
+                for t in range(T):
+                    row = to + tables[rows_at + k * k_row + t * t_row] * pitch
+                    copy_tile(weight, here + k * depth_step + t * tap_step, 0, panels, row, 0, 1, 1, 0)
             done = last * T
         for term in range(done, last * T):
             k, t = divmod(term, T)
-            row = to + tables[rows_at + term] * pitch
+            row = to + tables[rows_at + k * k_row + t * t_row] * pitch
             for m in range(n):
                 panels[unsigned(row + m)] = (
-                    weight[unsigned(here + k * depth_step + t + m * lane_step)] if m < used else 0
+                    weight[unsigned(here + k * depth_step + t * tap_step + m * lane_step)] if m < used else 0
                 )
 
 

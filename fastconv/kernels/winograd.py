@@ -69,7 +69,7 @@ many stages a sum has and depths each of them, where in its room a task evaluate
 the weight, where it turns the weight over before, where tables hold the row of each (depth, tap), and numbers in a row of a
 panel; then what `pack_depths` takes, and what `pool_strip` does, or 0."""
 
-WINDOW = PLACED + 18
+WINDOW = PLACED + 19
 """Where the numbers for `pool_strip` begin."""
 
 CORRELATE = (

@@ -79,7 +79,7 @@ def _pass(computes: str, a: Ints, b: Ints, size: Ints, stride: Ints, sides: Ints
         raise ValueError(f"grad_output has shape {shapes['grad_output']}: expected {g.output_shape}")
     g = dataclasses.replace(g, output=tuple(output))
     x_shape, weight_shape, output_shape = shapes_3d(g)
-    known = {"x": (x_shape, g.ndim), "weight": (weight_shape, 0), "grad_output": (output_shape, g.ndim)}
+    known = {"x": (x_shape, g.ndim), "weight": (weight_shape, g.ndim), "grad_output": (output_shape, g.ndim)}
     shape = (1, *weight_shape) if computes == "grad_weight" else known[RESULTS[computes]][0]
     return _Pass(g, (known[operands[0]], known[operands[1]]), shape, result)
 
