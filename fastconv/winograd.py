@@ -9,15 +9,12 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from .algorithm import Algorithm
-from .arrays import Array
-from .cook_toom import KERNELS, Filter, slots
+from .cook_toom import KERNELS, Filter
 from .geometry import ConvGeometry, ceil_div, tap_range
 from .kernels import winograd as kernels
 from .programs import (
@@ -39,16 +36,13 @@ from .simd.words import LINE
 from .strips import (
     TASKS,
     Axis,
-    AxisPhase,
     Ints,
     Kinds,
     Source,
     Tables,
     by_output,
     fill_tiles,
-    filled,
     find_kinds,
-    imbalance,
     lay_numbers,
     make_source,
     panel_pitch,
@@ -57,15 +51,10 @@ from .strips import (
     tile_width,
     whole_lanes,
 )
+from .tiles import cells, form_of, meetings_of, phases_of, rows_of_tiles, tiles_at
+from .work import FEW_TASKS, FEWEST_TILES, MOST_TILES, Work
 
 __all__ = ["WINOGRAD", "describe", "nanoseconds", "objection", "sums_gradients"]
-
-VALUES_BYTES = 5 << 20
-"""Most bytes of a strip's input at the points: each is used for as many products as there are filters, so it may stand in the
-third-level cache."""
-
-FEWEST_TILES, MOST_TILES = 24, 96
-"""Tiles of a strip: enough to use the weight for."""
 
 MOST_DEPTHS = 64
 """Channels of a task of dW: their sums at all points are read and written for each strip."""
@@ -79,47 +68,16 @@ MOST_SCRATCH = 4
 STAGE_BYTES, LEAST_STAGE_BYTES = 512 << 10, 64 << 10
 """Most bytes of a weight at the points that a task evaluates at once; and where scratch memory is short."""
 
-TILE_TERMS, READING, INPUT, OUTPUT, EVALUATION = 12, 2.8, 2.8, 2.75, 6.7
-"""Time, in that of one multiplication of vectors, beside the multiplications: to begin and end a tile; to read a vector of the
-weight at a point for a strip; and for each vector that is written where the input, the products or the weight are evaluated."""
-
-PHASES = 2
-"""What a vector of the input takes in proportion where it has phases: a row of tiles does not stay in the first-level cache."""
-
-PHASES_BYTES, CROWDED = 5 << 18, 1.25
-"""Bytes of the values of all phases that still share the second-level cache with others, and what it takes where they do not."""
-
-NEAR_BYTES, FAR = 5 << 17, 0.15
-"""The same bytes without phases, and how much longer it takes if nearly all values stand in the third-level cache."""
-
 MULTIPLICATION = 0.3 / LINE
 """Nanoseconds for each byte of vectors that are multiplied, which are at most a line of the cache wide: half as wide ones take
 half as long.  Not so for rows and columns alone, which with narrow vectors were slower than direct sums as often as not."""
 
-MOST_SHARED = 8 << 20
-"""Bytes of a weight at the points that the third-level cache keeps for all strips; to read more takes twice the time."""
-
 GRADIENTS = 1.1
 """What equations (2) and (3) take in proportion to their estimate where filters have phases: their sums are short, and many."""
-
-FEW_TASKS = 4
-"""Tasks to cut such a pass into at least: each part of the blocks evaluates the input anew."""
 
 TASK_FLOPS = 150_000_000
 """Arithmetic that is worth a task of equation (3), if there are FEW_TASKS: each turns its sums at the points to taps, which then
 are added up."""
-
-ALONG_ONE_AXIS = 1.2
-"""What rows and columns alone take in proportion to the estimate: they have few products for what has to be evaluated."""
-
-SHARING = 60_000
-"""The same for what threads wait where they evaluate the weight together: the others' parts lie in the others' caches."""
-
-ENOUGH_TASKS, NARROW = 8, 1.05
-"""With fewer tasks, blocks of half the width are worth a thought; and the time they take in proportion to whole ones."""
-
-REEVALUATED = 40_000
-"""Most numbers of a weight that tasks evaluate more than once between them."""
 
 
 def objection(g: ConvGeometry) -> str | None:
@@ -136,346 +94,11 @@ def objection(g: ConvGeometry) -> str | None:
     return None
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Strips of tiles
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Side:
-    """What a tile has along (columns, rows) of what is read or made: ``steps`` times its outputs and ``more``.
-
-    ``points`` holds for each of its values the number of its point, ``weights`` that of the weight it is multiplied with.
-    """
-
-    steps: tuple[int, int]
-    more: tuple[int, int]
-    points: tuple[Ints, Ints]
-    weights: tuple[Ints, Ints]
-
-    @property
-    def values(self) -> tuple[int, int]:
-        """Values along (columns, rows)."""
-        return len(self.points[0]), len(self.points[1])
-
-    @property
-    def planes(self) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-        """The points and the weights, along (columns, rows), of each of all values."""
-        along = (zip(points, weights, strict=True) for points, weights in zip(self.points, self.weights, strict=True))
-        return [((y[0], x[0]), (y[1], x[1])) for y, x in itertools.product(*along)]
-
-
-def side_of(*filters: Filter) -> Side:
-    """Return what a tile has of the strided side of filters down and across a kernel."""
-    points, weights = (tuple(tuple(value[n] for value in f.values) for f in filters) for n in (0, 1))
-    steps, more = (filters[0].stride, filters[1].stride), (filters[0].more, filters[1].more)
-    return Side(steps, more, (points[0], points[1]), (weights[0], weights[1]))
-
-
-@dataclass(frozen=True)
-class Form:
-    """Tiles of (rows, columns) of outputs for filters down and across a kernel.
-
-    If it is ``transposed``, for equation (2), pixels are what is strided.
-
-    >>> Form(Filter(5), Filter(3), (2, 4)).points
-    (6, 6)
-    >>> Form(Filter(3, 2), Filter(3, 2), (5, 5)).read.values
-    (11, 11)
-    """
-
-    down: Filter
-    across: Filter
-    tile: tuple[int, int]
-    transposed: bool = False
-
-    @property
-    def number(self) -> int:
-        """Number of the kernel."""
-        return KERNELS.index((self.down, self.across))
-
-    @property
-    def taps(self) -> tuple[int, int]:
-        """Taps along (columns, rows)."""
-        return self.down.taps, self.across.taps
-
-    @property
-    def terms(self) -> int:
-        """Taps of the kernel."""
-        return math.prod(self.taps)
-
-    @property
-    def points(self) -> tuple[int, int]:
-        """Points along (columns, rows)."""
-        return self.down.points, self.across.points
-
-    @property
-    def weights(self) -> tuple[int, int]:
-        """Different values of the weight along (columns, rows)."""
-        return self.down.weights, self.across.weights
-
-    @functools.cached_property
-    def strided(self) -> Side:
-        """The side whose tiles have values of all phases."""
-        return side_of(self.down, self.across)
-
-    @functools.cached_property
-    def plain(self) -> Side:
-        """The side whose tiles have values at the points."""
-        return side_of(self.down.longest, self.across.longest)
-
-    @property
-    def read(self) -> Side:
-        """What tiles read of the input."""
-        return self.plain if self.transposed else self.strided
-
-    @property
-    def made(self) -> Side:
-        """What tiles make."""
-        return self.strided if self.transposed else self.plain
-
-    @property
-    def strides(self) -> bool:
-        """Whether any filter has several phases."""
-        return self.strided != self.plain
-
-    @property
-    def reads_phases(self) -> bool:
-        """Whether what tiles read has values of several phases."""
-        return self.strides and not self.transposed
-
-    @property
-    def written(self) -> tuple[int, int, int]:
-        """Vectors that maps write: for a tile of the input, one of the products, and a depth of the weight."""
-        (read_y, read_x), (_, made_x), (weights_y, weights_x) = self.read.values, self.made.values, self.weights
-        (tile_y, tile_x), across = self.tile, self.across.taps
-        tile_y, tile_x = tile_y * self.made.steps[0], tile_x * self.read.steps[1]
-        return read_y * (tile_x + read_x), tile_y * (made_x + tile_x), weights_y * (across + weights_x)
-
-    def count(self, height: int, width: int) -> int:
-        """Count the tiles of so many outputs."""
-        return ceil_div(height, self.tile[0]) * ceil_div(width, self.tile[1])
-
-    def numbers(self) -> dict[str, Any]:
-        """Return what `fastconv.kernels.winograd.PLACES` names of the form."""
-        numbers = {"kernel": self.number, "terms": self.taps, "weights": self.weights, "tile": self.tile}
-        for name, side in (("read", self.read), ("made", self.made)):
-            numbers |= {f"{name}_steps": side.steps, f"{name}_more": side.more, f"{name}_values": side.values}
-        return numbers
-
-
-def form_of(g: ConvGeometry, transposed: bool = False) -> Form:
-    """Return the tiles for a geometry."""
-    down, across = map(Filter, g.kernel[1:], g.stride[1:])
-    _, height, width = (axis.grid for axis in cells(g)[0]) if transposed else g.output
-    return Form(down, across, (even_tile(height, down.tile), even_tile(width, across.tile)), transposed)
-
-
-def even_tile(n: int, largest: int) -> int:
-    """Return the size of the tiles that n outputs are cut into: as few as can be, of about one size.
-
-    >>> even_tile(9, 4), even_tile(14, 4)
-    (3, 4)
-    """
-    return ceil_div(n, max(1, ceil_div(n, largest))) or 1
-
-
-def tile_sizes(n: int, tile: int) -> list[int]:
-    """Cut ``n`` outputs into tiles: the largest, and what is left.
-
-    >>> tile_sizes(14, 4)
-    [4, 4, 4, 2]
-    """
-    return [min(tile, n - first) for first in range(0, n, tile)]
-
-
-def tiles_at(sizes: tuple[int, int, int], form: Form) -> Array:
-    """Say which of the tiles of (images, rows, columns) use a point: an array [y, x, tile]."""
-    images, *pixels = sizes
-    down, across = (
-        np.array([[point in slots(m + f.phases[0] - 1) for m in tile_sizes(n, tile)] for point in range(f.points)])
-        for n, f, tile in zip(pixels, (form.down, form.across), form.tile, strict=True)
-    )
-    tiles = down[:, None, None, :, None] & across[None, :, None, None, :]
-    return np.repeat(tiles, images, axis=2).reshape(*form.points, -1)
-
-
-@functools.lru_cache(maxsize=1024)
-def product_rows(images: int, height: int, width: int, form: Form) -> tuple[int, int]:
-    """Count the rows of the tiles that multiply a strip, filled up to whole tiles: those begun, and those of all phases."""
-    counts = tiles_at((images, height, width), form).sum(2)
-    begun, summed = (
-        sum(filled(int(counts[points])) for points, _ in side.planes) for side in (form.made, form.strided)
-    )
-    return begun, summed
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a pass has to do, and how long that takes, in the time of one multiplication of vectors.
-
-    Attributes
-    ----------
-    form : Form
-        The tiles.
-    sizes : tuple of int
-        Output pixels along (images, depth, height, width).
-    depth, lane_count, groups : int
-        Channels that are summed up, and those that are computed, of a group; groups.
-    itemsize : int
-        Bytes of a number.
-    tasks : int
-        Tasks to cut the pass into at least.
-    prepared : bool
-        Whether the weight at the points is there already.
-    narrow : bool
-        Whether blocks have half as many lanes as they could.
-    window : tuple of int
-        Rows and columns between whose multiples strips are cut only.
-    """
-
-    form: Form
-    sizes: Ints
-    depth: int
-    lane_count: int
-    groups: int
-    itemsize: int
-    tasks: int
-    prepared: bool = False
-    narrow: bool = False
-    window: tuple[int, int] = (1, 1)
-
-    @property
-    def pitch(self) -> int:
-        """Lanes of a block, up to whole vectors."""
-        pitch = panel_pitch(self.lane_count, self.itemsize)
-        return whole_lanes(ceil_div(pitch, 2), self.itemsize) if self.narrow else pitch
-
-    @property
-    def blocks(self) -> int:
-        """Blocks of lanes of all groups."""
-        return self.groups * ceil_div(self.lane_count, self.pitch)
-
-    @property
-    def vectors(self) -> tuple[int, int]:
-        """Vectors of the channels that are summed up, and of those that are computed, of all groups."""
-        n = lanes(self.itemsize)
-        return self.groups * ceil_div(self.depth, n), self.groups * ceil_div(self.lane_count, n)
-
-    def split(self, strip: Ints) -> tuple[int, int]:
-        """Count the strips, and the parts of the blocks that are tasks of their own."""
-        strips = math.prod(ceil_div(n, m) for n, m in zip(self.sizes, strip, strict=True))
-        if not self.form.reads_phases:
-            return strips, min(self.blocks, ceil_div(self.tasks, strips))
-        each = max(1, self.blocks // ceil_div(min(self.tasks, FEW_TASKS), strips))  # blocks of a part
-        return strips, ceil_div(self.blocks, each)
-
-    def owns(self, strip: Ints) -> bool:
-        """Say whether tasks evaluate the weight themselves: few or none would do so again."""
-        strips, size = self.split(strip)[0], self.groups * self.depth * self.lane_count * self.form.terms
-        again, (evaluating, reading) = strips - 1, self.weighing
-        few = again * size <= REEVALUATED or (self.form.strides and again * evaluating < strips * reading)
-        return few and not self.prepared
-
-    @property
-    def weighing(self) -> tuple[float, float]:
-        """Estimate the time to evaluate a vector of the weight for each tap, and to read what came of it."""
-        size = math.prod(self.form.weights) * self.groups * self.depth * self.lane_count * self.itemsize
-        reading = READING * (2 if self.form.strides and size > MOST_SHARED else 1)
-        return EVALUATION * self.form.written[2], reading * math.prod(self.form.strided.values)
-
-    def cost(self, strip: Ints) -> float:
-        """Estimate the time of all tasks."""
-        strips, parts = self.split(strip)
-        tiles = strips * strip[0] * self.form.count(*strip[2:])
-        summed, computed = self.vectors
-        of_input, of_products, _ = self.form.written
-        begun, summed_up = product_rows(strip[0], strip[2], strip[3], self.form)
-        work: float = strips * (summed_up * self.depth + begun * TILE_TERMS) * computed
-        inputs = INPUT * (PHASES if self.form.reads_phases else 1)
-        work += tiles * (inputs * of_input * summed * parts + OUTPUT * of_products * computed)
-        evaluating, reading = self.weighing
-        each = strips * evaluating if self.owns(strip) else strips * reading + evaluating * (not self.prepared)
-        work += each * self.depth * computed + SHARING * (not self.owns(strip) and not self.prepared)
-        return work * (ALONG_ONE_AXIS if 1 in self.form.points else 1.0) * (NARROW if self.narrow else 1.0)
-
-    @property
-    def bytes_of_tile(self) -> int:
-        """Bytes of the values of a tile's input."""
-        return math.prod(self.form.read.values) * whole_lanes(self.depth, self.itemsize) * self.itemsize
-
-    def time(self, strip: Ints) -> float:
-        """Estimate the time of all tasks, and of the threads that have none; strips whose values crowd a cache take longer."""
-        size = strip[0] * self.form.count(*strip[2:]) * self.bytes_of_tile
-        shared = imbalance(math.prod(self.split(strip))) if self.tasks > 1 else 1.0
-        if self.form.reads_phases:
-            return self.cost(strip) * shared * (CROWDED if size > PHASES_BYTES else 1.0)
-        return self.cost(strip) * shared * (1 + FAR * max(0.0, 1 - NEAR_BYTES / size))
-
-    def best(self) -> Work:
-        """Choose the width of blocks: narrow ones make more tasks where there are few."""
-        if self.tasks == 1 or math.prod(self.split(self.strip())) >= ENOUGH_TASKS:
-            return self
-        narrow = dataclasses.replace(self, narrow=True)
-        return min(self, narrow, key=lambda work: work.time(work.strip()))
-
-    def strip(self, most: int = MOST_TILES) -> Ints:
-        """Choose the (images, 1, rows, columns) of a strip that takes the least time: whole rows of tiles if it can.
-
-        It has ``most`` tiles or less.
-        """
-        batch, _, height, width = self.sizes
-        most = max(FEWEST_TILES, min(most, VALUES_BYTES // self.bytes_of_tile))
-        tile_y, tile_x = self.form.tile
-        down, along = ceil_div(height, tile_y), ceil_div(width, tile_x)
-        choices = {
-            (b, 1, min(tile_y * y, height), min(tile_x * x, width))
-            for x in parts_of(along)
-            for y in (parts_of(down) if x == along else {1})
-            for b in (parts_of(batch) if y == down and x == along else {1})
-            if b * y * x <= most and self.cuts_between((tile_y * y, tile_x * x))
-        }
-        return min(sorted(choices, reverse=True) or [(1, 1, height, width)], key=self.time)
-
-    def cuts_between(self, strip: tuple[int, int]) -> bool:
-        """Say whether strips of so many rows and columns end where a window or the image does."""
-        return all(n >= most or n % m == 0 for n, most, m in zip(strip, self.sizes[2:], self.window, strict=True))
-
-
-def parts_of(n: int) -> set[int]:
-    """Sizes of about equal parts of n."""
-    return {ceil_div(n, k) for k in range(1, n + 1)}
-
-
 def _kinds_and_source(
     g: ConvGeometry, axes: tuple[Axis, ...], shape: Ints, last: bool, itemsize: int, strip: Ints, together: bool
 ) -> tuple[Kinds, Source]:
     kinds = find_kinds(g.batch, axes, strip, (False,) * 3, by_output)
     return kinds, make_source(shape, last, itemsize, g.batch, axes, strip, True, not last, together)
-
-
-def phases_of(form: Form) -> list[list[tuple[int, int]]]:
-    """List for each product the values of the input and of the weight that it is the sum of: those of all phases at its point."""
-
-    def number(of: Iterable[tuple[int, int]], along: tuple[int, int]) -> list[int]:
-        return [y * along[1] + x for y, x in of]
-
-    weights = number((weight for _, weight in form.strided.planes), form.weights)
-    if form.transposed:
-        points = number((point for point, _ in form.strided.planes), form.points)
-        return [[pair] for pair in zip(points, weights, strict=True)]
-    return [
-        [(value, weights[value]) for value, (point, _) in enumerate(form.strided.planes) if point == made]
-        for made, _ in form.plain.planes
-    ]
-
-
-def meetings_of(form: Form) -> list[list[tuple[int, int]]]:
-    """List for each value of the weight the values of the input and points of the gradient whose products it is the sum of."""
-    met: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    for value, ((y, x), weight) in enumerate(form.strided.planes):
-        met.setdefault(weight, []).append((value, y * form.points[1] + x))
-    return [met[weight] for weight in sorted(met)]
 
 
 def sizes_of(segments: Any) -> tuple[int, int, int]:
@@ -488,14 +111,6 @@ def odd_lines(count: int, itemsize: int) -> int:
     """Round up to an odd number of cache lines."""
     line = 64 // itemsize
     return (ceil_div(count, line) | 1) * line
-
-
-def rows_of_tiles(form: Form, strip: Ints) -> int:
-    """Vectors to turn a row of tiles into, and to copy one of what is read to; or those of a tile of products, and its pixels."""
-    (steps_y, steps_x), (read, _), (_, made) = form.made.steps, form.read.values, form.made.values
-    pixels_y, pixels_x = steps_y * form.tile[0], steps_x * form.tile[1]
-    gradient = 2 * form.points[0] * strip[3]
-    return max(2 * read * (form.read.steps[1] * strip[3] + form.read.more[1]), gradient, pixels_y * (made + pixels_x))
 
 
 class Room:
@@ -514,23 +129,6 @@ class Room:
 # ---------------------------------------------------------------------------------------------------------------------
 # Programs
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def cells(g: ConvGeometry) -> tuple[tuple[Axis, ...], Ints]:
-    """Describe equation (2): how as many pixels as the stride, side by side, meet the gradients, and the first pixel of all.
-
-    The pixels of a phase that has a tap less lie in front of those of the first, of whose gradients they do not meet the last.
-    """
-    axes, pixels = [], []
-    for n, n_out, f, s, (left, _) in zip(g.input, g.output, g.kernel, g.stride, g.padding, strict=True):
-        last = f % s or s  # pixels behind that which the first tap of a gradient meets, and this one
-        first_output = ceil_div(left + 1 - last, s)
-        first = s * first_output - left + last - s
-        reach = Filter(f, s).phases[0] - 1
-        taps = ((0, first_output - reach), (reach, first_output))
-        axes.append(Axis(n_out, 1, (AxisPhase(0, ceil_div(n - first, s), taps),)))
-        pixels.append(first)
-    return tuple(axes), tuple(pixels)
 
 
 def work_of(p: Pixels) -> Work:

@@ -30,6 +30,8 @@ FLOORS = (
     {"tasks"},
     {"reference", "kernels", "padding"},
     {"strips", "prepared"},
+    {"tiles"},
+    {"work"},
     {"programs"},
     {"algorithm", "depthwise", "planes"},
     {"engine", "winograd"},

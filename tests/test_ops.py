@@ -11,7 +11,7 @@ from cases import CASES, PASSES, data, expected, inputs_of, integers, result_sha
 from numba import config
 
 import fastconv
-from fastconv import ConvGrads, explain, grad, plan, reference, winograd
+from fastconv import ConvGrads, explain, grad, plan, reference, tiles, winograd
 
 DIMENSIONS = (1, 2, 3)
 CONV = {n: getattr(fastconv, f"conv{n}d") for n in DIMENSIONS}
@@ -732,8 +732,8 @@ def tiles_of(computes, g):
     """Return where the first tile begins and its size, along the last two axes."""
     if computes == "grad_weight":
         return (0, 0), g.kernel[1:]
-    form = winograd.form_of(g, computes == "grad_input")
-    first = winograd.cells(g)[1][1:] if computes == "grad_input" else (0, 0)
+    form = tiles.form_of(g, computes == "grad_input")
+    first = tiles.cells(g)[1][1:] if computes == "grad_input" else (0, 0)
     return first, [n * step for n, step in zip(form.tile, form.made.steps, strict=True)]
 
 
