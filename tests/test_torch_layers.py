@@ -169,6 +169,7 @@ class Numbers(torch.utils.data.Dataset):
 
 @COMPILED
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # of JAX, if another test has loaded it
 def test_data_loader_beside_it():
     """Worker processes that are forked after the kernels' threads have started load images, while the kernels go on."""
     model = convert(nn.Conv2d(3, 4, 3))
