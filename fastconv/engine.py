@@ -72,7 +72,7 @@ from .strips import (
 
 __all__ = ["DIRECT", "adds_to", "describe", "grad_bias", "is_depthwise", "lane_flops", "pools", "sums_gradients"]
 
-STAGE_BYTES, SMALL_STAGE_BYTES = 320 << 10, 32 << 10
+STAGE_BYTES, SMALL_STAGE_BYTES = 400 << 10, 32 << 10
 """Most bytes of a panel that a stage of a sum takes: it is to stay in the second-level cache while a strip's pixels pass.  With
 one tap pixels pass quickly, each number of the input being used but once for a panel, which then is to stay in the first."""
 
