@@ -79,15 +79,11 @@ class Algorithm:
             return _plan_weights(self, g, per_sample, x_last, last, out.itemsize).weights
         prepared = isinstance(second, PreparedWeight)
         weight_last = not prepared and not second.flags.c_contiguous
-        if window[0]:
-            return _plan_pixels(
-                self, computes, g, last, True, out.itemsize, prepared, window=window, weight_last=weight_last
-            ).pixels  # fmt: skip
-        out_last = memory_of(out)[1]
-        g = self.lay(g, last and out_last)
-        return _plan_pixels(
-            self, computes, g, last, out_last, out.itemsize, prepared, adds, weight_last=weight_last
-        ).pixels
+        out_last = window[0] > 0 or memory_of(out)[1]
+        if not window[0]:
+            g = self.lay(g, last and out_last)
+        told = (g, last, out_last, out.itemsize, prepared, adds, window, weight_last)
+        return _plan_pixels(self, computes, *told).pixels
 
     def prepare(self, computes: str, geometry: ConvGeometry, weight: PreparedWeight) -> None:
         """Make of a weight what equation (1) or (2) needs of it, for both layouts of images."""

@@ -1,10 +1,10 @@
 """How fastconv's functions are compiled: the only file that sets a Numba option.
 
 ``kernel``           a serial compiled function
-``linked_kernel``    one that only compiled code calls: machine code is made of it once, and not again for each caller
-``inner_kernel``     one that only compiled code calls, and so short that it becomes part of its callers
 ``parallel_kernel``  the same with one ``prange``, its outermost loop, spread over the threads where `fastconv.threads` allows it
 ``streaming_kernel`` the same for work that is mostly reading and writing arrays: threads are woken for large ones only
+``linked_kernel``    a serial kernel that only others call: machine code is made of it once, and not again for each caller
+``inner_kernel``     the same where it is so short that it becomes part of its callers
 ``callback``         a compiled function that others call by its address: no caller is compiled again with it
 ``inlined``          a function whose text becomes part of those that call it
 ``shared``           a small function that Python and the kernels both call

@@ -4,8 +4,8 @@ Numba gives each caller a copy of what it calls, and optimises the copy and make
 is called through three others is compiled four times.  A kernel that is compiled by `LinkedCompiler`, or a function that `link`
 is given, keeps its code to itself.  Its callers hold no more than its symbol, which LLVM looks up among the code of the process.
 
-On disk a caller's code therefore comes with all that it is linked with, and they are loaded before it: LLVM
-ends the process where it does not find a symbol.
+On disk a caller's code therefore comes with all that it is linked with, which is loaded before it: LLVM ends the process where it
+does not find a symbol.
 """
 
 from __future__ import annotations

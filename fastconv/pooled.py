@@ -65,7 +65,7 @@ def conv2d_max_pool(
     as_they_lie = np.may_share_memory(images, x) and (prepared or np.may_share_memory(factors, operands[1].array))
     if as_they_lie and needed < SMALL:  # of larger calls the memory is checked each time
         remember(form, call)
-    return call(flat(images), prepared or flat(factors), values)
+    return call(flat(images), flat(factors), values)
 
 
 def _maxima(

@@ -286,12 +286,10 @@ class Pixels:
     def weight_steps(self) -> Ints:
         """Distances of groups, lanes, depths and taps in the weight."""
         count = self.channels // (1 if is_depthwise(self.g) else self.g.groups)
-        inside, taps = (
-            (count, self.T) if self.transposed else (self.depth, self.T)
-        )  # what a filter has: channels and taps
-        channel, tap = (1, inside) if self.weight_last else (taps, 1)
-        lane, depth = (channel, inside * taps) if self.transposed else (inside * taps, channel)
-        return count * self.depth * taps, lane, depth, tap
+        channels = count if self.transposed else self.depth  # of a filter
+        channel, tap = (1, channels) if self.weight_last else (self.T, 1)
+        lane, depth = (channel, channels * self.T) if self.transposed else (channels * self.T, channel)
+        return count * self.depth * self.T, lane, depth, tap
 
     def in_order(self, rows: Array) -> Array:
         """List the rows of a panel of all [depth, tap] in the order of these terms in memory."""
