@@ -84,7 +84,13 @@ PART_TILES = 48
 
 MOST_APART = 2
 """Widths of a tile between neighbouring pixels whose gradients are read as they lie: lines that far apart compete for few places
-in the cache."""
+in the cache.  Where few terms meet a gradient, that costs less than to pack it."""
+
+READING_TERMS = 128
+"""Most terms of a weight for which gradients are read as they lie, however far apart: 1.05 to 1.25 times as fast with 24."""
+
+SWAPPED = 0.9
+"""Work with channels for lanes, in proportion to that with filters, for which dW of one tap is computed so."""
 
 PANELS_BYTES = 256 << 10
 """Most bytes of the panels that a task of dW sums up at once: as many blocks of filters use a strip of the input while it is in
@@ -269,9 +275,23 @@ def _flat(g: ConvGeometry, images_too: bool) -> ConvGeometry:
 
 
 def _reads(grad_last: bool, g: ConvGeometry, itemsize: int) -> bool:
-    """Say whether gradients are read as they lie: whole vectors of a group, of pixels not far apart for a tile's width."""
+    """Say whether gradients are read as they lie: whole vectors of a group, not far apart for a tile's width or for few terms."""
     whole = g.filters // g.groups % lanes(itemsize) == 0
-    return grad_last and whole and g.filters <= MOST_APART * tile_width(itemsize)
+    near = g.filters <= MOST_APART * tile_width(itemsize)
+    return grad_last and whole and (near or g.channels // g.groups * math.prod(g.kernel) <= READING_TERMS)
+
+
+def _tile_work(rows: int, lane_count: int, itemsize: int) -> float:
+    """Estimate what tiles of so many rows and lanes take for a pixel: half a vector more than those that they have."""
+    return filled(rows) * (ceil_div(lane_count, lanes(itemsize)) + ceil_div(lane_count, tile_width(itemsize)) / 2)
+
+
+def _swaps(g: ConvGeometry, itemsize: int) -> bool:
+    """Say whether dW has channels for lanes and filters for rows: of one tap both are the same, and few leave lanes empty."""
+    if math.prod(g.kernel) * math.prod(g.stride) > 1 or g.input != g.output or is_depthwise(g):
+        return False
+    channels, filters = g.channels // g.groups, g.filters // g.groups
+    return _tile_work(filters, channels, itemsize) < SWAPPED * _tile_work(channels, filters, itemsize)
 
 
 def _parts_that_pack(g: ConvGeometry, strips: int, panels_bytes: int, parts: int) -> int:
@@ -387,8 +407,13 @@ def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_las
 
 
 def _weights_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: bool, itemsize: int) -> Program:
-    make = depthwise.weights_program if is_depthwise(g) else _correlate_program
-    return make(g, per_sample, x_last, grad_last, itemsize)
+    if is_depthwise(g):
+        return depthwise.weights_program(g, per_sample, x_last, grad_last, itemsize)
+    if per_sample or not _swaps(g, itemsize):
+        return _correlate_program(g, per_sample, x_last, grad_last, itemsize)
+    swapped = dataclasses.replace(g, channels=g.filters, filters=g.channels)
+    program = _correlate_program(swapped, False, grad_last, x_last, itemsize)
+    return dataclasses.replace(program, sums=None, turns=(g.groups, g.channels // g.groups, g.filters // g.groups))
 
 
 DIRECT = Algorithm(_program, _weights_program, _flat)
@@ -426,7 +451,8 @@ def describe(computes: str, geometry: ConvGeometry, itemsize: int) -> str:
             "lanes are channels, as these do not mix, and tiles slide along rows of pixels, packed unless channels-last"
         )
     if computes == "grad_weight":
-        return "tiles of weights times filters, summed over pixels"
+        lanes_are = "channels" if _swaps(g, itemsize) else "filters"
+        return f"tiles of weights times {lanes_are}, summed over pixels"
     what, used, step = ("filters", g.filters, g.stride) if computes == "output" else ("channels", g.channels, (1, 1, 1))
     used //= g.groups
     phases = ", phase by phase" if computes == "grad_input" and max(g.stride) > 1 else ""
@@ -449,8 +475,8 @@ def pools(g: ConvGeometry, itemsize: int) -> bool:
 
 
 def sums_gradients(g: ConvGeometry, itemsize: int) -> bool:
-    """Say whether the pass of dW can compute db, too: where channels mix, so that its tasks read whole strips of gradients."""
-    return not is_depthwise(g)
+    """Say whether the pass of dW can compute db, too: where its tasks read whole strips of gradients as vectors."""
+    return not (is_depthwise(g) or _swaps(g.volume, itemsize))
 
 
 def lane_flops(computes: str, g: ConvGeometry, itemsize: int) -> float:

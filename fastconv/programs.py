@@ -147,7 +147,8 @@ class Program:
     sums : StripSums or None
         Of equation (3), where tasks can sum gradients, too: their last number then says where to, and is 0.
     turns : tuple of int or None
-        Filters, taps and channels of a weight that is given channels-last, and has to be turned over before.
+        Matrices, rows and columns of a weight that has to be turned over: before equation (1) or (2), if it is given
+        channels-last, or after equation (3), if its tasks take the input for the gradients and these for the input.
     starts : dict
         What sums begin with where there is no bias, by dtype and floor.
     """
@@ -174,7 +175,10 @@ class Program:
 
     def weights(self, out: Array, grad_output: Array, x: Array, grad_bias: Array | None = None) -> None:
         """Compute equation (3) with flat arrays, and of a program with ``sums`` equation (4), if there is an array for it."""
-        panels = out if self.packing is None else buffer("panels", self.packing.panels, out.dtype)
+        target = out
+        if self.turns is not None:
+            target, x, grad_output = buffer("weight", out.size, out.dtype), grad_output, x
+        panels = target if self.packing is None else buffer("panels", self.packing.panels, out.dtype)
         start, numbers, sums = self.begin(None, out.dtype), self.numbers, self.sums
         if grad_bias is not None and sums is not None:
             zeros, sums_at = start, ceil_div(start.size, lanes(out.itemsize)) * lanes(out.itemsize)
@@ -184,7 +188,9 @@ class Program:
             numbers[-1] = sums_at
         self.run(numbers, self.prepared(x), grad_output, panels, start)
         if self.packing is not None:
-            self.packing.run(panels, out)
+            self.packing.run(panels, target)
+        if self.turns is not None:
+            self.turn(target, out)
         if grad_bias is not None and sums is not None:
             sums.add_up(start, sums_at, grad_bias)
 
@@ -203,26 +209,32 @@ class Program:
         if isinstance(weight, PreparedWeight):
             return weight.flat if packing is None else weight.panels(packing.key, packing.panels, packing.run)
         if self.turns is not None:
-            filters, taps, channels = self.turns
             given, weight = weight, buffer("weight", weight.size, weight.dtype)
-            turn(given.reshape(filters, taps, channels), weight.reshape(filters, channels, taps))
+            self.turn(given, weight)
         if packing is None:
             return weight
         panels = buffer("panels", packing.panels, weight.dtype)
         packing.run(weight, panels)
         return panels
 
+    def turn(self, source: Array, target: Array) -> None:
+        """Turn the matrices of a weight over."""
+        assert self.turns is not None
+        matrices, rows, columns = self.turns
+        turn(source.reshape(matrices, rows, columns), target.reshape(matrices, columns, rows))
+
     def run(self, numbers: Array, *arrays: Array) -> None:
         """Run all tasks."""
         self.task(self.tasks, numbers, self.tables, *arrays, room=self.room, alone=self.alone)
 
     def scratch_bytes(self, itemsize: int, threads: int = 0) -> int:
-        """Count the scratch memory of a call: panels, the packed input, sums, and a room for each of its workers."""
+        """Count the scratch memory of a call: panels, the packed input, sums, a weight turned over, and rooms for its workers."""
         image = self.source.whole[1] if self.source.whole else 0
         workers = 1 if self.alone else min(threads or sharing(), self.tasks)
         panels = self.packing.panels if self.packing else 0
         sums = self.sums.size(itemsize) if self.sums else 0
-        return int(itemsize * (panels + image + sums + workers * self.room))
+        turned = math.prod(self.turns) if self.turns else 0
+        return int(itemsize * (panels + image + sums + turned + workers * self.room))
 
     def begin(self, bias: Array | None, dtype: np.dtype[Any], floor: float = -math.inf) -> Array:
         """Return what sums begin with: the bias or zeros, up to whole vectors, and a tile's zeros.
