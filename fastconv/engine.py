@@ -275,10 +275,10 @@ def _flat(g: ConvGeometry, images_too: bool) -> ConvGeometry:
 
 
 def _reads(grad_last: bool, g: ConvGeometry, itemsize: int) -> bool:
-    """Say whether gradients are read as they lie: whole vectors of a group, not far apart for a tile's width or for few terms."""
+    """Say whether gradients are read as they lie: for few terms, or whole vectors that are not far apart for a tile's width."""
     whole = g.filters // g.groups % lanes(itemsize) == 0
     near = g.filters <= MOST_APART * tile_width(itemsize)
-    return grad_last and whole and (near or g.channels // g.groups * math.prod(g.kernel) <= READING_TERMS)
+    return grad_last and ((whole and near) or g.channels // g.groups * math.prod(g.kernel) <= READING_TERMS)
 
 
 def _tile_work(rows: int, lane_count: int, itemsize: int) -> float:
@@ -359,7 +359,7 @@ def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_las
         g.input_shape, x_last, itemsize, g.batch, axes, strip, last, packs, together, channels=own_depths
     )
     rows = _term_rows(depth, T, depths, source.pitches[1] == 1)
-    reads = _reads(grad_last, g, itemsize)
+    reads, whole = _reads(grad_last, g, itemsize), filters % lanes(itemsize) == 0
     out_steps = steps_of_image(g.output_shape, grad_last)
     tables = Tables()
     numbers = strip_numbers(source, kinds, tables, g.output_shape, out_steps, (1, 1, 1))
@@ -378,12 +378,8 @@ def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_las
                     at, to = fill_tiles(mine[:, 0]), fill_tiles(mine[:, 1] * pitch)
                     taken[taps] += [tables.add(at), tables.add(to), at.size]
             at = grid_offsets(run, source.pixel_steps)
-            if reads:
-                pixels = [grid_offsets(run, (out_steps[0], *out_steps[2:]))] * 2
-            else:
-                pixels = [
-                    grid_offsets(run, local) * p for p in (pitch, whole_lanes(filters, itemsize) % width or width)
-                ]
+            pixels = [grid_offsets(run, local) * p for p in (pitch, whole_lanes(filters, itemsize) % width or width)]
+            pixels.append(grid_offsets(run, (out_steps[0], *out_steps[2:])) if reads else pixels[0])
             runs.append((*(tables.add(np.stack([at, to], 1)) for to in pixels), at.size, *taken[taps]))
         first_run.append(len(runs))
     numbers |= {"runs_at": tables.add(first_run), "run_list_at": tables.add(runs)}
@@ -393,7 +389,7 @@ def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_las
         "group_step": depth * source.pitches[1], "depths": depths, "depth": depth, "taps": T, "each": each, "reads": reads,
     }  # fmt: skip
     own = per_sample or chunks == 1
-    room = whole_lanes(source.box_size + (0 if reads else math.prod(strip) * width), 1) + FIRST_PANEL
+    room = whole_lanes(source.box_size + (0 if reads and whole else math.prod(strip) * width), 1) + FIRST_PANEL
     numbers |= {
         "own": room if own else 0, "rows_at": tables.add(rows) if own else 0, "per_task": per_task, "own_depths": own_depths,
         "sums_at": 0,

@@ -246,6 +246,10 @@ LARGE = (
     simple(2, batch=3, channels=150, filters=20, size=(13, 22), kernel=3, stride=2, padding=1),
     simple(2, batch=2, channels=20, filters=140, size=(60, 9), kernel=3, stride=2, padding=1, groups=2),
     simple(2, batch=2, channels=70, filters=140, size=(9, 25), kernel=(1, 7), padding=(0, 3), groups=2),
+    # dW of one tap has channels for lanes; gradients that fill no vectors are read as they lie but in the last strip.
+    simple(2, batch=3, channels=144, filters=6, size=(40, 41), kernel=1, groups=2),
+    simple(2, batch=4, channels=75, filters=24, size=(28, 27), kernel=1),
+    simple(2, batch=4, channels=24, filters=75, size=(28, 27), kernel=1),
 )
 
 CASES = tuple(dict.fromkeys((*product(), *SPECIAL, *(() if INTERPRETED else LARGE))))

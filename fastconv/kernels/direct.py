@@ -353,25 +353,28 @@ def correlate(
             valid = min(width, filters - block * width)
             whole = (valid + n - 1) // n * n
             lane = corner + (g * filters + block * width) * out_steps[1]
-            if not reads:
+            # Vectors that are not whole may be read as they lie but at the array's end.
+            last = (sizes[0] - 1) * out_steps[0] + (sizes[1] - 1) * out_steps[2] + (sizes[2] - 1) * out_steps[3]
+            reading = reads != 0 and lane + last + (sizes[3] - 1) * out_steps[4] + whole <= out_shape[0] * out_steps[0]
+            if not reading:
                 pack_strip(gradient, lane, out_shape, out_steps, sizes, strip, valid, whole, room, box_size)
                 lane = box_size
-            vectors = gradient if reads else room
+            vectors = gradient if reading else room
             for run in range(tables[numbers[54] + kind], tables[numbers[54] + kind + 1]):
-                # A run are taps that meet the same pixels: their pairs in two widths, how many, and for each part the table of
-                # rows, that of their targets, and how many.
-                at = numbers[55] + (3 + 3 * parts) * run
-                mine = at + 3 + 3 * part
+                # A run are taps that meet the same pixels: their pairs in two widths and as gradients lie, how many, and for
+                # each part the table of rows, that of their targets, and how many.
+                at = numbers[55] + (4 + 3 * parts) * run
+                mine = at + 4 + 3 * part
+                pairs = tables[at + 2] if reading else tables[at] if whole == pitch else tables[at + 1]
                 far_tile(
-                    vectors, lane, tables, tables[at] if whole == pitch or reads else tables[at + 1], tables[at + 2], image,
-                    base + g * group_step, tables[mine], panels, panel + (g_block - first_block) * size, tables[mine + 1],
-                    tables[mine + 2], zeros, 0, width, 1, whole,
+                    vectors, lane, tables, pairs, tables[at + 3], image, base + g * group_step, tables[mine], panels,
+                    panel + (g_block - first_block) * size, tables[mine + 1], tables[mine + 2], zeros, 0, width, 1, whole,
                 )  # fmt: skip
             if sums_at and part == 0:
                 local = (strip[1] * strip[2] * strip[3] * whole, strip[2] * strip[3] * whole, strip[3] * whole, whole)
                 lying = (out_steps[0], out_steps[2], out_steps[3], out_steps[4])
                 sum_strip(
-                    vectors, lane, sizes, lying if reads else local, whole, zeros, sums_at, number * groups * blocks + g_block,
+                    vectors, lane, sizes, lying if reading else local, whole, zeros, sums_at, number * groups * blocks + g_block,
                     pitch,
                 )  # fmt: skip
     for g_block in range(first_block, last_block if own else first_block):
