@@ -41,11 +41,16 @@ def lanes_are_pixels(g: ConvGeometry, step: Ints, channels: int, itemsize: int) 
     return not is_depthwise(g) and max(step) == 1 and 2 * channels <= lanes(itemsize)
 
 
+def _height(channels: int) -> int:
+    """Choose the rows of tiles for so many channels, of which as few as can be are none."""
+    return channels if channels in SHORT else min(ROWS, max(SHORT), key=lambda height: ceil_div(channels, height) * height)
+
+
 def _channels_program(p: Pixels) -> Program:
     """Rows are channels, lanes are pixels."""
     g, axes, itemsize, depth, groups = p.g, p.axes, p.itemsize, p.depth, p.g.groups
     lane_count = p.channels // groups
-    height = lane_count if lane_count in SHORT else ROWS
+    height = _height(lane_count)
     width = SHORT.get(height, VECTORS) * lanes(itemsize)
     strip = _strip_of_planes(p)
     kinds = find_kinds(g.batch, axes, strip, (False,) * 3, by_output)

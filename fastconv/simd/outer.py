@@ -113,7 +113,7 @@ PAIR = 16
 AHEAD = 32
 """Terms between fetching a scalar from memory and its use: behind a table of pairs must be room for so many."""
 
-SHORT = {1: 8, 2: 4, 3: 3}
+SHORT = {1: 8, 2: 4, 3: 3, FEW_ROWS: VECTORS}
 """Vectors in the tiles with fewer rows: as many accumulators as hide the time that a multiply-add takes, with 16 registers."""
 
 TILE = (
