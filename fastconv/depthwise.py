@@ -1,5 +1,7 @@
 """Depthwise convolution, between the plan and the kernels: channels do not mix, so they are the lanes.
 
+So are the filters of groups that have few channels, and as many filters: each lane then takes those of its group in turn.
+
 `fastconv.engine` does the same where they do.
 """
 
@@ -12,8 +14,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .arrays import Array
 from .geometry import ConvGeometry, ceil_div
-from .kernels.depthwise import correlate_depthwise, gather_depthwise
+from .kernels.depthwise import correlate_depthwise, correlate_groups, gather_depthwise, gather_groups, pack_groups
 from .kernels.pack import pack_panel
 from .programs import (
     CHUNK_PIXELS,
@@ -23,10 +26,11 @@ from .programs import (
     choose_chunks,
     count_tasks,
     forward_axes,
+    members_of,
     tap_numbers,
     unpacking,
 )
-from .simd import SLIDES, TALL, TALLER, lanes
+from .simd import GROUPED, SLIDES, TALL, TALLER, lanes
 from .strips import (
     STRIP_BYTES,
     Ints,
@@ -65,13 +69,13 @@ def _neighbours(taps: Taps, distance: int) -> bool:
     return all(b - a == distance for (_, a), (_, b) in itertools.pairwise(taps))
 
 
-def _slide(taps: Sequence[Taps], step: Ints) -> tuple[int, int, int]:
+def _slide(taps: Sequence[Taps], step: Ints, members: int) -> tuple[int, int, int]:
     """Choose the tile that slides over lines of these taps: its taps in a row, stride and rows of outputs."""
     _, above, beside = taps
     each = len(beside)
-    if each < 2 or (each, step[2]) not in SLIDES or not _neighbours(beside, 1):
+    if each < 2 or (each, step[2]) not in (SLIDES if members == 1 else GROUPED) or not _neighbours(beside, 1):
         return 1, 1, 1
-    tall = (each, step[2], TALL) in TALLER and len(above) == each and _neighbours(above, step[1])
+    tall = members == 1 and (each, step[2], TALL) in TALLER and len(above) == each and _neighbours(above, step[1])
     return each, step[2], TALL if tall else 1
 
 
@@ -102,9 +106,17 @@ def _vector_by_vector(source: Source) -> Source:
     return dataclasses.replace(source, box_steps=(image, (source.box[0] * image // line | 1) * line, *steps))
 
 
+def _rows_of(taps: int, each: int, members: int) -> Array:
+    """Number the rows of a panel for [member, tap], where lines of so many taps come for one member after the other."""
+    line, column = np.divmod(np.arange(taps), each)
+    return (line * members + np.arange(members)[:, None]) * each + column
+
+
 def pixels_program(p: Pixels) -> Program:
-    """Lanes are channels, which do not mix."""
+    """Lanes are channels, which do not mix, or the filters of groups."""
     g, axes, itemsize, T = p.g, p.axes, p.itemsize, p.T
+    members = members_of(g, itemsize)
+    terms = members * T
     reads = p.in_last and p.out_last and p.channels >= lanes(itemsize)
     if reads:
         # Phases write between each other's pixels, which are to stay in the second-level cache meanwhile.  With one, only the
@@ -128,33 +140,45 @@ def pixels_program(p: Pixels) -> Program:
     boxes = 0 if reads else width // lanes(itemsize) * source.box_steps[1]
     out_steps = steps_of_image(p.out_shape, p.out_last)
     numbers = strip_numbers(source, kinds, tables, p.out_shape, out_steps, p.out_step, p.streams)
-    rows, runs, term = np.full(T, -1, np.int64), [], 0
+    rows, runs, term = np.full((members, T), -1, np.int64), [], 0
     for phases in itertools.product(*(axis.phases for axis in axes)):
         taps = tuple(phase.taps for phase in phases)
-        each, stride, height = _slide(taps, p.stride)
+        each, stride, height = _slide(taps, p.stride, members)
         met = tap_numbers(g, taps)
-        rows[[n for n, _ in met]] = term + np.arange(len(met))
+        rows[:, [n for n, _ in met]] = term + _rows_of(len(met), each, members)
         lines = _lines(taps, each, source)
         runs.append((
             *(phase.count for phase in phases), *(phase.first for phase in phases), each, stride, height, len(lines),
             tables.add(lines), term,
         ))  # fmt: skip
-        term += len(met)
-    rows[rows < 0] = term + np.arange(T - term)  # taps that no phase meets
+        term += members * len(met)
+    rows[rows < 0] = term + np.arange(terms - term)  # taps that no phase meets
     numbers |= {"box_size": boxes, "runs_at": tables.add(runs), "run_list_at": 0}
-    numbers |= {"channels": p.channels, "width": width, "taps": T, "phases": len(runs), "parts": parts, "reads": reads}
+    numbers |= {
+        "channels": p.channels,
+        "width": width,
+        "terms": terms,
+        "phases": len(runs),
+        "parts": parts,
+        "reads": reads,
+    }
+    numbers["members"] = members
     panels = 1 if reads else parts
-    told = (width, 1, 1, T, p.channels, *p.weight_steps, math.prod(g.weight_shape))
+    pack, told = pack_groups, (width, p.channels, members, T, *p.weight_steps)
+    if members == 1:
+        pack, told = pack_panel, (width, 1, 1, T, p.channels, *p.weight_steps, math.prod(g.weight_shape))
     return Program(
-        gather_depthwise, source.strips * parts, lay_numbers(**numbers), tables.whole(),
+        gather_depthwise if members == 1 else gather_groups, source.strips * parts, lay_numbers(**numbers), tables.whole(),
         0 if reads else boxes + strip[0] * p.scratch_steps(strip, width)[0], p.tasks == 1, source,
-        (1, p.channels, panels * width, 0), Packing(pack_panel, panels, np.array(told, np.int64), rows, panels * T * width),
+        (1, p.channels, panels * width, 0),
+        Packing(pack, panels, np.array(told, np.int64), rows.reshape(-1), panels * terms * width),
     )  # fmt: skip
 
 
 def weights_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: bool, itemsize: int) -> Program:
-    """Lanes are channels, which do not mix."""
-    axes, T, channels = forward_axes(g), math.prod(g.kernel), g.channels
+    """Lanes are channels, which do not mix, or the filters of groups."""
+    axes, T, channels, members = forward_axes(g), math.prod(g.kernel), g.channels, members_of(g, itemsize)
+    terms = members * T
     tasks, pixels = count_tasks(g), g.batch * math.prod(g.output)
     reads = x_last and grad_last and channels >= lanes(itemsize)
     sizes, lane_bytes = (g.batch, *g.output), itemsize * math.prod(g.stride)
@@ -180,19 +204,22 @@ def weights_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: 
     tables = Tables()
     numbers = strip_numbers(source, kinds, tables, g.output_shape, steps_of_image(g.output_shape, grad_last), (1, 1, 1))
     taps = tuple(axis.phases[0].taps for axis in axes)
-    row_taps, stride, height = _slide(taps, g.stride)
+    row_taps, stride, height = _slide(taps, g.stride, members)
     lines = _lines(taps, row_taps, source)
     panels = 1 if reads else parts
     boxes = 0 if reads else width // lanes(itemsize) * source.box_steps[1]
     sums_at = boxes + (0 if reads else math.prod(strip) * width)
     numbers |= {"box_size": boxes, "runs_at": 0, "run_list_at": 0}
     numbers |= {
-        "channels": channels, "width": width, "taps": T, "parts": parts, "reads": reads, "per_chunk": per_chunk,
-        "each": panels * T * width, "row_taps": row_taps, "stride": stride, "height": height, "lines": len(lines),
-        "lines_at": tables.add(lines), "sums_at": sums_at,
+        "channels": channels, "width": width, "terms": terms, "parts": parts, "reads": reads, "per_chunk": per_chunk,
+        "each": panels * terms * width, "row_taps": row_taps, "stride": stride, "height": height, "lines": len(lines),
+        "lines_at": tables.add(lines), "sums_at": sums_at, "members": members,
     }  # fmt: skip
     return Program(
-        correlate_depthwise, chunks * parts, lay_numbers(**numbers), tables.whole(), sums_at + T * width, tasks == 1, source,
+        correlate_depthwise if members == 1 else correlate_groups, chunks * parts, lay_numbers(**numbers), tables.whole(),
+        sums_at + terms * width, tasks == 1, source,
         (1, 0, 0, 0),
-        unpacking(chunks, per_sample, 1, np.arange(T), channels, width, panels * T * width, itemsize),
+        unpacking(
+            chunks, per_sample, 1, _rows_of(T, row_taps, members).reshape(-1), channels, width, panels * terms * width, itemsize
+        ),
     )  # fmt: skip

@@ -36,6 +36,7 @@ from .programs import (
     count_tasks,
     forward_axes,
     is_depthwise,
+    members_of,
     memory_of,
     tap_numbers,
     unpacking,
@@ -242,7 +243,7 @@ def _gather_program(p: Pixels) -> Program:
 
 
 def _program(p: Pixels) -> Program:
-    if is_depthwise(p.g):
+    if members_of(p.g, p.itemsize):
         return depthwise.pixels_program(p)
     if lanes_are_pixels(p.g, p.stride, p.channels // p.g.groups, p.itemsize):
         if not p.weight_last:
@@ -288,7 +289,7 @@ def _tile_work(rows: int, lane_count: int, itemsize: int) -> float:
 
 def _swaps(g: ConvGeometry, itemsize: int) -> bool:
     """Say whether dW has channels for lanes and filters for rows: of one tap both are the same, and few leave lanes empty."""
-    if math.prod(g.kernel) * math.prod(g.stride) > 1 or g.input != g.output or is_depthwise(g):
+    if math.prod(g.kernel) * math.prod(g.stride) > 1 or g.input != g.output or members_of(g, itemsize):
         return False
     channels, filters = g.channels // g.groups, g.filters // g.groups
     return _tile_work(filters, channels, itemsize) < SWAPPED * _tile_work(channels, filters, itemsize)
@@ -403,7 +404,7 @@ def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_las
 
 
 def _weights_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: bool, itemsize: int) -> Program:
-    if is_depthwise(g):
+    if members_of(g, itemsize):
         return depthwise.weights_program(g, per_sample, x_last, grad_last, itemsize)
     if per_sample or not _swaps(g, itemsize):
         return _correlate_program(g, per_sample, x_last, grad_last, itemsize)
@@ -442,10 +443,9 @@ def bind_grad_bias(g: ConvGeometry, grad_output: Array, out: Array) -> Callable[
 def describe(computes: str, geometry: ConvGeometry, itemsize: int) -> str:
     """Say how a pass lies in the rows and lanes of a tile, as the end of a sentence."""
     g = geometry.volume
-    if is_depthwise(g):
-        return (
-            "lanes are channels, as these do not mix, and tiles slide along rows of pixels, packed unless channels-last"
-        )
+    if members := members_of(g, itemsize):
+        lanes_are = "channels, as these do not mix" if members == 1 else f"filters of groups of {members}"
+        return f"lanes are {lanes_are}, and tiles slide along rows of pixels, packed unless channels-last"
     if computes == "grad_weight":
         lanes_are = "channels" if _swaps(g, itemsize) else "filters"
         return f"tiles of weights times {lanes_are}, summed over pixels"
@@ -461,23 +461,26 @@ def describe(computes: str, geometry: ConvGeometry, itemsize: int) -> str:
 def adds_to(g: ConvGeometry, itemsize: int, channels_last: bool) -> bool:
     """Say whether dX can be added to what is there: where tiles of pixels are written as they lie."""
     g = g.volume
-    return channels_last and not (is_depthwise(g) or lanes_are_pixels(g, (1, 1, 1), g.channels // g.groups, itemsize))
+    return channels_last and not (
+        members_of(g, itemsize) or lanes_are_pixels(g, (1, 1, 1), g.channels // g.groups, itemsize)
+    )
 
 
 def pools(g: ConvGeometry, itemsize: int) -> bool:
     """Say whether equation (1) can keep the maxima of windows: where pixels lie in scratch memory channels-last."""
     g = g.volume
-    return not (is_depthwise(g) or lanes_are_pixels(g, g.stride, g.filters // g.groups, itemsize))
+    return not (members_of(g, itemsize) or lanes_are_pixels(g, g.stride, g.filters // g.groups, itemsize))
 
 
 def sums_gradients(g: ConvGeometry, itemsize: int) -> bool:
     """Say whether the pass of dW can compute db, too: where its tasks read whole strips of gradients as vectors."""
-    return not (is_depthwise(g) or _swaps(g.volume, itemsize))
+    return not (members_of(g, itemsize) or _swaps(g.volume, itemsize))
 
 
 def lane_flops(computes: str, g: ConvGeometry, itemsize: int) -> float:
     """Count the operations that the tiles perform, lanes without a channel included."""
-    used = (g.channels if computes == "grad_input" else g.filters) // (1 if is_depthwise(g) else g.groups)
+    groups = 1 if members_of(g, itemsize) else g.groups
+    used = (g.channels if computes == "grad_input" else g.filters) // groups
     stride = (1, 1, 1) if computes == "grad_input" else g.volume.stride
     if computes == "grad_weight" or not lanes_are_pixels(g, stride, used, itemsize):
         return g.flops / used * whole_lanes(used, itemsize)

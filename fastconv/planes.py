@@ -11,7 +11,7 @@ import numpy as np
 
 from .geometry import ConvGeometry, ceil_div
 from .kernels.direct import gather_planes, gather_taps
-from .programs import Pixels, Program, is_depthwise, tap_numbers
+from .programs import Pixels, Program, members_of, tap_numbers
 from .simd import ROWS, SHORT, VECTORS, lanes
 from .strips import (
     MOST_PIXELS,
@@ -38,12 +38,14 @@ PARTS_BYTES = 320 << 10
 
 def lanes_are_pixels(g: ConvGeometry, step: Ints, channels: int, itemsize: int) -> bool:
     """Say whether a pass computes so few channels that pixels had better be the lanes."""
-    return not is_depthwise(g) and max(step) == 1 and 2 * channels <= lanes(itemsize)
+    return not members_of(g, itemsize) and max(step) == 1 and 2 * channels <= lanes(itemsize)
 
 
 def _height(channels: int) -> int:
     """Choose the rows of tiles for so many channels, of which as few as can be are none."""
-    return channels if channels in SHORT else min(ROWS, max(SHORT), key=lambda height: ceil_div(channels, height) * height)
+    return (
+        channels if channels in SHORT else min(ROWS, max(SHORT), key=lambda height: ceil_div(channels, height) * height)
+    )
 
 
 def _channels_program(p: Pixels) -> Program:

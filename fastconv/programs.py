@@ -18,14 +18,14 @@ from .kernels.pack import pack_image, unpack_panel
 from .kernels.sums import add_strips
 from .prepared import PreparedWeight
 from .scratch import aligned, buffer
-from .simd import lanes
+from .simd import MEMBERS, lanes
 from .strips import TASKS, Axis, AxisPhase, Ints, Source, steps_of_image
 from .tasks import Task
 from .threads import sharing
 
 __all__ = [
     "CHUNK_PIXELS", "NO_TABLE", "SERIAL_BYTES", "Packing", "Pixels", "Program", "StripSums", "choose_chunks", "count_tasks",
-    "forward_axes", "grad_input_pixels", "is_depthwise", "memory_of", "output_pixels", "tap_numbers", "unpacking",
+    "forward_axes", "grad_input_pixels", "is_depthwise", "members_of", "memory_of", "output_pixels", "tap_numbers", "unpacking",
 ]  # fmt: skip
 
 SERIAL_FLOPS, SERIAL_BYTES = 1_000_000, 100_000
@@ -44,6 +44,15 @@ NO_TABLE = np.zeros(1, np.int64)
 def is_depthwise(g: ConvGeometry) -> bool:
     """Say whether every channel is a group of its own, with one filter."""
     return g.groups == g.channels == g.filters > 1
+
+
+def members_of(g: ConvGeometry, itemsize: int) -> int:
+    """Count the channels of a group, if these and its filters are so few that tiles slide over pixels; 0 if they do not."""
+    if is_depthwise(g):
+        return 1
+    members = g.channels // g.groups
+    slides = g.groups > 1 and g.channels == g.filters and members in MEMBERS and members <= lanes(itemsize)
+    return members if slides else 0
 
 
 def count_tasks(g: ConvGeometry) -> int:

@@ -246,6 +246,13 @@ LARGE = (
     simple(2, batch=3, channels=150, filters=20, size=(13, 22), kernel=3, stride=2, padding=1),
     simple(2, batch=2, channels=20, filters=140, size=(60, 9), kernel=3, stride=2, padding=1, groups=2),
     simple(2, batch=2, channels=70, filters=140, size=(9, 25), kernel=(1, 7), padding=(0, 3), groups=2),
+    # Lanes are the filters of groups of four and eight.
+    simple(2, batch=2, channels=68, filters=68, size=(23, 17), kernel=3, padding=1, groups=17),
+    simple(2, batch=3, channels=72, filters=72, size=(9, 30), kernel=3, stride=2, padding=1, groups=9),
+    simple(2, batch=1, channels=136, filters=136, size=(15, 14), kernel=3, padding=2, dilation=2, groups=17),
+    simple(2, batch=2, channels=20, filters=20, size=(12, 9), kernel=5, stride=(1, 2), padding=2, groups=5),
+    simple(2, batch=2, channels=24, filters=24, size=(8, 9), kernel=(2, 3), groups=3),
+    simple(2, batch=2, channels=40, filters=40, size=(8, 9), kernel=1, groups=5),
     # dW of one tap has channels for lanes; gradients that fill no vectors are read as they lie but in the last strip.
     simple(2, batch=3, channels=144, filters=6, size=(40, 41), kernel=1, groups=2),
     simple(2, batch=4, channels=75, filters=24, size=(28, 27), kernel=1),

@@ -24,7 +24,6 @@ from fastconv.simd import (
     SHORT,
     SLIDES,
     SPAN,
-    TALLER,
     VECTORS,
     copying,
     lanes,
@@ -63,14 +62,17 @@ def run_short(*arguments):
     simd.short_tile(*arguments)
 
 
-@kernel
-def run_slide(*arguments):
-    simd.slide_tile(*arguments)
+def sliding_kernel(tile, names, grouped):
+    """Return a kernel of a sliding tile's arguments, of which the first is known when it is compiled."""
+    scope = {"tile": tile}
+    exec(f"def run({names}):\n    tile({names.replace('grouped', str(grouped))})", scope)
+    return kernel(scope["run"])
 
 
-@kernel
-def run_sum_slide(*arguments):
-    simd.sum_slide_tile(*arguments)
+run_slide, run_group_slide = (sliding_kernel(simd.slide_tile, slide.SLIDE, grouped) for grouped in (False, True))
+run_sum_slide, run_sum_group_slide = (
+    sliding_kernel(simd.sum_slide_tile, slide.SUM_SLIDE, grouped) for grouped in (False, True)
+)
 
 
 @kernel
@@ -280,12 +282,16 @@ def check_short(dtype):
             compare(run_short, outer._short_tile_twin, [height, *in_order(outer.TILE, **arguments)], *results)
 
 
-SLIDING = (*((*kind, 1) for kind in SLIDES), *TALLER)
+def sliding(n):
+    """All kinds of sliding tiles, and numbers of channels that they can take."""
+    plain = tuple((kind, channels) for kind in slide.KINDS for channels in (n, 2 * n + 1))
+    groups = tuple((kind, channels) for kind in slide.GROUP_KINDS if kind[3] <= n for channels in (n, 2 * n + kind[3]))
+    return plain, groups
 
 
 def image(draw, rng, dtype, kind, count, groups, rows, channels):
     """Draw an image for a sliding tile, with places on all sides of those that exist."""
-    taps, stride, height = kind
+    taps, stride, height, members = kind
     reach = taps if height > 1 else 1
     lines, x_step = groups * reach, channels + 2
     width = (count - 1) * stride + taps - 1  # one column in front of it is met, and one behind
@@ -304,9 +310,11 @@ def image(draw, rng, dtype, kind, count, groups, rows, channels):
     exist = [(places >= 0) & (places < end) for places, end in zip(along, ends, strict=True)]
     places = sum(np.broadcast_arrays(*along))[np.logical_and.reduce(np.broadcast_arrays(*exist))]
     return {
+        "grouped": members > 1,
         "taps": taps,
         "stride": stride,
         "height": height,
+        "members": members,
         "tables": np.concatenate([[AWAY], offsets.reshape(-1)]),
         "lines_at": 1,
         "lines": lines,
@@ -329,10 +337,12 @@ def image(draw, rng, dtype, kind, count, groups, rows, channels):
 def check_slide(dtype):
     """Every kind of row, whole and partial spans, and a last vector that overlaps."""
     rng, n = np.random.default_rng(0), lanes(np.dtype(dtype).itemsize)
-    cases = [*product(SLIDING, (1, SPAN, SPAN + 2), (0, 1, 2), (0, 1, 4), (n, 2 * n + 1))]
-    cases += product(SLIDING[-2:], (SPAN,), (1,), (2,), ((slide.MANY + 1) * n + 1,))  # does not begin with a line
-    streaming = product(SLIDING, (1, SPAN + 2), (1, 2), (1, 4), (n, 2 * n, 2 * n + 1))  # outputs do
-    for streams, (kind, count, groups, rows, channels) in (*product((0,), cases), *product((1,), streaming)):
+    plain, grouped = sliding(n)
+    cases = [*product((*plain, *grouped), (1, SPAN, SPAN + 2), (0, 1, 2), (0, 1, 4))]
+    many = [(kind, (slide.MANY + 1) * n + kind[3]) for kind, _ in (*plain[-2:], *grouped[-1:])]
+    cases += product(many, (SPAN,), (1,), (2,))  # does not begin with a line
+    streaming = product((*plain, *((kind, 2 * n) for kind, _ in plain[::2]), *grouped), (1, SPAN + 2), (1, 2), (1, 4))
+    for streams, ((kind, channels), count, groups, rows) in (*product((0,), cases), *product((1,), streaming)):
         given = image(rng.standard_normal, rng, dtype, kind, count, groups, rows, channels)
         pitch, out_step = channels + 1, n * (channels // n + 2) if streams else channels + 3
         out_row = count * out_step + (n if streams else 5)
@@ -342,7 +352,7 @@ def check_slide(dtype):
         arguments = in_order(
             slide.SLIDE,
             **given,
-            weights=islands(powers(rng), dtype, 2 + np.arange(given["lines"] * kind[0]) * pitch, channels),
+            weights=islands(powers(rng), dtype, 2 + np.arange(given["lines"] * kind[0] * kind[3]) * pitch, channels),
             weights_at=2,
             pitch=pitch,
             out=out,
@@ -354,21 +364,24 @@ def check_slide(dtype):
             floor_at=floor_at,
             streams=streams,
         )
-        compare(run_slide, slide._slide_twin, arguments, out, written, line=4)
+        run = run_group_slide if kind[3] > 1 else run_slide
+        compare(run, slide._slide_twin, arguments, out, written, line=4)
 
 
 def check_sum_slide(dtype):
     """Every kind of row, with whole spans and single pixels; these sums are in an order of their own."""
     rng, n = np.random.default_rng(0), lanes(np.dtype(dtype).itemsize)
-    cases = [*product(SLIDING, (1, SPAN, SPAN + 2), (0, 1, 2), (0, 1, 2), (n, 2 * n + 1))]
-    cases += product(SLIDING[-2:], (SPAN,), (1,), (1,), ((slide.MANY + 1) * n + 1,))
-    for kind, count, groups, blocks, channels in cases:
+    plain, grouped = sliding(n)
+    cases = [*product((*plain, *grouped), (1, SPAN, SPAN + 2), (0, 1, 2), (0, 1, 2))]
+    many = [(kind, (slide.MANY + 1) * n + kind[3]) for kind, _ in (*plain[-2:], *grouped[-1:])]
+    cases += product(many, (SPAN,), (1,), (1,))
+    for (kind, channels), count, groups, blocks in cases:
         rows = blocks * kind[2]
         given = image(integers(rng), rng, dtype, kind, count, groups, rows, channels)
         pitch, gradient_step = channels + 3, channels + 1
         gradient_row = count * gradient_step + 5
         places = np.add.outer(np.arange(rows) * gradient_row, np.arange(count) * gradient_step)
-        out = islands(integers(rng), dtype, 4 + np.arange(given["lines"] * kind[0]) * pitch, channels, MARK)
+        out = islands(integers(rng), dtype, 4 + np.arange(given["lines"] * kind[0] * kind[3]) * pitch, channels, MARK)
         arguments = in_order(
             slide.SUM_SLIDE,
             **given,
@@ -380,7 +393,8 @@ def check_sum_slide(dtype):
             out_at=4,
             pitch=pitch,
         )
-        compare(run_sum_slide, slide._sum_slide_twin, arguments, out, out != MARK)
+        run = run_sum_group_slide if kind[3] > 1 else run_sum_slide
+        compare(run, slide._sum_slide_twin, arguments, out, out != MARK)
 
 
 def check_transpose(dtype):
@@ -635,8 +649,8 @@ def optimise(module, target):
 def test_machine_code(machine, dtype, monkeypatch):
     """The tiles assemble for each kind of machine, with accumulators in registers: none is spilled among the products.
 
-    Not so where LLVM has no register to spare: with 16 of them, three short rows, and rows of three taps and more.  The LLVM of
-    the oldest Numba spills a vector of the tall tile for sums, too, and some of maps that fetch ahead.
+    Not so where LLVM has no register to spare: with 16 of them, three short rows, rows of three taps and more, and groups.  The
+    LLVM of the oldest Numba spills a vector of the tall tile for sums, too, and some of maps that fetch ahead.
     """
     old = llvm.llvm_version_info < (15,)
     vector_bytes, vectors = MACHINES[machine][3:5]
@@ -644,15 +658,19 @@ def test_machine_code(machine, dtype, monkeypatch):
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     tiles = [(height, vectors, ahead) for height in (ROWS, FEW_ROWS) for ahead in (0, outer.AHEAD)]
-    for height, width, ahead in (*tiles, *((*kind, 0) for kind in SHORT.items())):
+    monkeypatch.setattr(slide, "MEMBERS_AT_ONCE", vectors)
+    short = [(height, vectors if height == FEW_ROWS else width, 0) for height, width in SHORT.items()]
+    for height, width, ahead in (*tiles, *short):
         products, spills = assemble(machine, outer._write_tile, 13, dtype, height, width, ahead)
         assert products == 3 * height * width  # two terms in a turn, and one that may be left
         assert not spills or (machine == "AVX2" and height == 3), (height, width)
-    for kind in (*((*kind, 1) for kind in SLIDES), *([(3, 1, 3)] if vectors == 4 else [])):
+    kinds = [*((*kind, 1, 1) for kind in SLIDES), *([(3, 1, 3, 1)] if vectors == 4 else [])]
+    for kind in (*kinds, *(kind for kind in slide.GROUP_KINDS if kind[3] <= vector_bytes // (dtype.bitwidth // 8))):
         _, spills = assemble(machine, slide._write_slide_tile, 22, dtype, *kind)
         assert not spills or (machine == "AVX2" and kind[0] >= 3), kind
         _, spills = assemble(machine, slide._write_sum_slide_tile, 19, dtype, *kind)
-        assert not spills or (machine == "AVX2" and kind[0] >= 7) or (old and kind[2] > 1 and len(spills) == 1), kind
+        few = machine == "AVX2" and (kind[0] >= 7 or kind[3] > 1)
+        assert not spills or few or (old and kind[2] > 1 and len(spills) == 1), kind
     for _, of_sizes, starts in MAPS:
         for size, map_ in of_sizes.items():
             _, spills = assemble(machine, maps._write_map, 10 if starts else 11, dtype, map_, starts)
@@ -672,7 +690,7 @@ def test_outputs_are_streamed(machine, monkeypatch):
     size, map_ = next(iter(maps.OUTPUT.items()))
     for stores, write, n_args, *arguments in (
         (ROWS * vectors, outer._write_tile, 13, ROWS, vectors, 0),
-        (SPAN, slide._write_slide_tile, 22, 3, 2, 1),
+        (SPAN, slide._write_slide_tile, 22, 3, 2, 1, 1),
         (size[0], maps._write_map, 10, map_, True),
     ):
         lines = assembly(machine, write, n_args, types.float32, *arguments)

@@ -18,22 +18,25 @@ from ..tasks import task
 from .direct import OWN, place_strip
 from .pack import five, four, pack_box, pack_strip, three, unpack_strip
 
-__all__ = ["CORRELATE_DEPTHWISE", "GATHER_DEPTHWISE", "correlate_depthwise", "gather_depthwise"]
+__all__ = [
+    "CORRELATE_DEPTHWISE", "GATHER_DEPTHWISE", "correlate_depthwise", "correlate_groups", "gather_depthwise", "gather_groups",
+    "pack_groups",
+]  # fmt: skip
 
 Array = np.ndarray[Any, Any]
 Ints = tuple[int, ...]
 
-GATHER_DEPTHWISE = ("channels", "width", "taps", "phases", "parts", "reads")
-"""Channels, numbers in a row of a panel, taps of the weight, phases, parts of the channels, and whether images are read and
-written as they lie: then there is one panel, else one for each part."""
+GATHER_DEPTHWISE = ("channels", "width", "terms", "phases", "parts", "reads", "members")
+"""Channels, numbers in a row of a panel, its rows, phases, parts of the channels, whether images are read and written as they
+lie: then there is one panel, else one for each part; and the channels of a group."""
 
 CORRELATE_DEPTHWISE = (
-    "channels", "width", "taps", "parts", "reads", "per_chunk", "each", "row_taps", "stride", "height", "lines", "lines_at",
-    "sums_at",
+    "channels", "width", "terms", "parts", "reads", "per_chunk", "each", "row_taps", "stride", "height", "lines", "lines_at",
+    "sums_at", "members",
 )  # fmt: skip
-"""Channels, numbers in a row of a panel, taps of the weight, parts of the channels, and whether images are read as they lie;
+"""Channels, numbers in a row of a panel, its rows, parts of the channels, and whether images are read as they lie;
 strips of a chunk, the distance of chunks' panels, taps of a line, the stride and the rows that a tile slides with, lines, where
-tables hold their offsets, and where in its room a task sums up a strip."""
+tables hold their offsets, where in its room a task sums up a strip, and the channels of a group."""
 
 
 @inner_kernel
@@ -66,16 +69,14 @@ def pack_vectors(
         )  # fmt: skip
 
 
-@task
-def gather_depthwise(
-    task: int, room: Array, numbers: Array, tables: Array, x: Array, panels: Array, start: Array, out: Array
+@inner_kernel
+def gather_sliding(
+    grouped: bool, task: int, room: Array, numbers: Array, tables: Array, x: Array, panels: Array, start: Array, out: Array
 ) -> None:  # fmt: skip
-    """out[pixel, lane] = start[lane] + sum over taps t of panels[lane, t] * x[source of pixel + offset of tap t, lane].
-
-    What is less than the floor, the last number of ``start``, becomes that.
-    """
-    channels, width, taps, phases, parts, reads = (
-        numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3], numbers[OWN + 4], numbers[OWN + 5]
+    """Compute a task of `gather_depthwise` or `gather_groups`."""
+    channels, width, taps, phases, parts, reads, members = (
+        numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3], numbers[OWN + 4], numbers[OWN + 5],
+        numbers[OWN + 6],
     )  # fmt: skip
     shape, steps, box, box_steps = five(numbers, 0), five(numbers, 5), five(numbers, 10), five(numbers, 15)
     strip, left, x_step, box_size = four(numbers, 20), three(numbers, 28), three(numbers, 31), numbers[35]
@@ -117,11 +118,12 @@ def gather_depthwise(
             for index in range(images * Z):
                 b, z = divmod(index, Z)
                 slide_tile(
-                    tables[run + 6], tables[run + 7], tables[run + 8], panels, panel + tables[run + 11] * width + lane, width,
-                    tables, tables[run + 10], tables[run + 9], image, at + b * pitches[0] + lane // n * pitches[1],
-                    x_step[0] * (z0 + z) * pitches[2], ends[0] * pitches[2], x_step[1] * y0 * pitches[3],
-                    x_step[1] * pitches[3], ends[1] * pitches[3], x_step[2] * x0 * pitches[4], column, ends[2] * pitches[4],
-                    target, end + b * there[0] + lane // n * there[1] + z * out_step[0] * there[2], out_step[2] * there[4],
+                    grouped, tables[run + 6], tables[run + 7], tables[run + 8], members, panels,
+                    panel + tables[run + 11] * width + lane, width, tables, tables[run + 10], tables[run + 9], image,
+                    at + b * pitches[0] + lane // n * pitches[1], x_step[0] * (z0 + z) * pitches[2], ends[0] * pitches[2],
+                    x_step[1] * y0 * pitches[3], x_step[1] * pitches[3], ends[1] * pitches[3], x_step[2] * x0 * pitches[4],
+                    column, ends[2] * pitches[4], target,
+                    end + b * there[0] + lane // n * there[1] + z * out_step[0] * there[2], out_step[2] * there[4],
                     out_step[1] * there[3], X, Y, each, start, first + lane, floor, streams * reads,
                 )  # fmt: skip
     if not reads:
@@ -132,14 +134,11 @@ def gather_depthwise(
             )  # fmt: skip
 
 
-@task
-def correlate_depthwise(
-    task: int, room: Array, numbers: Array, tables: Array, x: Array, gradient: Array, panels: Array, _: Array
+@inner_kernel
+def correlate_sliding(
+    grouped: bool, task: int, room: Array, numbers: Array, tables: Array, x: Array, gradient: Array, panels: Array, _: Array
 ) -> None:  # fmt: skip
-    """panels[s, lane, t] = sum over the pixels of chunk s of gradient[pixel, lane] * x[source of pixel + offset of tap t, lane].
-
-    A task is a chunk of consecutive strips and a part of the channels.  Each strip is summed up by itself first.
-    """
+    """Compute a task of `correlate_depthwise` or `correlate_groups`."""
     channels, width, taps, parts, reads, per_chunk, row_taps, height, sums_at = (
         numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3], numbers[OWN + 4], numbers[OWN + 5],
         numbers[OWN + 7], numbers[OWN + 9], numbers[OWN + 12],
@@ -183,8 +182,9 @@ def correlate_depthwise(
                 b, z = divmod(index // 2, Z)
                 y, rows, taken = (0, tall, height) if index % 2 == 0 else (tall, Y - tall, 1)
                 sum_slide_tile(
-                    row_taps, numbers[OWN + 8], taken, tables, numbers[OWN + 11], numbers[OWN + 10], image,
-                    at + b * pitches[0] + lane // n * pitches[1], x_step[0] * (z0 + z) * pitches[2], ends[0] * pitches[2],
+                    grouped, row_taps, numbers[OWN + 8], taken, numbers[OWN + 13], tables, numbers[OWN + 11],
+                    numbers[OWN + 10], image, at + b * pitches[0] + lane // n * pitches[1], x_step[0] * (z0 + z) * pitches[2],
+                    ends[0] * pitches[2],
                     x_step[1] * (y0 + y) * pitches[3], x_step[1] * pitches[3], ends[1] * pitches[3],
                     x_step[2] * x0 * pitches[4], column, ends[2] * pitches[4], factors,
                     here + b * there[0] + z * there[2] + y * there[3] + lane, there[4], there[3], room, sums_at + lane, width, X,
@@ -193,3 +193,61 @@ def correlate_depthwise(
         for t in range(taps):
             for k in range(whole):
                 panels[unsigned(panel + t * width + k)] += room[unsigned(sums_at + t * width + k)]
+
+
+@task
+def gather_depthwise(
+    task: int, room: Array, numbers: Array, tables: Array, x: Array, panels: Array, start: Array, out: Array
+) -> None:  # fmt: skip
+    """out[pixel, lane] = start[lane] + sum over taps t of panels[lane, t] * x[source of pixel + offset of tap t, lane].
+
+    What is less than the floor, the last number of ``start``, becomes that.
+    """
+    gather_sliding(False, task, room, numbers, tables, x, panels, start, out)
+
+
+@task
+def gather_groups(
+    task: int, room: Array, numbers: Array, tables: Array, x: Array, panels: Array, start: Array, out: Array
+) -> None:  # fmt: skip
+    """The same sums, over the channels c of a lane's group, too: of panels[lane, c, t] * x[source of pixel + offset of t, c]."""
+    gather_sliding(True, task, room, numbers, tables, x, panels, start, out)
+
+
+@task
+def correlate_depthwise(
+    task: int, room: Array, numbers: Array, tables: Array, x: Array, gradient: Array, panels: Array, zeros: Array
+) -> None:  # fmt: skip
+    """panels[s, lane, t] = sum over the pixels of chunk s of gradient[pixel, lane] * x[source of pixel + offset of tap t, lane].
+
+    A task is a chunk of consecutive strips and a part of the channels.  Each strip is summed up by itself first.
+    """
+    correlate_sliding(False, task, room, numbers, tables, x, gradient, panels, zeros)
+
+
+@task
+def correlate_groups(
+    task: int, room: Array, numbers: Array, tables: Array, x: Array, gradient: Array, panels: Array, zeros: Array
+) -> None:  # fmt: skip
+    """The same for each channel c of a lane's group: panels[s, lane, c, t], with x[source of pixel + offset of tap t, c]."""
+    correlate_sliding(True, task, room, numbers, tables, x, gradient, panels, zeros)
+
+
+@task
+def pack_groups(
+    task: int, room: Array, numbers: Array, tables: Array, weight: Array, panels: Array, _: Array, __: Array
+) -> None:  # fmt: skip
+    """Write the taps of a block of lanes into its panel, those of groups one behind the other.
+
+    ``numbers`` are the numbers in a row of a panel, the lanes in all, those of a group, the taps, and the distances in the weight
+    of groups, lanes, channels and taps; ``tables`` holds the row of a panel for each (channel, tap).
+    """
+    pitch, channels, members, taps = four(numbers, 0)
+    group_step, lane_step, member_step, tap_step = four(numbers, 4)
+    panel = task * members * taps * pitch
+    for lane in range(min(pitch, channels - task * pitch)):
+        g, a = divmod(task * pitch + lane, members)
+        for c in range(members):
+            here = g * group_step + a * lane_step + c * member_step
+            for t in range(taps):
+                panels[unsigned(panel + tables[c * taps + t] * pitch + lane)] = weight[unsigned(here + t * tap_step)]

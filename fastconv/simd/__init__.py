@@ -22,7 +22,16 @@ from .maps import gradient_map, input_map, output_map, weight_gradient_map, weig
 from .outer import AHEAD, FEW_ROWS, SHORT, far_tile, outer_tile, short_tile
 from .peak import ACCUMULATORS, peak_tile
 from .pooling import NOWHERE, pool_tile
-from .slide import SLIDES, SPAN, TALL, TALLER, slide_tile, sum_slide_tile
+from .slide import (
+    GROUPED,
+    MEMBERS,
+    SLIDES,
+    SPAN,
+    TALL,
+    TALLER,
+    slide_tile,
+    sum_slide_tile,
+)
 from .sums import sum_tile
 from .tasks import compact, run_tasks
 from .transpose import gather_tile, scatter_tile, transpose_tile
@@ -32,6 +41,8 @@ __all__ = [
     "ACCUMULATORS",
     "AHEAD",
     "FEW_ROWS",
+    "GROUPED",
+    "MEMBERS",
     "NOWHERE",
     "ROWS",
     "SHORT",

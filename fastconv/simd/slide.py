@@ -20,7 +20,16 @@ from numba.core import cgutils
 from ..jit import VECTORS
 from .words import I64, Array, Words, address_of, call_first, private_function, tile_intrinsic
 
-__all__ = ["SLIDES", "SPAN", "TALL", "TALLER", "slide_tile", "sum_slide_tile"]
+__all__ = [
+    "GROUPED",
+    "MEMBERS",
+    "SLIDES",
+    "SPAN",
+    "TALL",
+    "TALLER",
+    "slide_tile",
+    "sum_slide_tile",
+]
 
 SPAN = 7
 """Neighbouring pixels that a sliding tile computes at once: 7 accumulators, up to 7 taps and a pixel of the input are 15
@@ -42,17 +51,36 @@ GFLOP/s, not 82, with 1024 channels in float32, of an array that does not begin 
 TALLER = ((3, 1, TALL),) if TALL > 1 else ()
 """(taps in a row, stride, rows of outputs) of the sliding tiles for several rows."""
 
+MEMBERS = (4, 8)
+"""Channels of a group over which tiles slide, too, and as many filters: lanes are filters, and each takes the channels of its
+group one by one.  Groups do not cross vectors."""
+
+GROUPED = ((1, 1), (2, 1), (3, 1), (3, 2))
+"""(taps in a row, stride) of the sliding tiles for such groups."""
+
+MEMBERS_AT_ONCE = VECTORS
+"""Channels of a group that a tile takes at once: with three taps in a row their weights are 12 registers of 32, or 6 of 16."""
+
+KIND = ("taps", "stride", "height", "members")
+"""What tells the sliding tiles apart."""
+
+KINDS = tuple((*kind, 1) for kind in (*((*kind, 1) for kind in SLIDES), *TALLER))
+"""The sliding tiles of channels that do not mix: taps in a row, stride, rows of outputs, and channels of a group."""
+
+GROUP_KINDS = tuple((*kind, 1, members) for members in MEMBERS for kind in GROUPED)
+"""The same of those for groups."""
+
 IMAGE = "lines, x, x_at, z, z_end, y, y_row, y_end, column, x_step, x_end"
 IMAGE_PASSED = "lines x+x_at z z_end y y_row y_end column x_step x_end"
 
 SLIDE = (
-    f"taps, stride, height, weights, weights_at, pitch, tables, lines_at, {IMAGE}, out, out_at, out_step, out_row, count, rows, "
-    "channels, start, start_at, floor_at, streams"
+    f"grouped, taps, stride, height, members, weights, weights_at, pitch, tables, lines_at, {IMAGE}, out, out_at, out_step, "
+    "out_row, count, rows, channels, start, start_at, floor_at, streams"
 )
 
 SUM_SLIDE = (
-    f"taps, stride, height, tables, lines_at, {IMAGE}, gradient, gradient_at, gradient_step, gradient_row, out, out_at, pitch, "
-    "count, rows, channels"
+    f"grouped, taps, stride, height, members, tables, lines_at, {IMAGE}, gradient, gradient_at, gradient_step, gradient_row, "
+    "out, out_at, pitch, count, rows, channels"
 )
 
 
@@ -62,8 +90,8 @@ class _Walk:
     Each is a generator: what is emitted at a turn is what the loop repeats.
     """
 
-    def __init__(self, w: Words, taps: int, stride: int, height: int, args: Sequence[Any]) -> None:
-        self.b, self.w, self.taps, self.stride, self.height = w.b, w, taps, stride, height
+    def __init__(self, w: Words, taps: int, stride: int, height: int, members: int, args: Sequence[Any]) -> None:
+        self.b, self.w, self.taps, self.stride, self.height, self.members = w.b, w, taps, stride, height, members
         self.table, self.lines, self.x, self.z, self.z_end, self.y, self.y_row, self.y_end = args[:8]
         self.column, self.x_step, self.x_end = args[8:]
         self.reach = taps if height > 1 else 1  # lines that follow each other at the distance of rows
@@ -117,7 +145,7 @@ class _Walk:
         lane, until = self.w.variable(I64), self.w.variable(I64)
         apart = b.and_(b.udiv(self.x, I64(self.w.size)), I64(self.w.lanes - 1))
         few = b.icmp_signed("<", channels, I64(MANY * self.w.lanes))
-        b.store(b.select(few, I64(0), b.sub(I64(0), apart)), lane)
+        b.store(b.select(few, I64(0), b.sub(I64(0), apart)) if self.members == 1 else I64(0), lane)
         b.store(I64(0), until)
         last = b.sub(channels, n)
         with self.w.repeat(lambda: b.icmp_signed("<", b.load(lane), channels)):
@@ -143,13 +171,18 @@ class _Walk:
                         place = b.add(place, self.x_step)
 
 
-def _write_slide_tile(function: Any, dtype: Any, taps: int, stride: int, height: int) -> None:
+def _members_at_once(members: int) -> list[range]:
+    """List the channels of a group that are taken together."""
+    return [range(first, min(first + MEMBERS_AT_ONCE, members)) for first in range(0, members, MEMBERS_AT_ONCE)]
+
+
+def _write_slide_tile(function: Any, dtype: Any, taps: int, stride: int, height: int, members: int) -> None:
     """Emit the sliding tile for SPAN pixels of ``height`` rows at once."""
     b = ir.IRBuilder(function.append_basic_block("entry"))
     w = Words(b, dtype)
     weights, pitch, *image, out, out_step, out_row, count, rows, channels, start, floor, streams = function.args
     pitch, out_step, out_row = (b.mul(step, I64(w.size)) for step in (pitch, out_step, out_row))
-    walk = _Walk(w, taps, stride, height, image)
+    walk = _Walk(w, taps, stride, height, members, image)
     acc = [[w.variable(w.vector) for _ in range(SPAN)] for _ in range(height)]
     done = w.variable(I64)
     least = w.splat(w.load(floor, w.scalar))
@@ -161,12 +194,16 @@ def _write_slide_tile(function: Any, dtype: Any, taps: int, stride: int, height:
             b.store(bias, a)
         for line, places in walk.groups(row, first):
             for address, met in walk.rows(source, places):
-                at = [b.add(factors, b.mul(b.add(line, I64(k)), b.mul(pitch, I64(taps)))) for _, k in met]
-                these = [[w.load(b.add(here, b.mul(pitch, I64(c))), w.vector) for c in range(taps)] for here in at]
-                for pixel, meets in walk.pixels(address, places[2], SPAN):
-                    for (r, _), column in zip(met, these, strict=True):
-                        for m, c in meets:
-                            b.store(w.multiply_add(column[c], pixel, b.load(acc[r][m])), acc[r][m])
+                for some in _members_at_once(members):
+                    at = [b.add(factors, b.mul(b.add(line, I64(k)), b.mul(pitch, I64(taps * members)))) for _, k in met]
+                    numbers = range(some[0] * taps, (some[-1] + 1) * taps)
+                    these = [[w.load(b.add(here, b.mul(pitch, I64(n))), w.vector) for n in numbers] for here in at]
+                    for pixel, meets in walk.pixels(address, places[2], SPAN):
+                        for i, member in enumerate(some):
+                            value = w.spread(pixel, members, member)
+                            for (r, _), column in zip(met, these, strict=True):
+                                for m, c in meets:
+                                    b.store(w.multiply_add(column[i * taps + c], value, b.load(acc[r][m])), acc[r][m])
         walk.fetch(source, row, first)
 
     def store(there: Any, rest: Any, left: Any) -> None:
@@ -193,22 +230,24 @@ def _write_slide_tile(function: Any, dtype: Any, taps: int, stride: int, height:
 
 
 def _slide_twin(
-    taps: int, stride: int, height: int, weights: Array, weights_at: int, pitch: int, tables: Array, lines_at: int, lines: int,
-    x: Array, x_at: int, z: int, z_end: int, y: int, y_row: int, y_end: int, column: int, x_step: int, x_end: int, out: Array,
-    out_at: int, out_step: int, out_row: int, count: int, rows: int, channels: int, start: Array, start_at: int, floor_at: int,
-    streams: int,
+    grouped: bool, taps: int, stride: int, height: int, members: int, weights: Array, weights_at: int, pitch: int, tables: Array,
+    lines_at: int, lines: int, x: Array, x_at: int, z: int, z_end: int, y: int, y_row: int, y_end: int, column: int, x_step: int,
+    x_end: int, out: Array, out_at: int, out_step: int, out_row: int, count: int, rows: int, channels: int, start: Array,
+    start_at: int, floor_at: int, streams: int,
 ) -> None:  # fmt: skip
     """The sliding tile in plain Python."""
     offsets = tables[lines_at : lines_at + 3 * lines].reshape(-1, 3)
     for row, m in itertools.product(range(rows), range(count)):
         acc = start[start_at : start_at + channels].copy()
         with np.errstate(over="ignore", invalid="ignore"):
-            for line, c in itertools.product(range(lines), range(taps)):
+            for line, some, c in itertools.product(range(lines), _members_at_once(members), range(taps)):
                 plane, above, beside = (int(offset) for offset in offsets[line])
                 places = z + plane, y + row * y_row + above, column + (m * stride + c) * x_step + beside
-                if all(0 <= place < end for place, end in zip(places, (z_end, y_end, x_end), strict=True)):
-                    at, weight = x_at + sum(places), weights_at + (line * taps + c) * pitch
-                    acc += weights[weight : weight + channels] * x[at : at + channels]
+                exists = all(0 <= place < end for place, end in zip(places, (z_end, y_end, x_end), strict=True))
+                for member in some if exists else ():
+                    at, weight = x_at + sum(places), weights_at + ((line * members + member) * taps + c) * pitch
+                    pixel = x[at : at + channels][np.arange(channels) // members * members + member]
+                    acc += weights[weight : weight + channels] * pixel
         end = out_at + row * out_row + m * out_step
         out[end : end + channels] = np.where(acc < start[floor_at], start[floor_at], acc)
 
@@ -231,15 +270,17 @@ def _slide_arguments(
 
 
 def _call_slides(
-    builder: Any, named: dict[str, tuple[Any, Any]], w: Words, name: str, write: Callable[..., None], passed: list[Any]
+    builder: Any, named: dict[str, tuple[Any, Any]], w: Words, title: str, write: Callable[..., None], passed: list[Any]
 ) -> None:  # fmt: skip
     """Emit the sliding tiles of all kinds, and the call of the one whose first arguments are those of its kind."""
     calls = []
-    for kind in (*((*kind, 1) for kind in SLIDES), *TALLER)[::-1]:
+    kinds = GROUP_KINDS if named["grouped"][0].literal_value else KINDS
+    for kind in [kind for kind in kinds if kind[-1] <= w.lanes][::-1]:
         condition = ir.Constant(ir.IntType(1), 1)
-        for (_, given), value in zip(named.values(), kind, strict=False):
+        for name, value in zip(KIND, kind, strict=True):
+            given = named[name][1]
             condition = builder.and_(condition, builder.icmp_signed("==", given, I64(value)))
-        function, new = private_function(builder.module, f"{name}_{w.suffix}_{'x'.join(map(str, kind))}", len(passed))
+        function, new = private_function(builder.module, f"{title}_{w.suffix}_{'x'.join(map(str, kind))}", len(passed))
         if new:
             write(function, *kind)
         calls.append((condition, function))
@@ -255,7 +296,7 @@ def _call_slide(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]) -
     _call_slides(builder, named, w, "slide_tile", lambda f, *kind: _write_slide_tile(f, dtype, *kind), passed)
 
 
-def _write_sum_slide_tile(function: Any, dtype: Any, taps: int, stride: int, height: int) -> None:
+def _write_sum_slide_tile(function: Any, dtype: Any, taps: int, stride: int, height: int, members: int) -> None:
     """Emit the tile that sums the products of pixels and gradients for each tap.
 
     The gradients of SPAN pixels of ``height`` rows, or of one, stay in registers while the lines pass.  To what is there their
@@ -265,8 +306,8 @@ def _write_sum_slide_tile(function: Any, dtype: Any, taps: int, stride: int, hei
     w = Words(b, dtype)
     *image, gradient, gradient_step, gradient_row, out, pitch, count, rows, channels = function.args
     pitch, gradient_step, gradient_row = (b.mul(step, I64(w.size)) for step in (pitch, gradient_step, gradient_row))
-    walk = _Walk(w, taps, stride, height, image)
-    acc = [[w.variable(w.vector) for _ in range(taps)] for _ in range(walk.reach)]
+    walk = _Walk(w, taps, stride, height, members, image)
+    acc = [[w.variable(w.vector) for _ in range(taps * min(members, MEMBERS_AT_ONCE))] for _ in range(walk.reach)]
     done = w.variable(I64)
     zero = ir.Constant(w.vector, [0.0] * w.lanes)
 
@@ -277,18 +318,23 @@ def _write_sum_slide_tile(function: Any, dtype: Any, taps: int, stride: int, hei
         ]
         factors = [[w.load(at, w.vector) for at in along] for along in each]
         for line, places in walk.groups(row, first):
-            at = b.add(sums, b.mul(line, b.mul(pitch, I64(taps))))
-            ends = [b.add(at, b.mul(pitch, I64(n))) for n in range(walk.reach * taps)]
-            for end, a in zip(ends, itertools.chain(*acc), strict=True):
-                b.store(zero if height > 1 else w.load(end, w.vector), a)
-            for address, met in walk.rows(source, places):
-                for pixel, meets in walk.pixels(address, places[2], span):
-                    for (r, k), (m, c) in itertools.product(met, meets):
-                        b.store(w.multiply_add(factors[r][m], pixel, b.load(acc[k][c])), acc[k][c])
-            for end, a in zip(ends, itertools.chain(*acc), strict=True):
-                old = w.load(end, w.vector)
-                total = b.fadd(old, b.load(a)) if height > 1 else b.load(a)
-                w.store(b.select(new, total, old), end)
+            for some in _members_at_once(members):
+                at = b.add(sums, b.mul(line, b.mul(pitch, I64(taps * members))))
+                numbers = range(some[0] * taps, some[0] * taps + walk.reach * taps * len(some))
+                ends = [b.add(at, b.mul(pitch, I64(n))) for n in numbers]
+                for end, a in zip(ends, itertools.chain(*acc), strict=True):
+                    b.store(zero if height > 1 else w.load(end, w.vector), a)
+                for address, met in walk.rows(source, places):
+                    for pixel, meets in walk.pixels(address, places[2], span):
+                        for i, member in enumerate(some):
+                            value = w.spread(pixel, members, member)
+                            for (r, k), (m, c) in itertools.product(met, meets):
+                                a = acc[k][i * taps + c]
+                                b.store(w.multiply_add(factors[r][m], value, b.load(a)), a)
+                for end, a in zip(ends, itertools.chain(*acc), strict=True):
+                    old = w.load(end, w.vector)
+                    total = b.fadd(old, b.load(a)) if height > 1 else b.load(a)
+                    w.store(b.select(new, total, old), end)
         if span > 1:
             walk.fetch(source, row, first)
             for r, m in itertools.product(range(height), range(span)):
@@ -310,13 +356,14 @@ def _write_sum_slide_tile(function: Any, dtype: Any, taps: int, stride: int, hei
 
 
 def _sum_slide_twin(
-    taps: int, stride: int, height: int, tables: Array, lines_at: int, lines: int, x: Array, x_at: int, z: int, z_end: int,
+    grouped: bool, taps: int, stride: int, height: int, members: int, tables: Array, lines_at: int, lines: int, x: Array,
+    x_at: int, z: int, z_end: int,
     y: int, y_row: int, y_end: int, column: int, x_step: int, x_end: int, gradient: Array, gradient_at: int, gradient_step: int,
     gradient_row: int, out: Array, out_at: int, pitch: int, count: int, rows: int, channels: int,
 ) -> None:  # fmt: skip
     """The tile that sums over pixels in plain Python."""
     offsets = tables[lines_at : lines_at + 3 * lines].reshape(-1, 3)
-    for line, c in itertools.product(range(lines), range(taps)):
+    for line, member, c in itertools.product(range(lines), range(members), range(taps)):
         plane, above, beside = (int(offset) for offset in offsets[line])
         acc = np.zeros(channels, out.dtype)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -324,8 +371,9 @@ def _sum_slide_twin(
                 places = z + plane, y + row * y_row + above, column + (m * stride + c) * x_step + beside
                 if all(0 <= place < end for place, end in zip(places, (z_end, y_end, x_end), strict=True)):
                     at, there = x_at + sum(places), gradient_at + row * gradient_row + m * gradient_step
-                    acc += gradient[there : there + channels] * x[at : at + channels]
-            end = out_at + (line * taps + c) * pitch
+                    pixel = x[at : at + channels][np.arange(channels) // members * members + member]
+                    acc += gradient[there : there + channels] * pixel
+            end = out_at + ((line * members + member) * taps + c) * pitch
             out[end : end + channels] += acc
 
 
@@ -340,14 +388,19 @@ slide_tile = _slide_twin if config.DISABLE_JIT else tile_intrinsic(SLIDE, _call_
 
     out[row, m] = start + sum over lines and c < taps of  weights[line*taps + c] * x[place of (row, m), line and c]
 
+or, with groups of ``members`` channels, the sum over these, too, of ``weights[(line*members + member)*taps + c]`` times x of that
+member of each channel's group,
 where a place is the sum of three, each of which has to be at least 0 and less than its end, or the product is left out::
 
     z + offset[line, 0]    y + row*y_row + offset[line, 1]    column + (m*stride + c)*x_step + offset[line, 2]
 
 Parameters
 ----------
-taps, stride, height : int
-    One of SLIDES and 1, or one of TALLER.  The latter's lines come in threes, each y_row behind the one before it.
+grouped : bool
+    Known when it is compiled: whether channels mix in groups.
+taps, stride, height, members : int
+    One of SLIDES, 1 and 1, or one of TALLER and 1; of groups one of GROUPED, 1 and one of MEMBERS.  The
+    lines of TALLER come in threes, each y_row behind the one before it.
 weights, weights_at, pitch : flat array, offset and distance
     The channels' factors for each tap.
 tables, lines_at, lines : flat int64 array, offset and int

@@ -131,6 +131,14 @@ class Words:
         first = self.b.insert_element(undefined, value, I32(0))
         return self.b.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, self.lanes), [0] * self.lanes))
 
+    def spread(self, value: Any, members: int, member: int) -> Any:
+        """Return a vector of groups of lanes, in which each lane has what one member of its group has."""
+        if members == 1:
+            return value
+        mask = [lane // members * members + member for lane in range(self.lanes)]
+        undefined = ir.Constant(self.vector, ir.Undefined)
+        return self.b.shuffle_vector(value, undefined, ir.Constant(ir.VectorType(I32, self.lanes), mask))
+
     def from_lane(self, first: Any) -> Any:
         """Return a mask of the lanes from one on; of all, if it is negative."""
         kind = ir.VectorType(I64, self.lanes)
@@ -198,14 +206,15 @@ def linked_function(context: Any, module: Any, name: str, n_args: int, write: Ca
 
 
 def tile_intrinsic(names: str, codegen: Callable[..., None], type_of: Callable[..., Any] | None = None) -> Any:
-    """Make an intrinsic without a result, whose arguments are arrays or integers.
+    """Make an intrinsic without a result, whose arguments are arrays, integers, or truths that are known when it is compiled.
 
     ``codegen(context, builder, named)`` is given a dictionary from each name to a pair of type and value.
     """
     keys = [name.strip() for name in names.split(",")]
 
     def resolve(*kinds: Any) -> Any:
-        signature = types.void(*(kind if isinstance(kind, types.Array) else types.intp for kind in kinds))
+        known = types.Array, types.BooleanLiteral
+        signature = types.void(*(kind if isinstance(kind, known) else types.intp for kind in kinds))
 
         def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             codegen(context, builder, dict(zip(keys, zip(signature.args, args, strict=True), strict=True)))
@@ -215,7 +224,7 @@ def tile_intrinsic(names: str, codegen: Callable[..., None], type_of: Callable[.
 
     scope = {"resolve": resolve}
     exec(f"def tile(typingctx, {names}):\n    return resolve({names})", scope)  # Numba asks for the names
-    return intrinsic(scope["tile"])
+    return intrinsic(prefer_literal=True)(scope["tile"])
 
 
 def call_first(builder: Any, calls: list[tuple[Any, Any]], passed: list[Any]) -> None:
