@@ -178,8 +178,8 @@ def _add_bench(commands: Any) -> None:
         metavar="NAME",
         dest="suites",
         default=[],
-        help="layers to time: resnet50, vgg16, mobile, small, inference or inception; can be given again (default: the first "
-        "four)",
+        help="layers to time: resnet50, vgg16, mobile, small, inference, inception or narrow; can be given again (default: the "
+        "first four)",
     )
     bench.add_argument(
         "--shapes",

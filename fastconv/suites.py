@@ -127,6 +127,12 @@ def _depthwise(kernel: int, *rows: tuple[int, ...]) -> list[Layer]:
     return [Layer(1, n, size, n, kernel, stride, kernel // 2, n) for n, size, stride in rows]
 
 
+def _groups(groups: int, *rows: tuple[int, ...]) -> list[Layer]:
+    """3x3 layers of so many groups; a row is (channels, size) or (channels, size, stride)."""
+    rows = tuple((*row, 1)[:3] for row in rows)
+    return [Layer(1, n, size, n, 3, stride, 1, groups) for n, size, stride in rows]
+
+
 def _suite(*parts: Sequence[Layer]) -> tuple[Layer, ...]:
     return tuple(with_largest_batch(layer) for part in parts for layer in part)
 
@@ -184,9 +190,17 @@ SUITES: dict[str, tuple[Layer, ...]] = {
             (384, 8, 384, 1, 3), (384, 8, 384, 3, 1), (64, 56, 64, 1, 5), (64, 56, 64, 5, 1), (64, 27, 192, 5, 5),
         )
     ]),
+    "narrow": _suite(
+        _dense(112, (32, 16, 1), (16, 96, 1)),
+        _dense(56, (96, 24, 1), (24, 144, 1), (144, 24, 1), (72, 24, 1)),
+        _dense(28, (144, 32, 1), (32, 192, 1), (40, 120, 1), (120, 40, 1)),
+        _dense(14, (240, 80, 1), (80, 240, 1)),
+        _groups(32, (128, 56), (256, 56, 2), (256, 28), (512, 28, 2), (512, 14), (1024, 7)),
+    ),
 }  # fmt: skip
 """The layers of ResNet-50, of VGG-16, of mobile networks, and small ones at batch sizes 1, 16 and 128; for inference those 3x3
-layers of the first two that are met with single images; and those of Inception-v3 and others whose kernels have other shapes."""
+layers of the first two that are met with single images; those of Inception-v3 and others whose kernels have other shapes; and those
+of mobile networks and ResNeXt-50 that have few channels, or few in a group."""
 
 TRAINED = ("resnet50", "vgg16", "mobile", "small")
 """Suites that are timed unless others are asked for."""

@@ -17,6 +17,7 @@ def test_suites_have_their_layers():
         "small": 3 * 8,
         "inference": 6,
         "inception": 10,
+        "narrow": 18,
     }
 
 
