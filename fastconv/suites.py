@@ -199,8 +199,8 @@ SUITES: dict[str, tuple[Layer, ...]] = {
     ),
 }  # fmt: skip
 """The layers of ResNet-50, of VGG-16, of mobile networks, and small ones at batch sizes 1, 16 and 128; for inference those 3x3
-layers of the first two that are met with single images; those of Inception-v3 and others whose kernels have other shapes; and those
-of mobile networks and ResNeXt-50 that have few channels, or few in a group."""
+layers of the first two that are met with single images; those of Inception-v3 and others whose kernels have other shapes; and
+narrow ones, of mobile networks and ResNeXt-50, that have few channels, or few in a group."""
 
 TRAINED = ("resnet50", "vgg16", "mobile", "small")
 """Suites that are timed unless others are asked for."""
