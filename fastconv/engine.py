@@ -41,7 +41,7 @@ from .programs import (
     tap_numbers,
     unpacking,
 )
-from .simd import ROWS, lanes
+from .simd import ROWS, VECTORS, lanes
 from .strips import (
     FEWEST_PIXELS,
     MOST_PIXELS,
@@ -87,7 +87,7 @@ MOST_APART = 2
 """Widths of a tile between neighbouring pixels whose gradients are read as they lie: lines that far apart compete for few places
 in the cache.  Where few terms meet a gradient, that costs less than to pack it."""
 
-READING_TERMS = 128
+READING_TERMS = 32 * VECTORS
 """Most terms of a weight for which gradients are read as they lie, however far apart: 1.05 to 1.25 times as fast with 24."""
 
 SWAPPED = 0.9
