@@ -62,17 +62,24 @@ def run_short(*arguments):
     simd.short_tile(*arguments)
 
 
-def sliding_kernel(tile, names, grouped):
-    """Return a kernel of a sliding tile's arguments, of which the first is known when it is compiled."""
-    scope = {"tile": tile}
-    exec(f"def run({names}):\n    tile({names.replace('grouped', str(grouped))})", scope)
-    return kernel(scope["run"])
+@kernel
+def run_slide(*arguments):
+    simd.slide_tile(*arguments)
 
 
-run_slide, run_group_slide = (sliding_kernel(simd.slide_tile, slide.SLIDE, grouped) for grouped in (False, True))
-run_sum_slide, run_sum_group_slide = (
-    sliding_kernel(simd.sum_slide_tile, slide.SUM_SLIDE, grouped) for grouped in (False, True)
-)
+@kernel
+def run_group_slide(*arguments):
+    simd.group_slide_tile(*arguments)
+
+
+@kernel
+def run_sum_slide(*arguments):
+    simd.sum_slide_tile(*arguments)
+
+
+@kernel
+def run_sum_group_slide(*arguments):
+    simd.sum_group_slide_tile(*arguments)
 
 
 @kernel
@@ -310,7 +317,6 @@ def image(draw, rng, dtype, kind, count, groups, rows, channels):
     exist = [(places >= 0) & (places < end) for places, end in zip(along, ends, strict=True)]
     places = sum(np.broadcast_arrays(*along))[np.logical_and.reduce(np.broadcast_arrays(*exist))]
     return {
-        "grouped": members > 1,
         "taps": taps,
         "stride": stride,
         "height": height,

@@ -8,13 +8,14 @@ tile finds neighbouring pixels in neighbouring lines of the cache.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from ..jit import inner_kernel, linked_kernel, unsigned
-from ..simd import clear, compact, lanes, slide_tile, sum_slide_tile
-from ..tasks import task
+from ..simd import clear, compact, group_slide_tile, lanes, slide_tile, sum_group_slide_tile, sum_slide_tile
+from ..tasks import Task, task
 from .direct import OWN, place_strip
 from .pack import five, four, pack_box, pack_strip, three, unpack_strip
 
@@ -37,6 +38,13 @@ CORRELATE_DEPTHWISE = (
 """Channels, numbers in a row of a panel, its rows, parts of the channels, and whether images are read as they lie;
 strips of a chunk, the distance of chunks' panels, taps of a line, the stride and the rows that a tile slides with, lines, where
 tables hold their offsets, where in its room a task sums up a strip, and the channels of a group."""
+
+
+def with_name(func: Callable[..., None], name: str, text: str) -> Callable[..., None]:
+    """Give a function that is made more than once a name and a text of its own."""
+    func.__name__ = func.__qualname__ = name
+    func.__doc__ = text
+    return func
 
 
 @inner_kernel
@@ -69,168 +77,168 @@ def pack_vectors(
         )  # fmt: skip
 
 
-@inner_kernel
-def gather_sliding(
-    grouped: bool, task: int, room: Array, numbers: Array, tables: Array, x: Array, panels: Array, start: Array, out: Array
-) -> None:  # fmt: skip
-    """Compute a task of `gather_depthwise` or `gather_groups`."""
-    channels, width, taps, phases, parts, reads, members = (
-        numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3], numbers[OWN + 4], numbers[OWN + 5],
-        numbers[OWN + 6],
-    )  # fmt: skip
-    shape, steps, box, box_steps = five(numbers, 0), five(numbers, 5), five(numbers, 10), five(numbers, 15)
-    strip, left, x_step, box_size = four(numbers, 20), three(numbers, 28), three(numbers, 31), numbers[35]
-    out_shape, out_steps, out_step = five(numbers, 40), five(numbers, 45), three(numbers, 50)
-    n, streams = lanes(out.itemsize), numbers[53]
-    number, part = divmod(task, parts)
-    n0, z0, y0, x0, _ = place_strip(number, numbers, tables)
-    first, valid = channels_of(part, parts, channels, width, reads, n)
-    images = min(strip[0], out_shape[0] - n0)
-    corner = n0 * out_steps[0] + out_step[0] * z0 * out_steps[2] + out_step[1] * y0 * out_steps[3]
-    corner += out_step[2] * x0 * out_steps[4]
-    if reads:
-        each, panel, floor = valid, first, width + 1
-        image, at, pitches, ends = x, n0 * steps[0] + first, steps, (shape[2], shape[3], shape[4])
-        target, to, there = out, corner + first, out_steps
-    else:
-        each, panel, floor = n, first * taps, parts * width + 1
-        z_in, y_in, x_in = x_step[0] * z0 - left[0], x_step[1] * y0 - left[1], x_step[2] * x0 - left[2]
-        pack_vectors(numbers, x, first, valid, n0, z_in, y_in, x_in, room)
-        image, at, pitches = room, -z_in * box_steps[2] - y_in * box_steps[3] - x_in * box_steps[4], box_steps
-        ends = (min(shape[2], z_in + box[2]), min(shape[3], y_in + box[3]), min(shape[4], x_in + box[4]))
-        # Results go to scratch, one vector of channels behind the other.
-        row = min(out_step[2] * strip[3], out_shape[4]) * n
-        plane = min(out_step[1] * strip[2], out_shape[3]) * row
-        volume = min(out_step[0] * strip[1], out_shape[2]) * plane
-        target, to, there = room, box_size, (volume, strip[0] * volume, plane, row, n)
-    for p in range(phases):
-        # A phase: how many along each axis, its first pixel, taps of a line, the stride and the rows that the tile slides with,
-        # lines, their offsets, and its terms.
-        run = numbers[54] + 12 * p
-        Z, Y, X = (
-            min(strip[1], tables[run] - z0), min(strip[2], tables[run + 1] - y0), min(strip[3], tables[run + 2] - x0)
-        )  # fmt: skip
-        if Z <= 0 or Y <= 0 or X <= 0:
-            continue
-        column = pitches[4] if tables[run + 6] > 1 else x_step[2] * pitches[4]
-        end = to + tables[run + 3] * there[2] + tables[run + 4] * there[3] + tables[run + 5] * there[4]
-        for lane in range(0, valid, each):
-            for index in range(images * Z):
-                b, z = divmod(index, Z)
-                slide_tile(
-                    grouped, tables[run + 6], tables[run + 7], tables[run + 8], members, panels,
-                    panel + tables[run + 11] * width + lane, width, tables, tables[run + 10], tables[run + 9], image,
-                    at + b * pitches[0] + lane // n * pitches[1], x_step[0] * (z0 + z) * pitches[2], ends[0] * pitches[2],
-                    x_step[1] * y0 * pitches[3], x_step[1] * pitches[3], ends[1] * pitches[3], x_step[2] * x0 * pitches[4],
-                    column, ends[2] * pitches[4], target,
-                    end + b * there[0] + lane // n * there[1] + z * out_step[0] * there[2], out_step[2] * there[4],
-                    out_step[1] * there[3], X, Y, each, start, first + lane, floor, streams * reads,
-                )  # fmt: skip
-    if not reads:
-        for lane in range(0, valid, n):
-            unpack_strip(
-                room, to + lane // n * there[1], n, images, (out_step[0] * z0, out_step[1] * y0, out_step[2] * x0), out_step,
-                strip, min(n, valid - lane), out, corner + (first + lane) * out_steps[1], out_shape, out_steps, streams,
-            )  # fmt: skip
+def gather_sliding(name: str, tile: Any, text: str) -> Task:
+    """Make a task of a sliding tile."""
 
-
-@inner_kernel
-def correlate_sliding(
-    grouped: bool, task: int, room: Array, numbers: Array, tables: Array, x: Array, gradient: Array, panels: Array, _: Array
-) -> None:  # fmt: skip
-    """Compute a task of `correlate_depthwise` or `correlate_groups`."""
-    channels, width, taps, parts, reads, per_chunk, row_taps, height, sums_at = (
-        numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3], numbers[OWN + 4], numbers[OWN + 5],
-        numbers[OWN + 7], numbers[OWN + 9], numbers[OWN + 12],
-    )  # fmt: skip
-    shape, steps, box, box_steps = five(numbers, 0), five(numbers, 5), five(numbers, 10), five(numbers, 15)
-    strip, counts, left, x_step = four(numbers, 20), four(numbers, 24), three(numbers, 28), three(numbers, 31)
-    out_shape, out_steps, box_size = five(numbers, 40), five(numbers, 45), numbers[35]
-    n = lanes(panels.itemsize)
-    s, part = divmod(task, parts)
-    first, valid = channels_of(part, parts, channels, width, reads, n)
-    whole = (valid + n - 1) // n * n
-    panel = s * numbers[OWN + 6] + (first if reads else first * taps)
-    for t in range(taps):
-        clear(panels, panel + t * width, panel + t * width + whole)
-    strips = counts[0] * counts[1] * counts[2] * counts[3]
-    for number in range(s * per_chunk, min((s + 1) * per_chunk, strips)):
-        n0, z0, y0, x0, _kind = place_strip(number, numbers, tables)
-        images, Z, Y, X = (
-            min(strip[0], out_shape[0] - n0), min(strip[1], out_shape[2] - z0), min(strip[2], out_shape[3] - y0),
-            min(strip[3], out_shape[4] - x0),
+    def gather(
+        task: int, room: Array, numbers: Array, tables: Array, x: Array, panels: Array, start: Array, out: Array
+    ) -> None:  # fmt: skip
+        channels, width, taps, phases, parts, reads, members = (
+            numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3], numbers[OWN + 4], numbers[OWN + 5],
+            numbers[OWN + 6],
         )  # fmt: skip
-        corner = n0 * out_steps[0] + z0 * out_steps[2] + y0 * out_steps[3] + x0 * out_steps[4] + first * out_steps[1]
+        shape, steps, box, box_steps = five(numbers, 0), five(numbers, 5), five(numbers, 10), five(numbers, 15)
+        strip, left, x_step, box_size = four(numbers, 20), three(numbers, 28), three(numbers, 31), numbers[35]
+        out_shape, out_steps, out_step = five(numbers, 40), five(numbers, 45), three(numbers, 50)
+        n, streams = lanes(out.itemsize), numbers[53]
+        number, part = divmod(task, parts)
+        n0, z0, y0, x0, _ = place_strip(number, numbers, tables)
+        first, valid = channels_of(part, parts, channels, width, reads, n)
+        images = min(strip[0], out_shape[0] - n0)
+        corner = n0 * out_steps[0] + out_step[0] * z0 * out_steps[2] + out_step[1] * y0 * out_steps[3]
+        corner += out_step[2] * x0 * out_steps[4]
         if reads:
+            each, panel, floor = valid, first, width + 1
             image, at, pitches, ends = x, n0 * steps[0] + first, steps, (shape[2], shape[3], shape[4])
-            each, factors, here, there = valid, gradient, corner, out_steps
+            target, to, there = out, corner + first, out_steps
         else:
+            each, panel, floor = n, first * taps, parts * width + 1
             z_in, y_in, x_in = x_step[0] * z0 - left[0], x_step[1] * y0 - left[1], x_step[2] * x0 - left[2]
             pack_vectors(numbers, x, first, valid, n0, z_in, y_in, x_in, room)
             image, at, pitches = room, -z_in * box_steps[2] - y_in * box_steps[3] - x_in * box_steps[4], box_steps
             ends = (min(shape[2], z_in + box[2]), min(shape[3], y_in + box[3]), min(shape[4], x_in + box[4]))
-            pack_strip(gradient, corner, out_shape, out_steps, (images, Z, Y, X), strip, valid, whole, room, box_size)
-            row = strip[3] * whole
-            each, factors, here = n, room, box_size
-            there = (strip[1] * strip[2] * row, 1, strip[2] * row, row, whole)
-        clear(room, sums_at, sums_at + taps * width)
-        tall = Y - Y % height
-        column = pitches[4] if row_taps > 1 else x_step[2] * pitches[4]
-        for lane in range(0, valid, each):
-            for index in range(2 * images * Z):
-                # The rows that tall tiles take, and those that are left.
-                b, z = divmod(index // 2, Z)
-                y, rows, taken = (0, tall, height) if index % 2 == 0 else (tall, Y - tall, 1)
-                sum_slide_tile(
-                    grouped, row_taps, numbers[OWN + 8], taken, numbers[OWN + 13], tables, numbers[OWN + 11],
-                    numbers[OWN + 10], image, at + b * pitches[0] + lane // n * pitches[1], x_step[0] * (z0 + z) * pitches[2],
-                    ends[0] * pitches[2],
-                    x_step[1] * (y0 + y) * pitches[3], x_step[1] * pitches[3], ends[1] * pitches[3],
-                    x_step[2] * x0 * pitches[4], column, ends[2] * pitches[4], factors,
-                    here + b * there[0] + z * there[2] + y * there[3] + lane, there[4], there[3], room, sums_at + lane, width, X,
-                    rows, each,
+            # Results go to scratch, one vector of channels behind the other.
+            row = min(out_step[2] * strip[3], out_shape[4]) * n
+            plane = min(out_step[1] * strip[2], out_shape[3]) * row
+            volume = min(out_step[0] * strip[1], out_shape[2]) * plane
+            target, to, there = room, box_size, (volume, strip[0] * volume, plane, row, n)
+        for p in range(phases):
+            # A phase: how many along each axis, its first pixel, taps of a line, the stride and the rows that the tile slides
+            # with, lines, their offsets, and its terms.
+            run = numbers[54] + 12 * p
+            Z, Y, X = (
+                min(strip[1], tables[run] - z0), min(strip[2], tables[run + 1] - y0), min(strip[3], tables[run + 2] - x0)
+            )  # fmt: skip
+            if Z <= 0 or Y <= 0 or X <= 0:
+                continue
+            column = pitches[4] if tables[run + 6] > 1 else x_step[2] * pitches[4]
+            end = to + tables[run + 3] * there[2] + tables[run + 4] * there[3] + tables[run + 5] * there[4]
+            for lane in range(0, valid, each):
+                for index in range(images * Z):
+                    b, z = divmod(index, Z)
+                    tile(
+                        tables[run + 6], tables[run + 7], tables[run + 8], members, panels,
+                        panel + tables[run + 11] * width + lane, width, tables, tables[run + 10], tables[run + 9], image,
+                        at + b * pitches[0] + lane // n * pitches[1], x_step[0] * (z0 + z) * pitches[2], ends[0] * pitches[2],
+                        x_step[1] * y0 * pitches[3], x_step[1] * pitches[3], ends[1] * pitches[3], x_step[2] * x0 * pitches[4],
+                        column, ends[2] * pitches[4], target,
+                        end + b * there[0] + lane // n * there[1] + z * out_step[0] * there[2], out_step[2] * there[4],
+                        out_step[1] * there[3], X, Y, each, start, first + lane, floor, streams * reads,
+                    )  # fmt: skip
+        if not reads:
+            for lane in range(0, valid, n):
+                unpack_strip(
+                    room, to + lane // n * there[1], n, images, (out_step[0] * z0, out_step[1] * y0, out_step[2] * x0), out_step,
+                    strip, min(n, valid - lane), out, corner + (first + lane) * out_steps[1], out_shape, out_steps, streams,
                 )  # fmt: skip
+
+    return task(with_name(gather, name, text))
+
+
+def correlate_sliding(name: str, tile: Any, text: str) -> Task:
+    """Make a task of a sliding tile."""
+
+    def correlate(
+        task: int, room: Array, numbers: Array, tables: Array, x: Array, gradient: Array, panels: Array, _: Array
+    ) -> None:  # fmt: skip
+        channels, width, taps, parts, reads, per_chunk, row_taps, height, sums_at = (
+            numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3], numbers[OWN + 4], numbers[OWN + 5],
+            numbers[OWN + 7], numbers[OWN + 9], numbers[OWN + 12],
+        )  # fmt: skip
+        shape, steps, box, box_steps = five(numbers, 0), five(numbers, 5), five(numbers, 10), five(numbers, 15)
+        strip, counts, left, x_step = four(numbers, 20), four(numbers, 24), three(numbers, 28), three(numbers, 31)
+        out_shape, out_steps, box_size = five(numbers, 40), five(numbers, 45), numbers[35]
+        n = lanes(panels.itemsize)
+        s, part = divmod(task, parts)
+        first, valid = channels_of(part, parts, channels, width, reads, n)
+        whole = (valid + n - 1) // n * n
+        panel = s * numbers[OWN + 6] + (first if reads else first * taps)
         for t in range(taps):
-            for k in range(whole):
-                panels[unsigned(panel + t * width + k)] += room[unsigned(sums_at + t * width + k)]
+            clear(panels, panel + t * width, panel + t * width + whole)
+        strips = counts[0] * counts[1] * counts[2] * counts[3]
+        for number in range(s * per_chunk, min((s + 1) * per_chunk, strips)):
+            n0, z0, y0, x0, _kind = place_strip(number, numbers, tables)
+            images, Z, Y, X = (
+                min(strip[0], out_shape[0] - n0), min(strip[1], out_shape[2] - z0), min(strip[2], out_shape[3] - y0),
+                min(strip[3], out_shape[4] - x0),
+            )  # fmt: skip
+            corner = (
+                n0 * out_steps[0] + z0 * out_steps[2] + y0 * out_steps[3] + x0 * out_steps[4] + first * out_steps[1]
+            )
+            if reads:
+                image, at, pitches, ends = x, n0 * steps[0] + first, steps, (shape[2], shape[3], shape[4])
+                each, factors, here, there = valid, gradient, corner, out_steps
+            else:
+                z_in, y_in, x_in = x_step[0] * z0 - left[0], x_step[1] * y0 - left[1], x_step[2] * x0 - left[2]
+                pack_vectors(numbers, x, first, valid, n0, z_in, y_in, x_in, room)
+                image, at, pitches = room, -z_in * box_steps[2] - y_in * box_steps[3] - x_in * box_steps[4], box_steps
+                ends = (min(shape[2], z_in + box[2]), min(shape[3], y_in + box[3]), min(shape[4], x_in + box[4]))
+                pack_strip(
+                    gradient, corner, out_shape, out_steps, (images, Z, Y, X), strip, valid, whole, room, box_size
+                )
+                row = strip[3] * whole
+                each, factors, here = n, room, box_size
+                there = (strip[1] * strip[2] * row, 1, strip[2] * row, row, whole)
+            clear(room, sums_at, sums_at + taps * width)
+            tall = Y - Y % height
+            column = pitches[4] if row_taps > 1 else x_step[2] * pitches[4]
+            for lane in range(0, valid, each):
+                for index in range(2 * images * Z):
+                    # The rows that tall tiles take, and those that are left.
+                    b, z = divmod(index // 2, Z)
+                    y, rows, taken = (0, tall, height) if index % 2 == 0 else (tall, Y - tall, 1)
+                    tile(
+                        row_taps, numbers[OWN + 8], taken, numbers[OWN + 13], tables, numbers[OWN + 11],
+                        numbers[OWN + 10], image, at + b * pitches[0] + lane // n * pitches[1], x_step[0] * (z0 + z) * pitches[2],
+                        ends[0] * pitches[2],
+                        x_step[1] * (y0 + y) * pitches[3], x_step[1] * pitches[3], ends[1] * pitches[3],
+                        x_step[2] * x0 * pitches[4], column, ends[2] * pitches[4], factors,
+                        here + b * there[0] + z * there[2] + y * there[3] + lane, there[4], there[3], room, sums_at + lane,
+                        width, X, rows, each,
+                    )  # fmt: skip
+            for t in range(taps):
+                for k in range(whole):
+                    panels[unsigned(panel + t * width + k)] += room[unsigned(sums_at + t * width + k)]
+
+    return task(with_name(correlate, name, text))
 
 
-@task
-def gather_depthwise(
-    task: int, room: Array, numbers: Array, tables: Array, x: Array, panels: Array, start: Array, out: Array
-) -> None:  # fmt: skip
+gather_depthwise = gather_sliding(
+    "gather_depthwise",
+    slide_tile,
     """out[pixel, lane] = start[lane] + sum over taps t of panels[lane, t] * x[source of pixel + offset of tap t, lane].
 
     What is less than the floor, the last number of ``start``, becomes that.
-    """
-    gather_sliding(False, task, room, numbers, tables, x, panels, start, out)
-
-
-@task
-def gather_groups(
-    task: int, room: Array, numbers: Array, tables: Array, x: Array, panels: Array, start: Array, out: Array
-) -> None:  # fmt: skip
-    """The same sums, over the channels c of a lane's group, too: of panels[lane, c, t] * x[source of pixel + offset of t, c]."""
-    gather_sliding(True, task, room, numbers, tables, x, panels, start, out)
-
-
-@task
-def correlate_depthwise(
-    task: int, room: Array, numbers: Array, tables: Array, x: Array, gradient: Array, panels: Array, zeros: Array
-) -> None:  # fmt: skip
+    """,
+)
+gather_groups = gather_sliding(
+    "gather_groups",
+    group_slide_tile,
+    """The same sums, over the channels c of a lane's group, too: of panels[lane, c, t] * x[source of pixel + offset of t, c].""",
+)
+correlate_depthwise = correlate_sliding(
+    "correlate_depthwise",
+    sum_slide_tile,
     """panels[s, lane, t] = sum over the pixels of chunk s of gradient[pixel, lane] * x[source of pixel + offset of tap t, lane].
 
     A task is a chunk of consecutive strips and a part of the channels.  Each strip is summed up by itself first.
-    """
-    correlate_sliding(False, task, room, numbers, tables, x, gradient, panels, zeros)
-
-
-@task
-def correlate_groups(
-    task: int, room: Array, numbers: Array, tables: Array, x: Array, gradient: Array, panels: Array, zeros: Array
-) -> None:  # fmt: skip
-    """The same for each channel c of a lane's group: panels[s, lane, c, t], with x[source of pixel + offset of tap t, c]."""
-    correlate_sliding(True, task, room, numbers, tables, x, gradient, panels, zeros)
+    """,
+)
+correlate_groups = correlate_sliding(
+    "correlate_groups",
+    sum_group_slide_tile,
+    """The same for each channel c of a lane's group: panels[s, lane, c, t], with x[source of pixel + offset of tap t, c].""",
+)
 
 
 @task

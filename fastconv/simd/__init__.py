@@ -29,7 +29,9 @@ from .slide import (
     SPAN,
     TALL,
     TALLER,
+    group_slide_tile,
     slide_tile,
+    sum_group_slide_tile,
     sum_slide_tile,
 )
 from .sums import sum_tile
@@ -58,6 +60,7 @@ __all__ = [
     "far_tile",
     "gather_tile",
     "gradient_map",
+    "group_slide_tile",
     "input_map",
     "lanes",
     "outer_tile",
@@ -68,6 +71,7 @@ __all__ = [
     "scatter_tile",
     "short_tile",
     "slide_tile",
+    "sum_group_slide_tile",
     "sum_slide_tile",
     "sum_tile",
     "take_tile",

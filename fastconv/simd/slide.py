@@ -8,6 +8,7 @@ nothing beside the channels is read or written.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -27,7 +28,9 @@ __all__ = [
     "SPAN",
     "TALL",
     "TALLER",
+    "group_slide_tile",
     "slide_tile",
+    "sum_group_slide_tile",
     "sum_slide_tile",
 ]
 
@@ -61,9 +64,6 @@ GROUPED = ((1, 1), (2, 1), (3, 1), (3, 2))
 MEMBERS_AT_ONCE = VECTORS
 """Channels of a group that a tile takes at once: with three taps in a row their weights are 12 registers of 32, or 6 of 16."""
 
-KIND = ("taps", "stride", "height", "members")
-"""What tells the sliding tiles apart."""
-
 KINDS = tuple((*kind, 1) for kind in (*((*kind, 1) for kind in SLIDES), *TALLER))
 """The sliding tiles of channels that do not mix: taps in a row, stride, rows of outputs, and channels of a group."""
 
@@ -74,12 +74,12 @@ IMAGE = "lines, x, x_at, z, z_end, y, y_row, y_end, column, x_step, x_end"
 IMAGE_PASSED = "lines x+x_at z z_end y y_row y_end column x_step x_end"
 
 SLIDE = (
-    f"grouped, taps, stride, height, members, weights, weights_at, pitch, tables, lines_at, {IMAGE}, out, out_at, out_step, "
+    f"taps, stride, height, members, weights, weights_at, pitch, tables, lines_at, {IMAGE}, out, out_at, out_step, "
     "out_row, count, rows, channels, start, start_at, floor_at, streams"
 )
 
 SUM_SLIDE = (
-    f"grouped, taps, stride, height, members, tables, lines_at, {IMAGE}, gradient, gradient_at, gradient_step, gradient_row, "
+    f"taps, stride, height, members, tables, lines_at, {IMAGE}, gradient, gradient_at, gradient_step, gradient_row, "
     "out, out_at, pitch, count, rows, channels"
 )
 
@@ -230,7 +230,7 @@ def _write_slide_tile(function: Any, dtype: Any, taps: int, stride: int, height:
 
 
 def _slide_twin(
-    grouped: bool, taps: int, stride: int, height: int, members: int, weights: Array, weights_at: int, pitch: int, tables: Array,
+    taps: int, stride: int, height: int, members: int, weights: Array, weights_at: int, pitch: int, tables: Array,
     lines_at: int, lines: int, x: Array, x_at: int, z: int, z_end: int, y: int, y_row: int, y_end: int, column: int, x_step: int,
     x_end: int, out: Array, out_at: int, out_step: int, out_row: int, count: int, rows: int, channels: int, start: Array,
     start_at: int, floor_at: int, streams: int,
@@ -270,30 +270,29 @@ def _slide_arguments(
 
 
 def _call_slides(
-    builder: Any, named: dict[str, tuple[Any, Any]], w: Words, title: str, write: Callable[..., None], passed: list[Any]
+    builder: Any, named: dict[str, tuple[Any, Any]], w: Words, name: str, write: Callable[..., None], passed: list[Any],
+    grouped: bool,
 ) -> None:  # fmt: skip
     """Emit the sliding tiles of all kinds, and the call of the one whose first arguments are those of its kind."""
     calls = []
-    kinds = GROUP_KINDS if named["grouped"][0].literal_value else KINDS
-    for kind in [kind for kind in kinds if kind[-1] <= w.lanes][::-1]:
+    for kind in [kind for kind in (GROUP_KINDS if grouped else KINDS) if kind[-1] <= w.lanes][::-1]:
         condition = ir.Constant(ir.IntType(1), 1)
-        for name, value in zip(KIND, kind, strict=True):
-            given = named[name][1]
+        for (_, given), value in zip(named.values(), kind, strict=False):
             condition = builder.and_(condition, builder.icmp_signed("==", given, I64(value)))
-        function, new = private_function(builder.module, f"{title}_{w.suffix}_{'x'.join(map(str, kind))}", len(passed))
+        function, new = private_function(builder.module, f"{name}_{w.suffix}_{'x'.join(map(str, kind))}", len(passed))
         if new:
             write(function, *kind)
         calls.append((condition, function))
     call_first(builder, calls, passed)
 
 
-def _call_slide(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]) -> None:
+def _call_slide(context: Any, builder: Any, named: dict[str, tuple[Any, Any]], grouped: bool) -> None:
     names = (
         f"weights+weights_at pitch tables+lines_at {IMAGE_PASSED} out+out_at out_step out_row count rows channels start+start_at "
         "start+floor_at streams"
     )
     dtype, w, passed = _slide_arguments(context, builder, named, names)
-    _call_slides(builder, named, w, "slide_tile", lambda f, *kind: _write_slide_tile(f, dtype, *kind), passed)
+    _call_slides(builder, named, w, "slide_tile", lambda f, *kind: _write_slide_tile(f, dtype, *kind), passed, grouped)
 
 
 def _write_sum_slide_tile(function: Any, dtype: Any, taps: int, stride: int, height: int, members: int) -> None:
@@ -356,7 +355,7 @@ def _write_sum_slide_tile(function: Any, dtype: Any, taps: int, stride: int, hei
 
 
 def _sum_slide_twin(
-    grouped: bool, taps: int, stride: int, height: int, members: int, tables: Array, lines_at: int, lines: int, x: Array,
+    taps: int, stride: int, height: int, members: int, tables: Array, lines_at: int, lines: int, x: Array,
     x_at: int, z: int, z_end: int,
     y: int, y_row: int, y_end: int, column: int, x_step: int, x_end: int, gradient: Array, gradient_at: int, gradient_step: int,
     gradient_row: int, out: Array, out_at: int, pitch: int, count: int, rows: int, channels: int,
@@ -377,13 +376,18 @@ def _sum_slide_twin(
             out[end : end + channels] += acc
 
 
-def _call_sum_slide(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]) -> None:
+def _call_sum_slide(context: Any, builder: Any, named: dict[str, tuple[Any, Any]], grouped: bool) -> None:
     names = f"tables+lines_at {IMAGE_PASSED} gradient+gradient_at gradient_step gradient_row out+out_at pitch count rows channels"
     dtype, w, passed = _slide_arguments(context, builder, named, names)
-    _call_slides(builder, named, w, "sum_slide_tile", lambda f, *kind: _write_sum_slide_tile(f, dtype, *kind), passed)
+    _call_slides(
+        builder, named, w, "sum_slide_tile", lambda f, *kind: _write_sum_slide_tile(f, dtype, *kind), passed, grouped
+    )
 
 
-slide_tile = _slide_twin if config.DISABLE_JIT else tile_intrinsic(SLIDE, _call_slide)
+slide_tile, group_slide_tile = (
+    _slide_twin if config.DISABLE_JIT else tile_intrinsic(SLIDE, functools.partial(_call_slide, grouped=grouped))
+    for grouped in (False, True)
+)
 """Channels of ``count`` neighbouring pixels of each row, where each channel has weights of its own::
 
     out[row, m] = start + sum over lines and c < taps of  weights[line*taps + c] * x[place of (row, m), line and c]
@@ -396,10 +400,8 @@ where a place is the sum of three, each of which has to be at least 0 and less t
 
 Parameters
 ----------
-grouped : bool
-    Known when it is compiled: whether channels mix in groups.
 taps, stride, height, members : int
-    One of SLIDES, 1 and 1, or one of TALLER and 1; of groups one of GROUPED, 1 and one of MEMBERS.  The
+    One of SLIDES, 1 and 1, or one of TALLER and 1; of `group_slide_tile` one of GROUPED, 1 and one of MEMBERS.  The
     lines of TALLER come in threes, each y_row behind the one before it.
 weights, weights_at, pitch : flat array, offset and distance
     The channels' factors for each tap.
@@ -421,7 +423,12 @@ streams : int
     If not 0, outputs go to memory past the caches, where they can.
 """
 
-sum_slide_tile = _sum_slide_twin if config.DISABLE_JIT else tile_intrinsic(SUM_SLIDE, _call_sum_slide)
+sum_slide_tile, sum_group_slide_tile = (
+    _sum_slide_twin
+    if config.DISABLE_JIT
+    else tile_intrinsic(SUM_SLIDE, functools.partial(_call_sum_slide, grouped=grouped))
+    for grouped in (False, True)
+)
 """The products of the same pixels with gradients, summed over rows and pixels for each line and tap, to what ``out`` holds::
 
     out[line*taps + c] += sum over row < rows and m < count of  gradient[row, m] * x[place of (row, m), line and c]

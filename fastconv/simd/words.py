@@ -206,15 +206,14 @@ def linked_function(context: Any, module: Any, name: str, n_args: int, write: Ca
 
 
 def tile_intrinsic(names: str, codegen: Callable[..., None], type_of: Callable[..., Any] | None = None) -> Any:
-    """Make an intrinsic without a result, whose arguments are arrays, integers, or truths that are known when it is compiled.
+    """Make an intrinsic without a result, whose arguments are arrays or integers.
 
     ``codegen(context, builder, named)`` is given a dictionary from each name to a pair of type and value.
     """
     keys = [name.strip() for name in names.split(",")]
 
     def resolve(*kinds: Any) -> Any:
-        known = types.Array, types.BooleanLiteral
-        signature = types.void(*(kind if isinstance(kind, known) else types.intp for kind in kinds))
+        signature = types.void(*(kind if isinstance(kind, types.Array) else types.intp for kind in kinds))
 
         def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             codegen(context, builder, dict(zip(keys, zip(signature.args, args, strict=True), strict=True)))
@@ -224,7 +223,7 @@ def tile_intrinsic(names: str, codegen: Callable[..., None], type_of: Callable[.
 
     scope = {"resolve": resolve}
     exec(f"def tile(typingctx, {names}):\n    return resolve({names})", scope)  # Numba asks for the names
-    return intrinsic(prefer_literal=True)(scope["tile"])
+    return intrinsic(scope["tile"])
 
 
 def call_first(builder: Any, calls: list[tuple[Any, Any]], passed: list[Any]) -> None:
