@@ -1,6 +1,6 @@
 """Depthwise convolution, between the plan and the kernels: channels do not mix, so they are the lanes.
 
-So are the filters of groups that have few channels, and as many filters: each lane then takes those of its group in turn.
+So are the filters of groups that have few channels, and as many filters: each lane then takes the channels of its group in turn.
 
 `fastconv.engine` does the same where they do.
 """
@@ -155,14 +155,9 @@ def pixels_program(p: Pixels) -> Program:
     rows[rows < 0] = term + np.arange(terms - term)  # taps that no phase meets
     numbers |= {"box_size": boxes, "runs_at": tables.add(runs), "run_list_at": 0}
     numbers |= {
-        "channels": p.channels,
-        "width": width,
-        "terms": terms,
-        "phases": len(runs),
-        "parts": parts,
-        "reads": reads,
-    }
-    numbers["members"] = members
+        "channels": p.channels, "width": width, "terms": terms, "phases": len(runs), "parts": parts, "reads": reads,
+        "members": members,
+    }  # fmt: skip
     panels = 1 if reads else parts
     pack, told = pack_groups, (width, p.channels, members, T, *p.weight_steps)
     if members == 1:
@@ -205,7 +200,7 @@ def weights_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: 
     numbers = strip_numbers(source, kinds, tables, g.output_shape, steps_of_image(g.output_shape, grad_last), (1, 1, 1))
     taps = tuple(axis.phases[0].taps for axis in axes)
     row_taps, stride, height = _slide(taps, g.stride, members)
-    lines = _lines(taps, row_taps, source)
+    lines, rows = _lines(taps, row_taps, source), _rows_of(T, row_taps, members)
     panels = 1 if reads else parts
     boxes = 0 if reads else width // lanes(itemsize) * source.box_steps[1]
     sums_at = boxes + (0 if reads else math.prod(strip) * width)
@@ -217,9 +212,6 @@ def weights_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: 
     }  # fmt: skip
     return Program(
         correlate_depthwise if members == 1 else correlate_groups, chunks * parts, lay_numbers(**numbers), tables.whole(),
-        sums_at + terms * width, tasks == 1, source,
-        (1, 0, 0, 0),
-        unpacking(
-            chunks, per_sample, 1, _rows_of(T, row_taps, members).reshape(-1), channels, width, panels * terms * width, itemsize
-        ),
+        sums_at + terms * width, tasks == 1, source, (1, 0, 0, 0),
+        unpacking(chunks, per_sample, 1, rows.reshape(-1), channels, width, panels * terms * width, itemsize),
     )  # fmt: skip

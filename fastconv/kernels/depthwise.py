@@ -4,6 +4,8 @@ The tasks are those of `fastconv.kernels.direct`, with tiles that slide along a 
 equations (1) and (2), `correlate_depthwise` equation (3).  A task takes a part of the channels of a strip.  Where images lie
 channels-last it reads and writes them as they lie.  Else it packs its box: one vector of channels behind the other, so that a
 tile finds neighbouring pixels in neighbouring lines of the cache.
+
+`gather_groups` and `correlate_groups` do the same for groups of a few channels with as many filters, which are the lanes.
 """
 
 from __future__ import annotations
@@ -78,7 +80,7 @@ def pack_vectors(
 
 
 def gather_sliding(name: str, tile: Any, text: str) -> Task:
-    """Make a task of a sliding tile."""
+    """Make a task of a tile that computes pixels."""
 
     def gather(
         task: int, room: Array, numbers: Array, tables: Array, x: Array, panels: Array, start: Array, out: Array
@@ -146,7 +148,7 @@ def gather_sliding(name: str, tile: Any, text: str) -> Task:
 
 
 def correlate_sliding(name: str, tile: Any, text: str) -> Task:
-    """Make a task of a sliding tile."""
+    """Make a task of a tile that sums over pixels."""
 
     def correlate(
         task: int, room: Array, numbers: Array, tables: Array, x: Array, gradient: Array, panels: Array, _: Array

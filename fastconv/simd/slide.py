@@ -4,6 +4,9 @@ They read images as they lie, or from a box in scratch.  A *line* is a row of ta
 by an offset along each of three axes.  A place along an axis that is none of the image's is left out, so that padding is neither
 stored nor multiplied.  Channels are taken a vector at a time; the last vector overlaps the one before it, if need be, so that
 nothing beside the channels is read or written.
+
+They do the same where channels mix in groups that share a vector: what a member of each group has is spread over the lanes of its
+group.
 """
 
 from __future__ import annotations
@@ -355,10 +358,9 @@ def _write_sum_slide_tile(function: Any, dtype: Any, taps: int, stride: int, hei
 
 
 def _sum_slide_twin(
-    taps: int, stride: int, height: int, members: int, tables: Array, lines_at: int, lines: int, x: Array,
-    x_at: int, z: int, z_end: int,
-    y: int, y_row: int, y_end: int, column: int, x_step: int, x_end: int, gradient: Array, gradient_at: int, gradient_step: int,
-    gradient_row: int, out: Array, out_at: int, pitch: int, count: int, rows: int, channels: int,
+    taps: int, stride: int, height: int, members: int, tables: Array, lines_at: int, lines: int, x: Array, x_at: int, z: int,
+    z_end: int, y: int, y_row: int, y_end: int, column: int, x_step: int, x_end: int, gradient: Array, gradient_at: int,
+    gradient_step: int, gradient_row: int, out: Array, out_at: int, pitch: int, count: int, rows: int, channels: int,
 ) -> None:  # fmt: skip
     """The tile that sums over pixels in plain Python."""
     offsets = tables[lines_at : lines_at + 3 * lines].reshape(-1, 3)
@@ -392,11 +394,12 @@ slide_tile, group_slide_tile = (
 
     out[row, m] = start + sum over lines and c < taps of  weights[line*taps + c] * x[place of (row, m), line and c]
 
-or, with groups of ``members`` channels, the sum over these, too, of ``weights[(line*members + member)*taps + c]`` times x of that
-member of each channel's group,
 where a place is the sum of three, each of which has to be at least 0 and less than its end, or the product is left out::
 
     z + offset[line, 0]    y + row*y_row + offset[line, 1]    column + (m*stride + c)*x_step + offset[line, 2]
+
+With groups of ``members`` channels it is the sum over these, too, of weights[(line*members + member)*taps + c] times what that
+member of each channel's group has there.
 
 Parameters
 ----------
@@ -433,5 +436,6 @@ sum_slide_tile, sum_group_slide_tile = (
 
     out[line*taps + c] += sum over row < rows and m < count of  gradient[row, m] * x[place of (row, m), line and c]
 
-``rows`` are a multiple of ``height``.
+and to out[(line*members + member)*taps + c] those with what a member of each channel's group has.  ``rows`` are a multiple of
+``height``.
 """
