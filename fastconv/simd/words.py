@@ -88,7 +88,7 @@ class Words:
     def store_first(
         self, values: list[Any], targets: list[Any], vectors: int, count: Any, adds: Any, floor: Any
     ) -> None:
-        """Store the first ``count`` numbers of each row of vectors one by one, or add them to what is there: for edges.
+        """Store the first ``count`` numbers of each row of vectors, or add them to what is there: for edges.
 
         What is less than the number at the address ``floor`` becomes that.
         """
@@ -109,17 +109,36 @@ class Words:
 
     def write_edge(self, room: Any, pitch: Any, ends: Any, rows: Any, count: Any, adds: Any, floor: Any) -> None:
         """Emit what `store_first` calls.  All rows are added up before any is written: they may repeat."""
-        b = self.b
+        b, n = self.b, I64(self.lanes)
+        least = self.splat(self.load(floor, self.scalar))
         added_rows = b.select(b.icmp_signed("!=", adds, I64(0)), rows, I64(0))
-        with cgutils.for_range(b, added_rows) as row, cgutils.for_range(b, count) as lane:
-            here = self.at(room, b.add(b.mul(row.index, pitch), lane.index))
-            there = self.at(self.load(self.at(ends, row.index, 8), I64), lane.index)
-            self.store(b.fadd(self.load(there, self.scalar), self.load(here, self.scalar)), here)
-        with cgutils.for_range(b, rows) as row, cgutils.for_range(b, count) as lane:
-            here = self.at(room, b.add(b.mul(row.index, pitch), lane.index))
-            there = self.at(self.load(self.at(ends, row.index, 8), I64), lane.index)
-            self.store(self.at_least(self.load(here, self.scalar), self.load(floor, self.scalar)), there)
+        for some, stores in ((added_rows, False), (rows, True)):
+            with cgutils.for_range(b, some) as row, cgutils.for_range_slice(b, I64(0), count, n) as (lane, _):
+                here = self.at(room, b.add(b.mul(row.index, pitch), lane))
+                there = self.at(self.load(self.at(ends, row.index, 8), I64), lane)
+                value, exist = self.load(here, self.vector), self.before_lane(b.sub(count, lane))
+                if stores:
+                    self.store_some(self.at_least(value, least), there, exist)
+                else:
+                    self.store(b.fadd(self.load_some(there, exist), value), here)
         b.ret_void()
+
+    def load_some(self, address: Any, exist: Any) -> Any:
+        """Load the lanes of a vector that exist; the others are 0, and their memory is not touched."""
+        pointer = self.vector.as_pointer()
+        kind = ir.FunctionType(self.vector, [pointer, I32, exist.type, self.vector])
+        name = f"llvm.masked.load.{self.suffix}.p0{self.suffix}"
+        function = cgutils.get_or_insert_function(self.b.module, kind, name)
+        zero = ir.Constant(self.vector, [0.0] * self.lanes)
+        return self.b.call(function, [self.b.inttoptr(address, pointer), I32(self.size), exist, zero])
+
+    def store_some(self, value: Any, address: Any, exist: Any) -> None:
+        """Store the lanes of a vector that exist; the memory of the others is not touched."""
+        pointer = self.vector.as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [self.vector, pointer, I32, exist.type])
+        name = f"llvm.masked.store.{self.suffix}.p0{self.suffix}"
+        function = cgutils.get_or_insert_function(self.b.module, kind, name)
+        self.b.call(function, [value, self.b.inttoptr(address, pointer), I32(self.size), exist])
 
     def constant(self, value: float) -> Any:
         """Return a vector of a number that is known now."""
@@ -141,11 +160,15 @@ class Words:
 
     def from_lane(self, first: Any) -> Any:
         """Return a mask of the lanes from one on; of all, if it is negative."""
-        kind = ir.VectorType(I64, self.lanes)
-        undefined = ir.Constant(kind, ir.Undefined)
-        all_lanes = ir.Constant(ir.VectorType(I32, self.lanes), [0] * self.lanes)
-        splat = self.b.shuffle_vector(self.b.insert_element(undefined, first, I32(0)), undefined, all_lanes)
-        return self.b.icmp_signed(">=", ir.Constant(kind, list(range(self.lanes))), splat)
+        return self.b.icmp_signed(">=", self.numbers(), self.splat(first))
+
+    def before_lane(self, last: Any) -> Any:
+        """Return a mask of the lanes before one; of all, if there are no more."""
+        return self.b.icmp_signed("<", self.numbers(), self.splat(last))
+
+    def numbers(self) -> Any:
+        """Return the numbers of the lanes."""
+        return ir.Constant(ir.VectorType(I64, self.lanes), list(range(self.lanes)))
 
     def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
         """a*b + c, in one instruction where there is one."""
