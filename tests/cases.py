@@ -123,6 +123,9 @@ def product():
 
 
 SPECIAL = (
+    # Lanes are the filters of groups of four and eight.
+    simple(2, batch=2, channels=20, filters=20, size=(4, 6), kernel=(2, 3), padding=1, groups=5),
+    simple(2, batch=1, channels=24, filters=24, size=(5, 4), kernel=3, stride=2, padding=1, groups=3),
     *(simple(ndim, batch=0) for ndim in (1, 2, 3)),
     *(simple(ndim, batch=0, size=1, kernel=1) for ndim in (1, 2)),
     *(simple(ndim, batch=None, padding=1) for ndim in (1, 2, 3)),
@@ -246,7 +249,7 @@ LARGE = (
     simple(2, batch=3, channels=150, filters=20, size=(13, 22), kernel=3, stride=2, padding=1),
     simple(2, batch=2, channels=20, filters=140, size=(60, 9), kernel=3, stride=2, padding=1, groups=2),
     simple(2, batch=2, channels=70, filters=140, size=(9, 25), kernel=(1, 7), padding=(0, 3), groups=2),
-    # Lanes are the filters of groups of four and eight.
+    # Lanes are the filters of groups of four and eight, see also SPECIAL.
     simple(2, batch=2, channels=68, filters=68, size=(23, 17), kernel=3, padding=1, groups=17),
     simple(2, batch=3, channels=72, filters=72, size=(9, 30), kernel=3, stride=2, padding=1, groups=9),
     simple(2, batch=1, channels=136, filters=136, size=(15, 14), kernel=3, padding=2, dilation=2, groups=17),
