@@ -311,6 +311,7 @@ def _write_sum_slide_tile(function: Any, dtype: Any, taps: int, stride: int, hei
     walk = _Walk(w, taps, stride, height, members, image)
     acc = [[w.variable(w.vector) for _ in range(taps * min(members, MEMBERS_AT_ONCE))] for _ in range(walk.reach)]
     done = w.variable(I64)
+    together = max(height, members) > 1  # short sums first: added one by one, those of groups had twice PyTorch's error
     zero = ir.Constant(w.vector, [0.0] * w.lanes)
 
     def add_products(span: int, row: Any, first: Any, source: Any, there: Any, sums: Any, new: Any) -> None:
@@ -325,7 +326,7 @@ def _write_sum_slide_tile(function: Any, dtype: Any, taps: int, stride: int, hei
                 numbers = range(some[0] * taps, some[0] * taps + walk.reach * taps * len(some))
                 ends = [b.add(at, b.mul(pitch, I64(n))) for n in numbers]
                 for end, a in zip(ends, itertools.chain(*acc), strict=True):
-                    b.store(zero if height > 1 else w.load(end, w.vector), a)
+                    b.store(zero if together else w.load(end, w.vector), a)
                 for address, met in walk.rows(source, places):
                     for pixel, meets in walk.pixels(address, places[2], span):
                         for i, member in enumerate(some):
@@ -335,7 +336,7 @@ def _write_sum_slide_tile(function: Any, dtype: Any, taps: int, stride: int, hei
                                 b.store(w.multiply_add(factors[r][m], value, b.load(a)), a)
                 for end, a in zip(ends, itertools.chain(*acc), strict=True):
                     old = w.load(end, w.vector)
-                    total = b.fadd(old, b.load(a)) if height > 1 else b.load(a)
+                    total = b.fadd(old, b.load(a)) if together else b.load(a)
                     w.store(b.select(new, total, old), end)
         if span > 1:
             walk.fetch(source, row, first)
