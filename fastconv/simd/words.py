@@ -160,15 +160,17 @@ class Words:
 
     def from_lane(self, first: Any) -> Any:
         """Return a mask of the lanes from one on; of all, if it is negative."""
-        return self.b.icmp_signed(">=", self.numbers(), self.splat(first))
+        return self.b.icmp_signed(">=", *self.lanes_and(first))
 
     def before_lane(self, last: Any) -> Any:
         """Return a mask of the lanes before one; of all, if there are no more."""
-        return self.b.icmp_signed("<", self.numbers(), self.splat(last))
+        return self.b.icmp_signed("<", *self.lanes_and(last))
 
-    def numbers(self) -> Any:
-        """Return the numbers of the lanes."""
-        return ir.Constant(ir.VectorType(I64, self.lanes), list(range(self.lanes)))
+    def lanes_and(self, lane: Any) -> tuple[Any, Any]:
+        """Return the numbers of the lanes, and one of them in each lane: integers as large as the lanes are."""
+        kind = ir.IntType(8 * self.size)
+        numbers = ir.Constant(ir.VectorType(kind, self.lanes), list(range(self.lanes)))
+        return numbers, self.splat(self.b.trunc(lane, kind) if kind.width < I64.width else lane)
 
     def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
         """a*b + c, in one instruction where there is one."""
