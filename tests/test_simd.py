@@ -695,7 +695,10 @@ def test_sums_are_stored_whole(machine, monkeypatch):
     monkeypatch.setattr(slide, "MEMBERS_AT_ONCE", vectors)
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
-    for kind in (*((*kind, 1, 1) for kind in SLIDES), *(kind for kind in slide.GROUP_KINDS if kind[3] <= vector_bytes // 4)):
+    for kind in (
+        *((*kind, 1, 1) for kind in SLIDES),
+        *(kind for kind in slide.GROUP_KINDS if kind[3] <= vector_bytes // 4),
+    ):
         lines = assembly(machine, slide._write_sum_slide_tile, 19, types.float32, *kind)
         assert not any(re.search(r"maskmov|\) *\{%k", line) for line in lines), kind
 
