@@ -201,7 +201,7 @@ def _add_bench(commands: Any) -> None:
         action="store_true",
         help="time what calls cost beside their arithmetic instead, under each framework that is installed",
     )
-    kinds = ("kernels", "shapes", "points", "digits")
+    kinds = ("kernels", "shapes", "points", "suites", "digits")
     bench.add_argument(
         "--errors",
         type=_some_of(kinds),
@@ -209,8 +209,9 @@ def _add_bench(commands: Any) -> None:
         const=("kernels", "shapes", "points"),
         metavar="LIST",
         help="time nothing: print how far results are from those in double precision, for all algorithms of 3x3 kernels, for "
-        "kernels of other shapes and for other points of Winograd's; with digits, the accuracy of networks that were trained "
-        "with either (default: kernels,shapes,points)",
+        "kernels of other shapes and for other points of Winograd's; with suites, for the layers of all suites, beside "
+        "PyTorch's if that is installed; with digits, the accuracy of networks that were trained with either (default: "
+        "kernels,shapes,points)",
     )
     bench.add_argument("--limit", type=_count, metavar="N", help="time the first N layers of each suite only")
     passes, peers, layouts = ("fwd", "dx", "dw"), ("torch", "compile", "jax", "ncnn", "direct"), ("nchw", "best")

@@ -135,10 +135,15 @@ LARGE = [
     simple(2, batch=2, channels=256, filters=64, size=14, kernel=1),
     simple(2, batch=1, channels=128, filters=128, size=13, padding=1, stride=2),
     simple(2, batch=2, channels=48, filters=48, size=37, padding=1, groups=48),
+    simple(2, batch=16, channels=32, filters=32, size=28, kernel=7, padding=3, groups=32),
+    simple(2, batch=4, channels=64, filters=64, size=28, padding=1, groups=8),
+    simple(2, batch=2, channels=96, filters=24, size=24, kernel=1),
     simple(2, batch=2, channels=32, filters=64, size=17, dilation=2, padding=2, groups=4),
     simple(1, batch=4, channels=32, filters=48, size=300, kernel=9, padding=4),
     simple(3, batch=1, channels=16, filters=24, size=(9, 14, 13), padding=1),
 ]
+LARGE_GROUPS = [simple(2, batch=4, channels=32, filters=32, size=28, padding=1, groups=8)]
+"""Cases for dW only: the largest error of the others, 36 terms one by one, comes near to twice PyTorch's."""
 
 
 def errors(results, exact):
@@ -151,7 +156,7 @@ def errors(results, exact):
 
 @pytest.mark.skipif(config.DISABLE_JIT, reason="too large for Python's loops")
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("case", LARGE, ids=str)
+@pytest.mark.parametrize("case", LARGE + LARGE_GROUPS, ids=str)
 def test_single_precision_is_as_accurate(case, algorithm, rng):
     """Against float64; "at most twice PyTorch's" and not below one rounding of the result itself; or what a row declares."""
     fastconv.set_precision("highest")
@@ -170,5 +175,7 @@ def test_single_precision_is_as_accurate(case, algorithm, rng):
     rounding = np.finfo(np.float32).eps / 2
     declared = dict.fromkeys(plan.PASSES, 0.0) | {row.computes: row.largest_error(np.dtype(np.float32)) for row in rows}
     for name, own, other in zip(("output", "grad_input", "grad_weight", "grad_bias"), ours, theirs, strict=True):
+        if case in LARGE_GROUPS and name != "grad_weight":
+            continue
         for kind, a, b in zip(("largest", "normwise"), own, other, strict=True):
             assert a <= max(2 * b, 2 * rounding, declared[name]), f"{name}: {kind} error {a:.2e}, PyTorch's {b:.2e}"

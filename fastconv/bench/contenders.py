@@ -53,11 +53,11 @@ class Contender(Protocol):
 
 
 def arrays(layer: Layer, dtype: str) -> tuple[Array, Array, Array]:
-    """X, W and dO: the same numbers in every process."""
+    """X, W and dO: the same numbers in every process and dtype."""
     rng = np.random.default_rng(0)
     geometry = layer.geometry
     x, weight, grad_output = (
-        from_line(rng.random(shape, np.dtype(dtype)) - np.dtype(dtype).type(0.5))
+        from_line((rng.random(shape, np.float32) - np.float32(0.5)).astype(dtype))
         for shape in (geometry.input_shape, geometry.weight_shape, geometry.output_shape)
     )
     return x, weight, grad_output

@@ -6,21 +6,23 @@ are drawn from a normal distribution.  Both algorithms see the same numbers.
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr
-from typing import Any
 
 import numpy as np
 
 from .. import ops, plan
 from ..cook_toom import KERNELS, POINTS, input_matrix, output_matrix, weight_matrix
+from ..suites import SUITES, Layer
+from ..threads import get_num_threads
+from .contenders import CONTENDERS, LAYOUTS, Array, Contender
+from .contenders import PASSES as TIMED
 from .table import aligned
 
 __all__ = ["KINDS", "text"]
-
-Array = np.ndarray[Any, Any]
 
 CHANNELS = (16, 32, 64, 128, 256, 512, 1024, 2048)
 SIZE, LANES = 14, 32
@@ -30,6 +32,9 @@ SUMMED = 256
 """Channels of the kernels of several shapes."""
 
 PASSES = ("forward", "dX", "dW")
+ROUNDING = float(np.finfo(np.float32).eps) / 2
+"""Of a number in single precision: less is no error that a library could be measured by."""
+_IN_SINGLE = [("float32", layout) for layout in LAYOUTS]
 ALGORITHMS = ("direct", "winograd")
 
 CANDIDATES = (
@@ -128,6 +133,42 @@ def _points() -> Iterator[list[str]]:
         yield [f"{p:.4g}, {q:.4g}", *(f"{error:.1e}" for error in errors(y, exact))]
 
 
+def _suites() -> Iterator[list[str]]:
+    """Direct summation of the layers of the suites, at its worst, and in proportion to PyTorch where that is installed."""
+    threads = get_num_threads()
+    ours = CONTENDERS["direct"](threads)
+    peer = CONTENDERS["torch"](threads) if importlib.util.find_spec("torch") else None
+    yield ["suite", "pass", "largest", "norm", *(("x torch, largest", "x torch, norm", "layer") if peer else ())]
+    for suite, layers in SUITES.items():
+        found = {layer: _layer_errors(layer, ours, peer) for layer in layers}
+        for computes in TIMED:
+            largest, norm, *ratios = (
+                max(column) for column in zip(*(row[computes] for row in found.values()), strict=True)
+            )
+            worst = max(found, key=lambda layer: max(found[layer][computes][2:], default=0))
+            yield [
+                suite, computes, f"{largest:.1e}", f"{norm:.1e}", *(f"{ratio:.2f}" for ratio in ratios),
+                *([str(worst)] if peer else ()),
+            ]  # fmt: skip
+
+
+def _layer_errors(layer: Layer, ours: Contender, peer: Contender | None) -> dict[str, list[float]]:
+    """Return for each pass the errors in the worse layout, and in proportion to those of a peer, if there is one."""
+
+    def results(contender: Contender, dtype: str, layout: str) -> dict[str, Array]:
+        calls = contender.calls(layer, dtype, layout)
+        return {name: contender.result(name, layout, calls[name]()) for name in TIMED}
+
+    exact, *both = (results(ours, dtype, layout) for dtype, layout in (("float64", LAYOUTS[0]), *_IN_SINGLE))
+    theirs = results(peer, "float32", LAYOUTS[0]) if peer else None
+    found = {}
+    for name, right in exact.items():
+        own = [max(pair) for pair in zip(*(errors(one[name], right) for one in both), strict=True)]
+        other = errors(theirs[name], right) if theirs else ()
+        found[name] = own + [mine / max(its, ROUNDING) for mine, its in zip(own, other, strict=False)]
+    return found
+
+
 def _digits() -> Iterator[list[str]]:
     """Training on scikit-learn's digits, by seed: test accuracy in percent."""
     from .. import training
@@ -154,6 +195,8 @@ KINDS: dict[str, Callable[[], Iterator[list[str]]]] = {
     "kernels": _kernels,
     "shapes": _shapes,
     "points": _points,
+    "suites": _suites,
     "digits": _digits,
 }
-"""What can be asked for: the passes of 3x3 kernels, kernels of other shapes, other points, and what becomes of a network."""
+"""What can be asked for: the passes of 3x3 kernels, kernels of other shapes, other points, the layers of all
+suites, and what becomes of a network."""

@@ -301,10 +301,10 @@ def _call_slide(context: Any, builder: Any, named: dict[str, tuple[Any, Any]], g
 def _write_sum_slide_tile(function: Any, dtype: Any, taps: int, stride: int, height: int, members: int) -> None:
     """Emit the tile that sums the products of pixels and gradients for each tap.
 
-    The gradients of SPAN pixels of ``height`` rows, or of one, stay in registers while the lines pass.  To what is there their
-    products are added one by one, or together where they are many.  Of a vector whose first lanes another has done ``before``,
-    these keep what is there; it is chosen apart from the stores, or LLVM makes each a masked one, which with AVX2 takes twelve
-    cycles: a third of the speed.
+    The gradients of SPAN pixels of ``height`` rows, or of one, stay in registers while the lines pass.  Their products are added
+    up before they are added to what is there: one by one they had more than twice PyTorch's error.  Of a vector whose first lanes
+    another has done ``before``, these keep what is there; it is chosen apart from the stores, or LLVM makes each a masked one,
+    which with AVX2 takes twelve cycles: a third of the speed.
     """
     b = ir.IRBuilder(function.append_basic_block("entry"))
     w = Words(b, dtype)
@@ -313,7 +313,6 @@ def _write_sum_slide_tile(function: Any, dtype: Any, taps: int, stride: int, hei
     walk = _Walk(w, taps, stride, height, members, image)
     acc = [[w.variable(w.vector) for _ in range(taps * min(members, MEMBERS_AT_ONCE))] for _ in range(walk.reach)]
     done = w.variable(I64)
-    together = max(height, members) > 1  # short sums first: added one by one, those of groups had twice PyTorch's error
     zero = ir.Constant(w.vector, [0.0] * w.lanes)
 
     def add_products(span: int, row: Any, first: Any, source: Any, there: Any, sums: Any, before: Any) -> None:
@@ -328,8 +327,8 @@ def _write_sum_slide_tile(function: Any, dtype: Any, taps: int, stride: int, hei
                 numbers = range(some[0] * taps, some[0] * taps + walk.reach * taps * len(some))
                 ends = [b.add(at, b.mul(pitch, I64(n))) for n in numbers]
                 flat = list(itertools.chain(*acc))
-                for end, a in zip(ends, flat, strict=True):
-                    b.store(zero if together else w.load(end, w.vector), a)
+                for a in flat:
+                    b.store(zero, a)
                 for address, met in walk.rows(source, places):
                     for pixel, meets in walk.pixels(address, places[2], span):
                         for i, member in enumerate(some):
@@ -337,9 +336,8 @@ def _write_sum_slide_tile(function: Any, dtype: Any, taps: int, stride: int, hei
                             for (r, k), (m, c) in itertools.product(met, meets):
                                 a = acc[k][i * taps + c]
                                 b.store(w.multiply_add(factors[r][m], value, b.load(a)), a)
-                if together:
-                    for end, a in zip(ends, flat, strict=True):
-                        b.store(b.fadd(w.load(end, w.vector), b.load(a)), a)
+                for end, a in zip(ends, flat, strict=True):
+                    b.store(b.fadd(w.load(end, w.vector), b.load(a)), a)
                 with b.if_then(b.icmp_signed(">", before, I64(0)), likely=False):
                     new = w.from_lane(before)
                     for end, a in zip(ends, flat, strict=True):
