@@ -656,7 +656,7 @@ def test_machine_code(machine, dtype, monkeypatch):
     """The tiles assemble for each kind of machine, with accumulators in registers: none is spilled among the products.
 
     Not so where LLVM has no register to spare: with 16 of them, three short rows, and rows of three taps and more.  The LLVM of
-    the oldest Numba spills a vector of the tall tile for sums, too, and some of maps that fetch ahead.
+    the oldest Numba spills a vector of sums of tall tiles and of groups, too, and some of maps that fetch ahead.
     """
     old = llvm.llvm_version_info < (15,)
     vector_bytes, vectors = MACHINES[machine][3:5]
@@ -675,7 +675,7 @@ def test_machine_code(machine, dtype, monkeypatch):
         _, spills = assemble(machine, slide._write_slide_tile, 22, dtype, *kind)
         assert not spills or (machine == "AVX2" and kind[0] >= 3), kind
         _, spills = assemble(machine, slide._write_sum_slide_tile, 19, dtype, *kind)
-        assert not spills or (old and kind[2] > 1 and len(spills) == 1), kind
+        assert not spills or (old and kind[2:] != (1, 1) and len(spills) == 1), kind
     for _, of_sizes, starts in MAPS:
         for size, map_ in of_sizes.items():
             _, spills = assemble(machine, maps._write_map, 10 if starts else 11, dtype, map_, starts)
