@@ -43,9 +43,9 @@ def lanes_are_pixels(g: ConvGeometry, step: Ints, channels: int, itemsize: int) 
 
 def _height(channels: int) -> int:
     """Choose the rows of tiles for so many channels, of which as few as can be are none."""
-    return (
-        channels if channels in SHORT else min(ROWS, max(SHORT), key=lambda height: ceil_div(channels, height) * height)
-    )
+    if channels in SHORT:
+        return channels
+    return min(ROWS, max(SHORT), key=lambda height: ceil_div(channels, height) * height)
 
 
 def _channels_program(p: Pixels) -> Program:

@@ -85,7 +85,7 @@ def gather_sliding(name: str, tile: Any, text: str) -> Task:
     def gather(
         task: int, room: Array, numbers: Array, tables: Array, x: Array, panels: Array, start: Array, out: Array
     ) -> None:  # fmt: skip
-        channels, width, taps, phases, parts, reads, members = (
+        channels, width, terms, phases, parts, reads, members = (
             numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3], numbers[OWN + 4], numbers[OWN + 5],
             numbers[OWN + 6],
         )  # fmt: skip
@@ -104,7 +104,7 @@ def gather_sliding(name: str, tile: Any, text: str) -> Task:
             image, at, pitches, ends = x, n0 * steps[0] + first, steps, (shape[2], shape[3], shape[4])
             target, to, there = out, corner + first, out_steps
         else:
-            each, panel, floor = n, first * taps, parts * width + 1
+            each, panel, floor = n, first * terms, parts * width + 1
             z_in, y_in, x_in = x_step[0] * z0 - left[0], x_step[1] * y0 - left[1], x_step[2] * x0 - left[2]
             pack_vectors(numbers, x, first, valid, n0, z_in, y_in, x_in, room)
             image, at, pitches = room, -z_in * box_steps[2] - y_in * box_steps[3] - x_in * box_steps[4], box_steps
@@ -153,7 +153,7 @@ def correlate_sliding(name: str, tile: Any, text: str) -> Task:
     def correlate(
         task: int, room: Array, numbers: Array, tables: Array, x: Array, gradient: Array, panels: Array, _: Array
     ) -> None:  # fmt: skip
-        channels, width, taps, parts, reads, per_chunk, row_taps, height, sums_at = (
+        channels, width, terms, parts, reads, per_chunk, row_taps, height, sums_at = (
             numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3], numbers[OWN + 4], numbers[OWN + 5],
             numbers[OWN + 7], numbers[OWN + 9], numbers[OWN + 12],
         )  # fmt: skip
@@ -164,9 +164,9 @@ def correlate_sliding(name: str, tile: Any, text: str) -> Task:
         s, part = divmod(task, parts)
         first, valid = channels_of(part, parts, channels, width, reads, n)
         whole = (valid + n - 1) // n * n
-        panel = s * numbers[OWN + 6] + (first if reads else first * taps)
-        for t in range(taps):
-            clear(panels, panel + t * width, panel + t * width + whole)
+        panel = s * numbers[OWN + 6] + (first if reads else first * terms)
+        for term in range(terms):
+            clear(panels, panel + term * width, panel + term * width + whole)
         strips = counts[0] * counts[1] * counts[2] * counts[3]
         for number in range(s * per_chunk, min((s + 1) * per_chunk, strips)):
             n0, z0, y0, x0, _kind = place_strip(number, numbers, tables)
@@ -191,7 +191,7 @@ def correlate_sliding(name: str, tile: Any, text: str) -> Task:
                 row = strip[3] * whole
                 each, factors, here = n, room, box_size
                 there = (strip[1] * strip[2] * row, 1, strip[2] * row, row, whole)
-            clear(room, sums_at, sums_at + taps * width)
+            clear(room, sums_at, sums_at + terms * width)
             tall = Y - Y % height
             column = pitches[4] if row_taps > 1 else x_step[2] * pitches[4]
             for lane in range(0, valid, each):
@@ -200,17 +200,16 @@ def correlate_sliding(name: str, tile: Any, text: str) -> Task:
                     b, z = divmod(index // 2, Z)
                     y, rows, taken = (0, tall, height) if index % 2 == 0 else (tall, Y - tall, 1)
                     tile(
-                        row_taps, numbers[OWN + 8], taken, numbers[OWN + 13], tables, numbers[OWN + 11],
-                        numbers[OWN + 10], image, at + b * pitches[0] + lane // n * pitches[1], x_step[0] * (z0 + z) * pitches[2],
-                        ends[0] * pitches[2],
+                        row_taps, numbers[OWN + 8], taken, numbers[OWN + 13], tables, numbers[OWN + 11], numbers[OWN + 10], image,
+                        at + b * pitches[0] + lane // n * pitches[1], x_step[0] * (z0 + z) * pitches[2], ends[0] * pitches[2],
                         x_step[1] * (y0 + y) * pitches[3], x_step[1] * pitches[3], ends[1] * pitches[3],
                         x_step[2] * x0 * pitches[4], column, ends[2] * pitches[4], factors,
-                        here + b * there[0] + z * there[2] + y * there[3] + lane, there[4], there[3], room, sums_at + lane,
-                        width, X, rows, each,
+                        here + b * there[0] + z * there[2] + y * there[3] + lane, there[4], there[3], room, sums_at + lane, width,
+                        X, rows, each,
                     )  # fmt: skip
-            for t in range(taps):
+            for term in range(terms):
                 for k in range(whole):
-                    panels[unsigned(panel + t * width + k)] += room[unsigned(sums_at + t * width + k)]
+                    panels[unsigned(panel + term * width + k)] += room[unsigned(sums_at + term * width + k)]
 
     return task(with_name(correlate, name, text))
 
