@@ -5,24 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from fastconv import nn
 from fastconv.nn.generator import generator
 
 __all__ = ["MODELS", "build", "lenet", "resnet8", "vgg11"]
 
 
-def _normed(rng: Any) -> Callable[..., list[nn.Module]]:
+def _normed(rng: Any, dtype: Any) -> Callable[..., list[nn.Module]]:
     """Return what makes a zero-padded convolution of this size, 3 or 1, and the batch normalisation behind it."""
 
     def conv(inputs: int, outputs: int, size: int = 3, stride: int = 1) -> list[nn.Module]:
         # No bias: batch normalisation would take it out again.
-        layer = nn.Conv2d(inputs, outputs, size, stride=stride, bias=False, rng=rng)
-        return [*([nn.ZeroPad2d(1)] if size == 3 else []), layer, nn.BatchNorm2d(outputs)]
+        layer = nn.Conv2d(inputs, outputs, size, stride=stride, bias=False, dtype=dtype, rng=rng)
+        return [*([nn.ZeroPad2d(1)] if size == 3 else []), layer, nn.BatchNorm2d(outputs, dtype=dtype)]
 
     return conv
 
 
-def lenet(image_shape: tuple[int, int, int], classes: int, *, rng: Any = None) -> nn.Sequential:
+def lenet(
+    image_shape: tuple[int, int, int], classes: int, *, dtype: Any = np.float32, rng: Any = None
+) -> nn.Sequential:
     """Make a network of two convolutions, each with ReLU and max-pooling, and two linear layers.
 
     Convolutions are 3 x 3, to 32 and 64 channels; the hidden linear layer has 128 units.  Images of less than 16 pixels
@@ -48,13 +52,15 @@ def lenet(image_shape: tuple[int, int, int], classes: int, *, rng: Any = None) -
     for width in (32, 64):
         if pad:
             layers.append(nn.ZeroPad2d(pad))
-        layers += [nn.Conv2d(channels, width, 3, rng=random), nn.ReLU(), nn.MaxPool2d(2)]
+        layers += [nn.Conv2d(channels, width, 3, dtype=dtype, rng=random), nn.ReLU(), nn.MaxPool2d(2)]
         channels, sides = width, [(side + 2 * pad - 2) // 2 for side in sides]
-    layers += [nn.Flatten(), nn.Linear(channels * sides[0] * sides[1], 128, rng=random), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(128, classes, rng=random))
+    layers += [nn.Flatten(), nn.Linear(channels * sides[0] * sides[1], 128, dtype=dtype, rng=random), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(128, classes, dtype=dtype, rng=random))
 
 
-def resnet8(image_shape: tuple[int, int, int], classes: int, *, rng: Any = None) -> nn.Sequential:
+def resnet8(
+    image_shape: tuple[int, int, int], classes: int, *, dtype: Any = np.float32, rng: Any = None
+) -> nn.Sequential:
     """Make a residual network of eight layers: a convolution, three residual blocks, and a linear layer.
 
     The blocks have 32, 64 and 128 channels, the latter two stride 2.  Each is convolution, batch normalisation, ReLU,
@@ -63,7 +69,7 @@ def resnet8(image_shape: tuple[int, int, int], classes: int, *, rng: Any = None)
     linear layer.
     """
     random = generator(rng)
-    conv = _normed(random)
+    conv = _normed(random, dtype)
 
     def block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
         body = nn.Sequential(*conv(inputs, outputs, stride=stride), nn.ReLU(), *conv(outputs, outputs))
@@ -80,11 +86,13 @@ def resnet8(image_shape: tuple[int, int, int], classes: int, *, rng: Any = None)
         *block(64, 128, 2),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
-        nn.Linear(128, classes, rng=random),
+        nn.Linear(128, classes, dtype=dtype, rng=random),
     )
 
 
-def vgg11(image_shape: tuple[int, int, int], classes: int, *, rng: Any = None) -> nn.Sequential:
+def vgg11(
+    image_shape: tuple[int, int, int], classes: int, *, dtype: Any = np.float32, rng: Any = None
+) -> nn.Sequential:
     """Make VGG-11 with batch normalisation for small images: eight 3 x 3 convolutions, five max-poolings, a linear layer.
 
     The sides of an image are halved five times.
@@ -95,20 +103,22 @@ def vgg11(image_shape: tuple[int, int, int], classes: int, *, rng: Any = None) -
     (10, 512)
     """
     random = generator(rng)
-    conv = _normed(random)
+    conv = _normed(random, dtype)
     channels, *sides = image_shape
     layers: list[nn.Module] = []
     for width, pooled in ((64, 1), (128, 1), (256, 0), (256, 1), (512, 0), (512, 1), (512, 0), (512, 1)):
         layers += [*conv(channels, width), nn.ReLU(), *([nn.MaxPool2d(2)] if pooled else [])]
         channels = width
     features = channels * (sides[0] // 32) * (sides[1] // 32)
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, classes, rng=random))
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, classes, dtype=dtype, rng=random))
 
 
 MODELS: dict[str, Callable[..., nn.Sequential]] = {"lenet": lenet, "resnet8": resnet8}
 
 
-def build(name: str, image_shape: tuple[int, int, int], classes: int, *, rng: Any = None) -> nn.Sequential:
+def build(
+    name: str, image_shape: tuple[int, int, int], classes: int, *, dtype: Any = np.float32, rng: Any = None
+) -> nn.Sequential:
     """Make the network of that name; see `MODELS`, whose functions take the other arguments.
 
     Parameters
@@ -117,19 +127,23 @@ def build(name: str, image_shape: tuple[int, int, int], classes: int, *, rng: An
     image_shape : (int, int, int)
         Channels, height and width.
     classes : int
+    dtype : float32 or float64
+        Of parameters, images and scores.
     rng : int, numpy.random.Generator or None
         What the initial weights are drawn from, as in `fastconv.nn`.
 
     Returns
     -------
     nn.Sequential
-        From float32 images of shape (N, C, H, W) to scores of shape (N, classes).
+        From images of shape (N, C, H, W) to scores of shape (N, classes).
 
     Raises
     ------
     ValueError
         If there is no such network, or images are too small for it.
+    TypeError
+        If dtype is another one.
     """
     if name not in MODELS:
         raise ValueError(f"no model {name!r}: expected one of {', '.join(MODELS)}")
-    return MODELS[name](image_shape, classes, rng=rng)
+    return MODELS[name](image_shape, classes, dtype=dtype, rng=rng)

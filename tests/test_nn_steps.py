@@ -12,13 +12,14 @@ from numba import config
 
 import fastconv
 from fastconv import models, nn
-from fastconv.bench.models import STEPS, distance
+from fastconv.bench.models import STEPS
 from fastconv.bench.results import OURS
 from fastconv.bench.steps import MODELS
 
 pytestmark = pytest.mark.skipif(config.DISABLE_JIT, reason="networks take too long without the compiler")
 
 SHAPES = {"lenet": (1, 28, 28), "resnet8": (3, 32, 32), "vgg11": (3, 32, 32)}
+LAYOUTS = ("nchw", "channels_last")
 
 
 def bits_of_steps(name, make=nn.SGD, batch=8):
@@ -64,19 +65,36 @@ def test_bits_of_steps_do_not_depend_on_threads():
     assert done.stdout == "[1, 1, 1, 1]\n"
 
 
+def losses(step):
+    return np.array([step() for _ in range(STEPS)])
+
+
 @pytest.mark.parametrize(
     ("name", "batch"), [("lenet", 32), ("vgg11", 4), pytest.param("resnet8", 16, marks=pytest.mark.long)]
 )
-def test_losses_are_as_near_to_pytorchs_as_its_layouts_are_to_each_other(name, batch):
-    """At most twice as far, over 50 steps from the same weights."""
+def test_steps_in_double_precision_are_those_of_pytorch(name, batch):
+    """All 50 of them: losses are some 1e-15 apart, so that what is wrong, by however little, is seen."""
     pytest.importorskip("torch")
-    model = dataclasses.replace(MODELS[name], batch=batch)
-
-    def losses(who, layout):
-        step = model.steps[who](model, layout)
-        return [step() for _ in range(STEPS)]
-
-    theirs = [losses("torch", layout) for layout in ("nchw", "channels_last")]
-    ours = losses(OURS, "nchw")
-    assert min(distance(ours, other) for other in theirs) <= 2 * distance(*theirs)
+    model = dataclasses.replace(MODELS[name], batch=batch, dtype="float64")
+    ours, theirs = (losses(model.steps[who](model, "nchw")) for who in (OURS, "torch"))
+    assert ours == pytest.approx(theirs, rel=0, abs=1e-11)
     assert ours[-1] < ours[0] / 2
+
+
+def test_steps_in_single_precision_are_as_exact_as_those_of_pytorch():
+    """In the calmest run of each, losses are at most twice as far from the exact ones as PyTorch's.
+
+    In others a rounding takes an activation past the bend of a ReLU, and all that follows is up to 1e-3 off: whose, is luck.
+    """
+    pytest.importorskip("torch")
+    from fastconv.bench import networks, steps
+
+    off = {OURS: [], "torch": []}
+    for seed in range(6):
+        model = dataclasses.replace(MODELS["lenet"], batch=32, seed=seed)
+        network, x, y = steps._translated(model)
+        exact = losses(networks.step_of(network.double(), x.double(), y))
+        for who, distances in off.items():
+            distances += [np.abs(losses(model.steps[who](model, layout)) - exact).max() for layout in LAYOUTS]
+    print(off)
+    assert min(off[OURS]) <= 2 * min(off["torch"])

@@ -116,10 +116,13 @@ def test_lenet_on_28_by_28_is_the_usual_one():
 
 @pytest.mark.parametrize("model", sorted(models.MODELS))
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 4, 5), (2, 17, 16)])
-def test_models_take_any_image(model, shape):
-    network = models.build(model, shape, 7, rng=0)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_models_take_any_image(model, shape, dtype):
+    network = models.build(model, shape, 7, dtype=dtype, rng=0)
     network.eval()
-    assert network(np.zeros((2, *shape), np.float32)).shape == (2, 7)
+    scores = network(np.zeros((2, *shape), dtype))
+    assert scores.shape == (2, 7)
+    assert scores.dtype == dtype
 
 
 def test_resnet8_has_three_blocks():
@@ -139,6 +142,8 @@ def test_models_that_cannot_be(images):
         models.build("lenet", (1, 3, 8), 10)
     with pytest.raises(ValueError, match="no model 'vgg': expected one of lenet, resnet8"):
         models.build("vgg", (1, 8, 8), 10)
+    with pytest.raises(TypeError, match="dtype is float16: expected float32 or float64"):
+        models.build("lenet", (1, 8, 8), 10, dtype=np.float16)
 
 
 def test_shift_moves_whole_images():

@@ -134,7 +134,9 @@ def in_torch(module: Any) -> Any:
     }.get(name, ())  # fmt: skip
     bias = {"bias": module.bias is not None} if name in ("Conv2d", "Linear") else {}
     layer = getattr(nn, name)(*(getattr(module, argument) for argument in arguments), **bias)
-    layer.load_state_dict({key: torch.from_numpy(array.copy()) for key, array in module.state_dict().items()})
+    layer.load_state_dict(
+        {key: torch.from_numpy(array.copy()) for key, array in module.state_dict().items()}, assign=True
+    )
     return layer
 
 

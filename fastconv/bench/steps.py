@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -36,6 +36,8 @@ class Model:
         network with the same weights on the same images, whoever it is and however they lie in memory.
     seed : int
         Of the weights and the images.
+    dtype : str
+        Of the weights and the images: float32 or, for networks of `fastconv.models`, float64.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Model:
     classes: int
     steps: Mapping[str, Callable[[Model, str], Step]]
     seed: int = 0
+    dtype: Literal["float32", "float64"] = "float32"
 
     def __str__(self) -> str:
         return f"{self.name} {' x '.join(map(str, (self.batch, *self.image)))}"
@@ -65,10 +68,10 @@ def _of_layers(model: Model) -> tuple[Any, Any, Any]:
     from .. import models
 
     rng = np.random.default_rng(model.seed)
-    network = getattr(models, model.name)(model.image, model.classes, rng=model.seed)
+    network = getattr(models, model.name)(model.image, model.classes, dtype=model.dtype, rng=model.seed)
     return (
         network,
-        rng.standard_normal((model.batch, *model.image), np.float32),
+        rng.standard_normal((model.batch, *model.image), model.dtype),
         rng.integers(model.classes, size=model.batch),
     )
 
