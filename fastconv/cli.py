@@ -214,7 +214,8 @@ def _add_bench(commands: Any) -> None:
         "kernels,shapes,points)",
     )
     bench.add_argument("--limit", type=_count, metavar="N", help="time the first N layers of each suite only")
-    passes, peers, layouts = ("fwd", "dx", "dw"), ("torch", "compile", "jax", "ncnn", "direct"), ("nchw", "best")
+    passes, layouts = ("fwd", "dx", "dw"), ("nchw", "best")
+    peers = ("torch", "compile", "jax", "ncnn", "direct", "serial")
     bench.add_argument(
         "--passes",
         type=_some_of((*passes, "prepared")),
@@ -227,8 +228,9 @@ def _add_bench(commands: Any) -> None:
         type=_some_of(peers),
         default=(),
         metavar="LIST",
-        help="whom to time too, of torch,compile,jax,ncnn,direct (default: none); compile is torch.compile, with --models only; "
-        "ncnn has no pass but prepared, of single images; direct is fastconv without Winograd's algorithm",
+        help="whom to time too, of torch,compile,jax,ncnn,direct,serial (default: none); compile is torch.compile, with --models "
+        "only; ncnn has no pass but prepared, of single images; direct is fastconv without Winograd's algorithm; serial is "
+        "fastconv on one thread, and what threads gain is then told beside what the peak gains",
     )
     bench.add_argument(
         "--layouts",

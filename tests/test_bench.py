@@ -400,10 +400,10 @@ def test_session_reports_errors():
     assert ask({"do": "time", "computes": "fwd", "layout": "nchw", "seconds": 0}) == [{"error": "KeyError: 'nchw'"}]
 
 
-@pytest.mark.parametrize("name", ["torch", "jax", "direct"])
+@pytest.mark.parametrize("name", ["torch", "jax", "direct", "serial"])
 @pytest.mark.parametrize("layer", [*LAYERS, LONG], ids=str)
 def test_peers_compute_the_same(name, layer):
-    if name != "direct":
+    if name not in ("direct", "serial"):
         pytest.importorskip(name)
     # In a process of its own: it changes settings of the library.
     with Worker(name, 1) as process:
@@ -425,7 +425,7 @@ def test_layouts():
     assert (x.dtype, x.flags.c_contiguous) == (np.float32, True)
     assert y.transpose(0, 2, 3, 1).flags.c_contiguous
     np.testing.assert_array_equal(x, y)
-    assert list(CONTENDERS) == [OURS, "direct", "torch", "compile", "jax", "ncnn"]
+    assert list(CONTENDERS) == [OURS, "direct", "serial", "torch", "compile", "jax", "ncnn"]
     contender = Fastconv(1)
     for layout, last in (("nchw", False), ("channels_last", True)):
         calls = contender.calls(layer, "float32", layout)
@@ -575,6 +575,20 @@ def test_text(report):
     assert row.split("  ")[-1] == "4.00"
     assert max(map(len, lines)) < 160
     assert any(line.startswith("torch, best") and line.endswith(LAYERS[0].name) for line in lines)
+
+
+def test_scaling(report):
+    """Beside what the peak gains, which is twofold here; layers that take no time or wait for memory do not count."""
+    assert "gain by threads" not in bench.text(report)
+    report.versions["serial"] = report.versions.pop("torch")
+    for t in report.timings:
+        t.seconds["serial"] = t.seconds.pop("torch")
+    small, bound = (dataclasses.replace(report.timings[0], **other) for other in ({"flops": 10**8}, {"bytes": 10**9}))
+    report.timings += [small, bound]
+    *_, head, forward, weight = bench.text(report).splitlines()
+    assert head.split("  ")[0] == "gain by threads / the peak's"
+    assert forward.split() == ["fwd", "3", "0.25", "0.25", *LAYERS[0].name.split()]
+    assert weight.split() == ["dw", "1", "0.50", "0.50", *LAYERS[0].name.split()]
 
 
 def test_markdown(report):

@@ -127,6 +127,14 @@ class Direct(Fastconv):
         self.versions = {"direct": self.versions["fastconv"]}
 
 
+class Serial(Fastconv):
+    """Our own, on one thread."""
+
+    def __init__(self, threads: int) -> None:
+        super().__init__(1)
+        self.versions = {"serial": self.versions["fastconv"]}
+
+
 class Torch:
     """PyTorch, whose convolutions are mostly oneDNN's."""
 
@@ -263,6 +271,7 @@ LAST = (0, 2, 3, 1)
 CONTENDERS: dict[str, Callable[[int], Contender]] = {
     "fastconv": Fastconv,
     "direct": Direct,
+    "serial": Serial,
     "torch": Torch,
     "compile": Compiled,
     "jax": Jax,

@@ -69,6 +69,11 @@ class Timing:
         return self.bytes / self.best(OURS, way) / 1e9 / max(self.copy["all"])
 
     @property
+    def scaling(self) -> float:
+        """What threads gain, over one (the peer "serial"), as a share of what the peak of multiply-adds gains by them."""
+        return self.ratio("serial", "best") * max(self.peak["1"]) / max(self.peak["all"])
+
+    @property
     def intensity(self) -> float:
         """FLOP per byte."""
         return self.flops / self.bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,6 +13,9 @@ __all__ = ["BEGIN", "END", "aligned", "insert", "markdown", "text"]
 
 PASS_NAMES = {"fwd": "forward", "dx": "dX", "dw": "dW", "prepared": "forward, prepared"}
 WAY_NAMES = {"nchw": "NCHW", "best": "best layouts"}
+
+LARGE = 500_000_000
+"""Operations from which on a layer tells how well threads share the work."""
 
 BEGIN = "<!-- benchmarks: begin (made by fastconv bench --markdown) -->"
 END = "<!-- benchmarks: end -->"
@@ -32,6 +36,11 @@ def text(report: Report) -> str:
             [["times as fast as", "", "", "layers", "mean", "worst", "slower", "worst layer"], *_means(report)]
         )
         lines.append("")
+    if "serial" in report.peers:
+        lines += [
+            *aligned([["gain by threads / the peak's", "layers", "median", "worst", "worst layer"], *_scaling(report)]),
+            "",
+        ]
     return "\n".join(lines)
 
 
@@ -76,6 +85,16 @@ def _means(report: Report) -> Iterator[list[str]]:
     for suite, computes, peer, way, mean in report.means():
         figures = [str(mean.count), f"{mean.mean:.2f}", f"{mean.worst:.2f}", str(mean.slower), mean.worst_layer]
         yield [f"{peer}, {way}", suite, computes, *figures]
+
+
+def _scaling(report: Report) -> Iterator[list[str]]:
+    """Of layers that take long, and whose time goes to multiplying."""
+    for computes in report.passes:
+        timings = [t for t in report.of(computes=computes) if t.flops >= LARGE and not t.memory_bound]
+        if timings:
+            worst = min(timings, key=lambda t: t.scaling)
+            median = statistics.median(t.scaling for t in timings)
+            yield [computes, str(len(timings)), f"{median:.2f}", f"{worst.scaling:.2f}", worst.layer.name]
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
