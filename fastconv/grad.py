@@ -9,7 +9,7 @@ import numpy as np
 
 from .arrays import Array, as_array, common_dtype
 from .geometry import conv_geometry
-from .ops import Operand, bias_geometry, check_grad_output, run_pass, shapes_3d
+from .passes import Operand, bias_geometry, check_grad_output, run_pass, shapes_3d
 
 __all__ = [
     "conv1d_bias",

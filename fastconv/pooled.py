@@ -13,7 +13,7 @@ from .arrays import Array, as_array, empty, plain
 from .calls import flat, form_of, recall, remember
 from .geometry import geometry_of
 from .limits import SMALL
-from .ops import Operand, bias_values, row_for, shapes_3d
+from .passes import Operand, bias_values, row_for, shapes_3d
 from .prepared import PreparedWeight
 
 __all__ = ["conv2d_max_pool"]

@@ -111,7 +111,7 @@ def test_what_is_known_is_used(rng, monkeypatch):
     """For other arrays of the same form; a call that needs copies is checked each time."""
     x, weight = integers(rng, (2, 3, 9, 9), "float32"), integers(rng, (4, 3, 3, 3), "float32")
     wanted = fastconv.conv2d(-x, -weight)
-    monkeypatch.setattr(fastconv.ops, "geometry_of", None)
+    monkeypatch.setattr(fastconv.passes, "geometry_of", None)
     np.testing.assert_array_equal(fastconv.conv2d(-x, -weight), wanted)
     for other in (x[:, :, ::-1], x.astype(">f4"), x.view(np.memmap), channels_last(x)):
         with pytest.raises(TypeError, match="not callable"):

@@ -23,7 +23,7 @@ import torch
 from torch.autograd import forward_ad
 
 from ..geometry import ConvGeometry, conv_geometry
-from ..ops import Operand, run_pass, shapes_3d
+from ..passes import Operand, run_pass, shapes_3d
 from .layout import LIKE, Ints, lies_channels_last, memory_format, steps_of
 
 __all__ = ["DTYPES", "FUNCTIONS", "OPERATORS"]
@@ -54,7 +54,7 @@ def _shape_of(computes: str, a: Sequence[int], b: Sequence[int], size: Sequence[
 
 
 class _Pass(NamedTuple):
-    """What `fastconv.ops.run_pass` is told about a pass beside its arrays."""
+    """What `fastconv.passes.run_pass` is told about a pass beside its arrays."""
 
     geometry: ConvGeometry
     known: tuple[tuple[Ints, int], tuple[Ints, int]]
