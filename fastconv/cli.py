@@ -7,14 +7,18 @@ interrupted.  What goes wrong is told in one line on standard error.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import math
 import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 # Commands import what they need when they run, so that --help is quick.
@@ -23,6 +27,30 @@ import fastconv
 __all__ = ["main"]
 
 OK, FAILED, BAD, INTERRUPTED = 0, 1, 2, 130
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C interrupt at any moment: where objects end, Python would tell of the exception and go on."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        while frame is not None:
+            if frame.f_code.co_name == "__del__":
+                threading.Timer(0.01, signal.raise_signal, [number]).start()
+                return
+            frame = frame.f_back
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread() or (
+        signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
+        yield
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,9 +83,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     try:
-        status: int = arguments.run(arguments)
-        sys.stdout.flush()
-        return status
+        with _interruptible():
+            status: int = arguments.run(arguments)
+            sys.stdout.flush()
+            return status
     except KeyboardInterrupt as interrupt:
         return _fail(str(interrupt) or "interrupted", INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has gone: nobody is left to tell

@@ -669,7 +669,10 @@ def test_errors_of_suites(monkeypatch, capsys):
     assert [row[:2] for row in rows] == [["one", name] for name in PASSES]
     assert all(0 < float(number) < 1e-6 for row in rows for number in row[2:4])
     if "layer" in first:  # PyTorch is installed
+        import torch
+
         assert all(float(ratio) < 10 for row in rows for ratio in row[4:6])
+        assert torch.is_grad_enabled()  # as before
 
 
 def test_errors_of_training(monkeypatch, capsys):

@@ -439,3 +439,23 @@ def test_distributed_needs_pytorch(capsys, monkeypatch, tmp_path):
     assert main(["train", "--distributed", "--run", str(tmp_path / "run")]) == 2
     assert "--distributed needs PyTorch: pip install 'fastconv[torch]'" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+class Ends:
+    """Is interrupted when it ends."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_is_not_lost_where_an_object_ends(monkeypatch, capsys):
+    """Python would ignore the exception there, and tell of it."""
+
+    def run(arguments):
+        Ends()
+        time.sleep(5)
+
+    monkeypatch.setattr(cli, "_info", run)
+    assert cli.main(["info"]) == 130
+    assert capsys.readouterr() == ("", "fastconv: interrupted\n")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -10,7 +10,7 @@ import importlib.util
 import io
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 
 import numpy as np
 
@@ -137,10 +137,11 @@ def _suites() -> Iterator[list[str]]:
     """Direct summation of the layers of the suites, at its worst, and in proportion to PyTorch where that is installed."""
     threads = get_num_threads()
     ours = CONTENDERS["direct"](threads)
-    peer = CONTENDERS["torch"](threads) if importlib.util.find_spec("torch") else None
+    peer = importlib.util.find_spec("torch") is not None
     yield ["suite", "pass", "largest", "norm", *(("x torch, largest", "x torch, norm", "layer") if peer else ())]
     for suite, layers in SUITES.items():
-        found = {layer: _layer_errors(layer, ours, peer) for layer in layers}
+        with _pytorch(threads) if peer else nullcontext() as theirs:
+            found = {layer: _layer_errors(layer, ours, theirs) for layer in layers}
         for computes in TIMED:
             largest, norm, *ratios = (
                 max(column) for column in zip(*(row[computes] for row in found.values()), strict=True)
@@ -150,6 +151,19 @@ def _suites() -> Iterator[list[str]]:
                 suite, computes, f"{largest:.1e}", f"{norm:.1e}", *(f"{ratio:.2f}" for ratio in ratios),
                 *([str(worst)] if peer else ()),
             ]  # fmt: skip
+
+
+@contextmanager
+def _pytorch(threads: int) -> Iterator[Contender]:
+    """Yield PyTorch as a contender, and undo what that sets for the whole process."""
+    import torch
+
+    before = torch.get_num_threads(), torch.is_grad_enabled()
+    try:
+        yield CONTENDERS["torch"](threads)
+    finally:
+        torch.set_num_threads(before[0])
+        torch.set_grad_enabled(before[1])
 
 
 def _layer_errors(layer: Layer, ours: Contender, peer: Contender | None) -> dict[str, list[float]]:
