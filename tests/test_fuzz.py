@@ -33,7 +33,7 @@ from test_malformed import (
 )
 
 import fastconv
-from fastconv import ConvGrads, arrays, limits, nn, ops
+from fastconv import ConvGrads, arrays, limits, nn, passes
 from fastconv.plan import ALGORITHMS
 
 HERE = os.path.dirname(__file__)
@@ -315,7 +315,7 @@ def test_memory_is_asked_for_before_it_is_taken(monkeypatch):
     scratch = fastconv.explain(x.shape, weight.shape, padding=1).output.scratch_bytes
     assert scratch > 0
     taken = []
-    monkeypatch.setattr(ops, "target", lambda *arguments: taken.append(arguments))
+    monkeypatch.setattr(passes, "target", lambda *arguments: taken.append(arguments))
     for images, free in ((x, x.nbytes), (x, x.nbytes + scratch), (x[:, ::-1], 2 * x.nbytes + scratch), (x, 0)):
         monkeypatch.setattr(limits, "_known", (-np.inf, 0))
         monkeypatch.setattr(limits, "free_memory", lambda free=free: free - 1)

