@@ -57,6 +57,10 @@ def test_models_must_agree_on_the_loss():
 def test_options_that_do_not_go_with_models(capsys):
     assert main(["bench", "--models", "resnet18", "--suite", "small"]) == 2
     assert capsys.readouterr().err == "fastconv: --suite does not go with --models\n"
+    for peer in ("direct", "serial", "jax", "ncnn"):
+        assert main(["bench", "--models", "lenet", "--peers", f"torch,{peer}"]) == 2
+        message = f"fastconv: --peers has {peer}, which trains no networks: expected torch or compile\n"
+        assert capsys.readouterr().err == message
     assert _parser().parse_args(["bench", "--models"]).models == tuple(models.MODELS)
     with pytest.raises(SystemExit):
         main(["bench", "--models", "lenet9000"])

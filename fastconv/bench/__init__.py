@@ -30,7 +30,7 @@ from pathlib import Path
 
 from .layers import BenchError
 from .models import MODELS, ModelReport
-from .results import Report
+from .results import OURS, Report
 from .table import insert, markdown, text
 
 __all__ = ["MODELS", "BenchError", "publish", "run", "run_models", "text"]
@@ -61,7 +61,8 @@ def run(
     passes : sequence of str
         Of "fwd", "dx", "dw" and "prepared".
     peers : sequence of str
-        Of "torch", "compile" (with `run_models`), "jax" and "ncnn".
+        Of "torch", "compile" (with `run_models`), "jax", "ncnn", "direct" (fastconv without Winograd's algorithm) and
+        "serial" (fastconv on one thread).
     dtype : {"float32", "float64"}
         Of all arrays.
     threads : int or None
@@ -129,7 +130,9 @@ def run_models(
     ----------
     names : sequence of str
         Of `MODELS`.
-    peers, threads, rounds, ways, output
+    peers : sequence of str
+        Of "torch" and "compile".
+    threads, rounds, ways, output
         As in `run`.
 
     Returns
@@ -144,6 +147,10 @@ def run_models(
     """
     from . import models
 
+    able = [name for name in models.MODELS[models.FIRST_STEP].steps if name != OURS]
+    for peer in peers:
+        if peer not in able:
+            raise BenchError(f"--peers has {peer}, which trains no networks: expected {' or '.join(able)}")
     _check_files({"--output": output})
     return models.run(names, peers, _threads(threads), rounds, [w for w in ("nchw", "best") if w in ways], output)
 
