@@ -147,7 +147,7 @@ def run_models(
     """
     from . import models
 
-    able = [name for name in models.MODELS[models.FIRST_STEP].steps if name != OURS]
+    able = [name for name in MODELS[models.FIRST_STEP].steps if name != OURS]
     for peer in peers:
         if peer not in able:
             raise BenchError(f"--peers has {peer}, which trains no networks: expected {' or '.join(able)}")

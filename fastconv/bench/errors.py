@@ -137,11 +137,11 @@ def _suites() -> Iterator[list[str]]:
     """Direct summation of the layers of the suites, at its worst, and in proportion to PyTorch where that is installed."""
     threads = get_num_threads()
     ours = CONTENDERS["direct"](threads)
-    peer = importlib.util.find_spec("torch") is not None
-    yield ["suite", "pass", "largest", "norm", *(("x torch, largest", "x torch, norm", "layer") if peer else ())]
+    beside = importlib.util.find_spec("torch") is not None
+    yield ["suite", "pass", "largest", "norm", *(("x torch, largest", "x torch, norm", "layer") if beside else ())]
     for suite, layers in SUITES.items():
-        with _pytorch(threads) if peer else nullcontext() as theirs:
-            found = {layer: _layer_errors(layer, ours, theirs) for layer in layers}
+        with _pytorch(threads) if beside else nullcontext() as peer:
+            found = {layer: _layer_errors(layer, ours, peer) for layer in layers}
         for computes in TIMED:
             largest, norm, *ratios = (
                 max(column) for column in zip(*(row[computes] for row in found.values()), strict=True)
@@ -149,7 +149,7 @@ def _suites() -> Iterator[list[str]]:
             worst = max(found, key=lambda layer: max(found[layer][computes][2:], default=0))
             yield [
                 suite, computes, f"{largest:.1e}", f"{norm:.1e}", *(f"{ratio:.2f}" for ratio in ratios),
-                *([str(worst)] if peer else ()),
+                *([str(worst)] if beside else ()),
             ]  # fmt: skip
 
 
