@@ -105,14 +105,20 @@ class Row:
         """Return the bound on the largest error in a dtype, as a multiple of the largest result."""
         return self.error * float(np.finfo(dtype).eps / np.finfo(np.float32).eps) if self.error else 0.0
 
-    def objection(self, geometry: ConvGeometry, dtype: np.dtype[Any]) -> str | None:
-        """Say why the row cannot do a call; None if it can."""
+    def unable(self, geometry: ConvGeometry, dtype: np.dtype[Any]) -> str | None:
+        """Say why the row could not do a call with any amount of memory; None if it could."""
         if self.dtypes and dtype.name not in self.dtypes:
             return f"it computes {' and '.join(self.dtypes)} only, not {dtype}"
         if (reason := self.limits(geometry)) is not None:
             return reason
         if self.dtypes and _is_vast(self.computes, geometry):
             return "its tables would take longer to make than its result"
+        return None
+
+    def objection(self, geometry: ConvGeometry, dtype: np.dtype[Any]) -> str | None:
+        """Say why the row cannot do a call; None if it can.  This plans the call, to know the memory that it needs."""
+        if (reason := self.unable(geometry, dtype)) is not None:
+            return reason
         if (needed := self.scratch(geometry, dtype.itemsize)) > machine_memory():
             return f"it needs {needed} bytes of scratch memory, this machine has {machine_memory()}"
         return None

@@ -59,7 +59,7 @@ count = 0
 for row in (row for row in plan.TABLE if row.algorithm != "reference"):
     for number, case in enumerate(CASES[:: int(sys.argv[2])]):
         dtype = ("float32", "float64")[number % 2]
-        if row.objection(case.geometry, np.dtype(dtype)) is not None:
+        if row.unable(case.geometry, np.dtype(dtype)) is not None:
             continue
         for last in memories(row):
             for at_end in (True, False):
