@@ -501,6 +501,9 @@ def check_maps(dtype):
                 assert (abs(found - wanted) <= 8 * np.finfo(dtype).eps * scale).all(), (run, size)
 
 
+UNSEEN = 200  # no place of these windows
+
+
 def check_pool(dtype):
     """Windows of all kinds, with numbers that are equal and some that are none."""
     rng, n = np.random.default_rng(0), lanes(np.dtype(dtype).itemsize)
@@ -512,18 +515,16 @@ def check_pool(dtype):
         start, floor_at = with_floor(islands(rng.standard_normal, dtype, [5], n), floor)
         written = np.zeros(2 + count * step + n + 4, bool)
         written[2 + np.arange(count)[:, None] * step + np.arange(stored)] = True
-        out = np.full(2 * written.size, MARK, dtype)
-        places_at = dtype().itemsize * written.size
-        results = out.copy(), out.copy()
-        for tile, result in zip((run_pool, pooling._pool_twin), results, strict=True):
+        results = [(np.full(written.size, MARK, dtype), np.full(written.size, UNSEEN, np.uint8)) for _ in range(2)]
+        for tile, (maxima, found) in zip((run_pool, pooling._pool_twin), results, strict=True):
             tile(
-                source, 3, 9 * columns * pitch, pitch, columns * pitch, rows, columns, result, 2, step, places_at + 2, start,
-                floor_at, NOWHERE, count, valid,
+                source, 3, 9 * columns * pitch, pitch, columns * pitch, rows, columns, columns + 2, maxima, 2, step, found, 2,
+                start, floor_at, NOWHERE, count, valid,
             )  # fmt: skip
-        np.testing.assert_array_equal(*results)
-        maxima, found = results[0][: written.size], results[0].view(np.uint8)[places_at:][: written.size]
+        for one, other in zip(*results, strict=True):
+            np.testing.assert_array_equal(one, other)
         np.testing.assert_array_equal(maxima != MARK, written)
-        np.testing.assert_array_equal(found[~written], out.view(np.uint8)[places_at:][: written.size][~written])
+        np.testing.assert_array_equal(found != UNSEEN, written)
         windows = source[3 + places[:, :, None] + np.arange(stored)].reshape(rows, count, columns, stored)
         wanted = np.maximum(windows.max((0, 2)), floor)
         np.testing.assert_array_equal(maxima[written].reshape(count, stored), wanted)

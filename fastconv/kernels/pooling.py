@@ -14,8 +14,8 @@ the number r * taps + s, where no window has more than ``taps`` columns.
 The schedule.  The rows of the output are spread over the threads, in blocks, each of which has room for a row; backwards
 ``bands`` of rows of dX are, of which a few do where images are many.  Every element has one owner and one order of summation,
 that of the windows, so its bits depend neither on the number of threads nor on that of bands.
-Maxima are compared for a whole row of the output at once, tap after tap: pixels of few channels, with a byte for each, would make
-loops too short for LLVM's vector instructions, where copying them does not.
+Maxima are compared vector by vector of a pixel's channels; where these do not fill one, the taps of a whole row of the output
+are copied side by side first.
 
 Contract: arrays are C-contiguous, of shape (images, h, w, channels) or (images, h_out, w_out, channels); tables are of int64;
 no window is empty.  ``rooms`` have a row for each block of rows or bands, with as many numbers as the kernel says.
@@ -31,60 +31,100 @@ from ..simd import NOWHERE, compact, lanes, pool_tile
 from .pack import three, two
 from .sums import rows_of
 
-__all__ = ["NOWHERE", "max_pool", "mean_pool", "pool_backward", "pool_strip"]
+__all__ = ["NOWHERE", "max_pool", "max_room", "mean_pool", "pool_backward", "pool_strip"]
 
 
 @streaming_kernel
 def max_pool(
     x: Array, row_start: Array, row_stop: Array, row_step: int, col_start: Array, col_stop: Array, col_step: int, taps: int,
-    lowest: float, nowhere: int, rooms: Array, out: Array, where: Array,
+    lowest: Array, nowhere: int, rooms: Array, out: Array, where: Array,
 ) -> None:  # fmt: skip
     """O[i,j] = max over window (i, j).
 
     ``where`` gets the place of the maximum.  Among equals the first in row-major order wins; a NaN beats everything, the last
-    one the others (as in PyTorch).  Where nothing is above ``lowest``, that is the output, and ``nowhere`` its place: with
-    -inf and 0 it is the maximum, with 0 and `NOWHERE` that of ReLU(x).  Rooms are for a row of the output.
+    one the others (as in PyTorch).  Where nothing is above ``lowest``, an array of one number, that is the output, and
+    ``nowhere`` its place: with -inf and 0 it is the maximum, with 0 and `NOWHERE` that of ReLU(x).  Rooms have as many numbers
+    as `max_room` says.
     """
-    images, h_out, w_out, lanes = out.shape
+    images, h_out, w_out, channels = out.shape
     _, height, width, _ = x.shape
     flat, maxima, places = x.reshape(x.size), out.reshape(out.size), where.reshape(where.size)
+    row_pitch, n = width * channels, lanes(out.itemsize)
     for block in prange(len(rooms)):
         begin, end = rows_of(signed(block), len(rooms), images * h_out)
-        row = rooms[signed(block)]
+        room = rooms[signed(block)]
         for task in range(begin, end):
-            n, i = divmod(task, h_out)
-            to, first = task * w_out * lanes, True
-            for p in range(row_start[i], row_stop[i], row_step):
-                for s in range(taps):
-                    for j in range(w_out):
-                        q, at = col_start[j] + s * col_step, j * lanes
-                        if q < col_stop[j]:
-                            source = ((n * height + p) * width + q) * lanes
-                            for c in range(unsigned(lanes)):
-                                row[unsigned(at) + c] = flat[unsigned(source) + c]
-                        else:
-                            row[at : at + lanes] = lowest  # which never wins
+            image, i = divmod(task, h_out)
+            rows = (row_stop[i] - row_start[i] + row_step - 1) // row_step
+            source, to = (image * height + row_start[i]) * row_pitch, task * w_out * channels
+            if where.itemsize == 1 and channels >= n:
+                for j in range(w_out):
+                    columns = (col_stop[j] - col_start[j] + col_step - 1) // col_step
                     take_maxima(
-                        row, (p - row_start[i]) // row_step * taps + s, first, lowest, nowhere, maxima, places, to
-                    )
-                    first = False
+                        flat, source + col_start[j] * channels, row_step * row_pitch, col_step * channels, rows, columns, taps,
+                        channels, lowest, nowhere, maxima, places, to + j * channels,
+                    )  # fmt: skip
+                continue
+            size = w_out * channels
+            for r in range(rows):
+                for s in range(taps):
+                    kept = (r * taps + s) * size if where.itemsize == 1 else 0
+                    for j in range(w_out):
+                        q, at = col_start[j] + s * col_step, kept + j * channels
+                        if q < col_stop[j]:
+                            pixel = source + r * row_step * row_pitch + q * channels
+                            for c in range(unsigned(channels)):
+                                room[unsigned(at) + c] = flat[unsigned(pixel) + c]
+                        else:
+                            room[at : at + channels] = lowest[0]  # which never wins
+                    if where.itemsize > 1:
+                        take_far_maxima(room, size, r * taps + s, lowest[0], nowhere, maxima, places, to)
+            if where.itemsize == 1:
+                take_maxima(
+                    room, 0, taps * size, size, rows, taps, taps, size, lowest, nowhere, maxima, places, to
+                )  # fmt: skip
+
+
+def max_room(windows: tuple[int, int], w_out: int, channels: int, itemsize: int, places_size: int) -> int:
+    """Numbers of a room of `max_pool`: the taps of a row of the output, where a pixel does not fill a vector.
+
+    ``windows`` are the most rows and columns of a window.
+    """
+    n = lanes(itemsize)
+    if places_size > 1:
+        return w_out * channels
+    return 1 if channels >= n else windows[0] * windows[1] * w_out * channels + n
 
 
 @inner_kernel
 def take_maxima(
-    row: Array, tap: int, first: bool, lowest: float, nowhere: int, maxima: Array, places: Array, to: int
+    source: Array, at: int, row_step: int, step: int, rows: int, columns: int, taps: int, size: int, lowest: Array, nowhere: int,
+    maxima: Array, places: Array, to: int,
 ) -> None:  # fmt: skip
-    """Let a row's numbers win, over nothing yet if it is the first."""
+    """Store the maxima of ``size`` numbers of each tap, and their places; less than a vector of them are read as a whole one."""
+    n = lanes(source.itemsize)
+    pool_tile(
+        source, at, row_step, step, n, rows, columns, taps, maxima, to, n, places, to, lowest, 0, nowhere, size // n, n
+    )  # fmt: skip
+    if size % n:
+        done = max(0, size - n)  # the last vector overlaps
+        pool_tile(
+            source, at + done, row_step, step, n, rows, columns, taps, maxima, to + done, n, places, to + done, lowest, 0,
+            nowhere, 1, size,
+        )  # fmt: skip
+
+
+@inner_kernel
+def take_far_maxima(
+    row: Array, size: int, tap: int, lowest: float, nowhere: int, maxima: Array, places: Array, to: int
+) -> None:  # fmt: skip
+    """Let a row's numbers win, over nothing yet if this is the first tap, where places are no bytes."""
     place, none = places.dtype.type(tap), places.dtype.type(nowhere)
-    if first:
-        for c in range(unsigned(row.size)):
-            maxima[unsigned(to) + c] = lowest
-            places[unsigned(to) + c] = none
-    for c in range(unsigned(row.size)):
-        value, best, before = row[c], maxima[unsigned(to) + c], places[unsigned(to) + c]
+    for c in range(size):
+        value, best = row[c], lowest if tap == 0 else maxima[to + c]
         wins = (value > best) | (value != value)
-        maxima[unsigned(to) + c] = value if wins else best
-        places[unsigned(to) + c] = place if wins else before
+        maxima[to + c] = value if wins else best
+        places[to + c] = place if wins else none if tap == 0 else places[to + c]
 
 
 @linked_kernel
@@ -105,14 +145,14 @@ def pool_strip(
     nowhere = NOWHERE if start[floor_at] == 0 else 0
     rows, columns = sizes[0] // window[0], sizes[1] // window[1]
     begin = first[0] * steps[0] + first[1] // window[0] * steps[1] + first[2] // window[1] * steps[2] + lane
-    row = room[1] * pitch
+    row, places = room[1] * pitch, out.view(np.uint8)
     for b in range(images):
         for y in range(rows):
             here, to = pixels_at + (b * room[0] + y * window[0]) * row, begin + b * steps[0] + y * steps[1]
             for c in range(0, valid, n):
                 pool_tile(
-                    pixels, here + c, row, pitch, window[1] * pitch, window[0], window[1], out, to + c, steps[2],
-                    places_at + to + c, start, floor_at, nowhere, columns, valid - c,
+                    pixels, here + c, row, pitch, window[1] * pitch, window[0], window[1], window[1], out, to + c, steps[2],
+                    places, places_at + to + c, start, floor_at, nowhere, columns, valid - c,
                 )  # fmt: skip
 
 

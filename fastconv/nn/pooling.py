@@ -12,7 +12,7 @@ import numpy as np
 
 from ..arrays import empty
 from ..geometry import ceil_div, per_axis
-from ..kernels.pooling import NOWHERE, max_pool, mean_pool, pool_backward
+from ..kernels.pooling import NOWHERE, max_pool, max_room, mean_pool, pool_backward
 from ..kernels.sums import BLOCKS, rooms_for
 from ..limits import require_memory
 from .checks import Array, check_spatial, float_array, integer
@@ -188,8 +188,9 @@ class MaxPool2d(SlidingPooling):
         where = empty("the places of the maxima", shape, np.dtype(np.uint8 if small else np.int64))
         lowest, nowhere = (0.0, NOWHERE if small else -1) if with_relu else (-np.inf, 0)
         tables = (rows.start, rows.stop, rows.step, cols.start, cols.stop, cols.step, cols.taps)
-        rooms = rooms_for(shape[0] * shape[1], shape[2] * shape[3], x.dtype)
-        max_pool(pixels, *tables, x.dtype.type(lowest), nowhere, rooms, out, where)
+        room = max_room((rows.taps, cols.taps), *shape[2:], x.itemsize, where.itemsize)
+        rooms = rooms_for(shape[0] * shape[1], room, x.dtype)
+        max_pool(pixels, *tables, np.array([lowest], x.dtype), nowhere, rooms, out, where)
         return images_of(out, output_shape(x, out), last), (x.shape, (rows, cols), where, last)
 
     @property

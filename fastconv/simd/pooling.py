@@ -17,8 +17,8 @@ NOWHERE = 255
 """Place of a maximum that no element of the window is; places are bytes where windows have less elements than that."""
 
 NAMES = (
-    "source, source_at, source_row, source_step, source_next, rows, columns, target, target_at, target_next, places_at, start, "
-    "floor_at, nowhere, count, valid"
+    "source, source_at, source_row, source_step, source_next, rows, columns, taps, target, target_at, target_next, places, "
+    "places_at, start, floor_at, nowhere, count, valid"
 )
 
 
@@ -32,6 +32,7 @@ def _write_pool_tile(function: Any, dtype: Any) -> None:
         source_next,
         rows,
         columns,
+        taps,
         target,
         target_next,
         places,
@@ -42,20 +43,19 @@ def _write_pool_tile(function: Any, dtype: Any) -> None:
     ) = function.args
     byte, number = ir.IntType(8), ir.IntType(dtype.bitwidth)
     lowest, beginning = w.splat(w.load(floor, w.scalar)), w.splat(b.trunc(nowhere, number))
-    best, place, tap = w.variable(w.vector), w.variable(beginning.type), w.variable(I64)
+    best, place = w.variable(w.vector), w.variable(beginning.type)
     whole = b.icmp_signed(">=", valid, I64(w.lanes))
     with cgutils.for_range(b, count) as window:
         here = w.at(source, b.mul(window.index, source_next))
         b.store(lowest, best)
         b.store(beginning, place)
-        b.store(I64(0), tap)
         with cgutils.for_range(b, rows) as row, cgutils.for_range(b, columns) as column:
             at = b.add(b.mul(row.index, source_row), b.mul(column.index, source_step))
             value = w.load(w.at(here, at), w.vector)
             wins = b.or_(b.fcmp_ordered(">", value, b.load(best)), b.fcmp_unordered("uno", value, value))
             b.store(b.select(wins, value, b.load(best)), best)
-            b.store(b.select(wins, w.splat(b.trunc(b.load(tap), number)), b.load(place)), place)
-            b.store(b.add(b.load(tap), I64(1)), tap)
+            tap = b.add(b.mul(row.index, taps), column.index)
+            b.store(b.select(wins, w.splat(b.trunc(tap, number)), b.load(place)), place)
         maxima, found = b.load(best), b.trunc(b.load(place), ir.VectorType(byte, w.lanes))
         to = b.mul(window.index, target_next)
         with b.if_else(whole) as (all_lanes, some):
@@ -73,11 +73,12 @@ def _write_pool_tile(function: Any, dtype: Any) -> None:
 
 
 def _pool_twin(
-    source: Array, source_at: int, source_row: int, source_step: int, source_next: int, rows: int, columns: int, target: Array,
-    target_at: int, target_next: int, places_at: int, start: Array, floor_at: int, nowhere: int, count: int, valid: int,
+    source: Array, source_at: int, source_row: int, source_step: int, source_next: int, rows: int, columns: int, taps: int,
+    target: Array, target_at: int, target_next: int, places: Array, places_at: int, start: Array, floor_at: int, nowhere: int,
+    count: int, valid: int,
 ) -> None:  # fmt: skip
     """The pooling tile in plain Python."""
-    places, valid = target.view(np.uint8), min(valid, lanes(source.itemsize))
+    valid = min(valid, lanes(source.itemsize))
     for window in range(count):
         here, to = source_at + window * source_next, window * target_next
         best, place = np.full(valid, start[floor_at]), np.full(valid, nowhere)
@@ -86,7 +87,7 @@ def _pool_twin(
             at = here + row * source_row + column * source_step
             value = source[at : at + valid]
             wins = (value > best) | np.isnan(value)
-            best, place = np.where(wins, value, best), np.where(wins, tap, place)
+            best, place = np.where(wins, value, best), np.where(wins, row * taps + column, place)
         target[target_at + to : target_at + to + valid] = best
         places[places_at + to : places_at + to + valid] = place
 
@@ -94,17 +95,18 @@ def _pool_twin(
 def _call_pool_tile(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]) -> None:
     dtype = named["source"][0].dtype
     w = Words(builder, dtype)
-    function, new = private_function(builder.module, f"pool_tile_{w.suffix}", 13)
+    function, new = private_function(builder.module, f"pool_tile_{w.suffix}", 14)
     if new:
         _write_pool_tile(function, dtype)
-    source, target, start = (address_of(context, builder, *named[name]) for name in ("source", "target", "start"))
+    arrays = ("source", "target", "places", "start")
+    source, target, places, start = (address_of(context, builder, *named[name]) for name in arrays)
     number = {name: value for name, (_, value) in named.items()}
     builder.call(
         function,
         [
             w.at(source, number["source_at"]), number["source_row"], number["source_step"], number["source_next"],
-            number["rows"], number["columns"], w.at(target, number["target_at"]), number["target_next"],
-            builder.add(target, number["places_at"]), w.at(start, number["floor_at"]), number["nowhere"], number["count"],
+            number["rows"], number["columns"], number["taps"], w.at(target, number["target_at"]), number["target_next"],
+            builder.add(places, number["places_at"]), w.at(start, number["floor_at"]), number["nowhere"], number["count"],
             number["valid"],
         ],
     )  # fmt: skip
@@ -118,12 +120,13 @@ Parameters
 source, source_at, source_row, source_step, source_next : flat array, offset and distances
     The first pixel, whose lanes up to a whole vector are read, and the distances of rows, of columns and of windows.
 rows, columns : int
-    Of a window; their product is less than NOWHERE.
+    Of a window.
+taps : int
+    The place of row r and column s is r*taps + s, always less than NOWHERE.
 target, target_at, target_next : flat array, offset and distance
     Where the maxima go.
-places_at : int
-    Where their places go, counted in bytes from the beginning of ``target``; these lie as the maxima do, each of them a byte.
-    The place of row r and column s is r*columns + s.
+places, places_at : flat array of bytes and offset
+    Where their places go; these lie as the maxima do, each of them a byte.
 start, floor_at : flat array and offset
     A number: where nothing is above it, that is the maximum, and ``nowhere`` its place.  Of equal maxima the first counts; a NaN
     is above all, the last one above others.
