@@ -47,7 +47,7 @@ class Side:
         """Values along (columns, rows)."""
         return len(self.points[0]), len(self.points[1])
 
-    @property
+    @functools.cached_property
     def planes(self) -> list[tuple[tuple[int, int], tuple[int, int]]]:
         """The points and the weights, along (columns, rows), of each of all values."""
         along = (zip(points, weights, strict=True) for points, weights in zip(self.points, self.weights, strict=True))
@@ -123,7 +123,7 @@ class Form:
         """What tiles make."""
         return self.strided if self.transposed else self.plain
 
-    @property
+    @functools.cached_property
     def strides(self) -> bool:
         """Whether any filter has several phases."""
         return self.strided != self.plain
@@ -133,7 +133,7 @@ class Form:
         """Whether what tiles read has values of several phases."""
         return self.strides and not self.transposed
 
-    @property
+    @functools.cached_property
     def written(self) -> tuple[int, int, int]:
         """Vectors that maps write: for a tile of the input, one of the products, and a depth of the weight."""
         (read_y, read_x), (_, made_x), (weights_y, weights_x) = self.read.values, self.made.values, self.weights
@@ -172,9 +172,14 @@ def cells(g: ConvGeometry) -> tuple[tuple[Axis, ...], Ints]:
 
 def form_of(g: ConvGeometry, transposed: bool = False) -> Form:
     """Return the tiles for a geometry."""
-    down, across = map(Filter, g.kernel[1:], g.stride[1:])
     _, height, width = (axis.grid for axis in cells(g)[0]) if transposed else g.output
-    return Form(down, across, (even_tile(height, down.tile), even_tile(width, across.tile)), transposed)
+    return _form(g.kernel[1:], g.stride[1:], (height, width), transposed)
+
+
+@functools.lru_cache(maxsize=1024)
+def _form(kernel: tuple[int, int], stride: tuple[int, int], sizes: tuple[int, int], transposed: bool) -> Form:
+    down, across = map(Filter, kernel, stride)
+    return Form(down, across, (even_tile(sizes[0], down.tile), even_tile(sizes[1], across.tile)), transposed)
 
 
 def even_tile(n: int, largest: int) -> int:
@@ -216,6 +221,7 @@ def product_rows(images: int, height: int, width: int, form: Form) -> tuple[int,
     return begun, summed
 
 
+@functools.lru_cache(maxsize=256)
 def phases_of(form: Form) -> list[list[tuple[int, int]]]:
     """List for each product the values of the input and of the weight that it is the sum of: those of all phases at its point."""
 
@@ -232,6 +238,7 @@ def phases_of(form: Form) -> list[list[tuple[int, int]]]:
     ]
 
 
+@functools.lru_cache(maxsize=256)
 def meetings_of(form: Form) -> list[list[tuple[int, int]]]:
     """List for each value of the weight the values of the input and points of the gradient whose products it is the sum of."""
     met: dict[tuple[int, int], list[tuple[int, int]]] = {}

@@ -192,13 +192,16 @@ def _cut_program(p: Pixels, work: Work, stage_bytes: int) -> Program:
         offsets = (np.array(phases) - phases[0]) * (values, plane)
         pairs = [offsets[:, None] + terms[some : some + depths] for some in range(0, depth, depths)]
         summed.append((tables.add(np.concatenate([stage.reshape(-1, 2) for stage in pairs])), len(phases), *phases[0]))
-    lists = []
+    lists: list[tuple[int, ...]] = []
+    laid: dict[bytes, Ints] = {}  # most points are used by the same tiles
     for _, segments in kinds.all():
         tiles = tiles_at(sizes_of(segments), form)
         for (points, _), summing in zip(form.made.planes, summed, strict=True):
-            used = np.flatnonzero(tiles[points])
-            at = fill_tiles(used * pixel)
-            lists.append((tables.add(at), tables.add(fill_tiles(used * pitch)), at.size, *summing))
+            key = tiles[points].tobytes()
+            if key not in laid:
+                used = fill_tiles(np.flatnonzero(tiles[points]))
+                laid[key] = tables.add(used * pixel), tables.add(used * pitch), used.size
+            lists.append((*laid[key], *summing))
     numbers |= {"runs_at": 0, "run_list_at": tables.add(lists)}
     room = Room(source.box_size)
     # The row of each (depth, tap): in the order in which the input meets the taps.
@@ -278,17 +281,21 @@ def _correlate_program(
     values, gradients, products = (odd_lines(size, itemsize) for size in (count * pixel, count * pitch, turn * pitch))
     # Of each value of the weight the pairs that it is summed over, how many, and the first of the values of both images.
     lists = []
+    laid: dict[Any, Ints] = {}
     for _, segments in kinds.all():
         tiles = tiles_at(sizes_of(segments), form).reshape(math.prod(form.points), -1)
         for met in meetings_of(form):
             offsets = (np.array(met) - met[0]) * (values, gradients)
-            pairs = np.concatenate(
-                [
-                    offset + np.flatnonzero(tiles[point])[:, None] * (pixel, pitch)
-                    for offset, (_, point) in zip(offsets, met, strict=True)
-                ]
-            )
-            lists.append((tables.add(pairs), len(pairs), *met[0]))
+            key = offsets.tobytes(), *(tiles[point].tobytes() for _, point in met)
+            if key not in laid:
+                pairs = np.concatenate(
+                    [
+                        offset + np.flatnonzero(tiles[point])[:, None] * (pixel, pitch)
+                        for offset, (_, point) in zip(offsets, met, strict=True)
+                    ]
+                )
+                laid[key] = tables.add(pairs), len(pairs)
+            lists.append((*laid[key], *met[0]))
     numbers |= {"runs_at": 0, "run_list_at": tables.add(lists)}
     each = blocks * depth * form.terms * pitch
     own = chunks == 1
