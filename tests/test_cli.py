@@ -414,9 +414,11 @@ def test_warmup_says_what_it_does(monkeypatch, capsys):
     assert lines[-1].startswith("all kernels are compiled and cached, in ")
 
 
-def test_warmup_tasks_run():
+@pytest.mark.parametrize("threads", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_warmup_tasks_run(threads):
+    """In one dtype and two dimensions; those that compile a second time, with threads or without, are long."""
     for name, call in warmup.tasks():
-        if "float32" in name and ("2-D" in name or "-D" not in name):
+        if "float32" in name and ("2-D" in name or "-D" not in name) and ("threads" in name) == threads:
             call()
 
 

@@ -654,7 +654,7 @@ def optimise(module, target):
         manager.run(module)
 
 
-@pytest.mark.parametrize("dtype", [types.float32, types.float64], ids=str)
+@pytest.mark.parametrize("dtype", [types.float32, pytest.param(types.float64, marks=pytest.mark.long)], ids=str)
 @pytest.mark.parametrize("machine", MACHINES)
 def test_machine_code(machine, dtype, monkeypatch):
     """The tiles assemble for each kind of machine, with accumulators in registers: none is spilled among the products.
