@@ -98,15 +98,26 @@ def run_pass(
     out: Array | None = None,
     accumulate: bool = False,
     relu: bool = False,
+    bias: Array | None = None,
 ) -> Array:
     """Run the chosen row, and hand its result out as a caller wants it.
 
     ``shape`` is that of the kernel's result, ``final_shape`` that of the caller's, ``like`` the array whose memory layout the
-    result takes where no ``out`` is given.  ``relu`` says that results less than 0 become 0.
+    result takes where no ``out`` is given.  ``relu`` says that results less than 0 become 0.  The ``bias`` is an array for
+    equation (4), if `sums_bias` says that equation (3) computes it, too.
     """
     return _run_and_bind(
-        computes, geometry, dtype, inputs, like, shape, final_shape, algorithm, out, accumulate, relu
+        computes, geometry, dtype, inputs, like, shape, final_shape, algorithm, out, accumulate, relu, bias
     )[0]  # fmt: skip
+
+
+def sums_bias(
+    geometry: ConvGeometry, dtype: np.dtype[Any], inputs: Sequence[Operand], shape: Sequence[int], algorithm: str = "auto",
+    out: Array | None = None,
+) -> bool:  # fmt: skip
+    """Say whether the chosen row of equation (3) reads the gradients once, and computes equation (4), too, as most do."""
+    row, _ = row_for("grad_weight", geometry, dtype, inputs, shape, algorithm, out)
+    return row.sums(geometry, sum_dtype(dtype).itemsize)
 
 
 def _run_and_bind(
@@ -305,12 +316,8 @@ def backward(
         return _run_and_bind(*told, bias=bias)
 
     done, summed = [run(0)], sum_dtype(dtype)
-    computes, inputs, _, shape = passes[1]
-    # Equation (4) is computed in the pass of equation (3) if that reads the gradients once, as most rows do.
-    together = mask[1] and mask[2]
-    if together:
-        row, _ = row_for(computes, geometry, dtype, inputs, shape, algorithm, outs.weight)
-        together = row.sums(geometry, summed.itemsize)
+    _, inputs, _, shape = passes[1]
+    together = mask[1] and mask[2] and sums_bias(geometry, dtype, inputs, shape, algorithm, outs.weight)
     if together:
         bias = target("grad_bias", outs.bias, (geometry.filters,), summed, accumulate)
         grad_weight, bound = run(1, bias)

@@ -141,9 +141,9 @@ def computed(monkeypatch):
 
     passes, run_pass = [], operators.run_pass
 
-    def spy(computes, *rest):
+    def spy(computes, *rest, **options):
         passes.append(computes)
-        return run_pass(computes, *rest)
+        return run_pass(computes, *rest, **options)
 
     monkeypatch.setattr(operators, "run_pass", spy)
     return passes

@@ -271,6 +271,36 @@ def test_no_copies():
     assert [made for _, made in seen] == [y.data_ptr(), x.grad.data_ptr(), weight.grad.data_ptr()]
 
 
+@pytest.mark.parametrize("groups", [1, 8])
+@pytest.mark.parametrize("last", [False, True])
+def test_gradients_of_a_bias_come_with_those_of_the_weight(last, groups, monkeypatch):
+    """In one pass where nothing else looks at the backward pass, and where the row for the weight can."""
+    x, weight, bias = (torch.randint(-3, 4, shape).float() for shape in ((5, 8, 9, 7), (8, 8 // groups, 3, 3), (8,)))
+    x = x.to(memory_format=torch.channels_last) if last else x
+    grad = torch.randint(-3, 4, (5, 8, 5, 4)).float()
+    given = []
+
+    def spy(computes, *rest, **options):
+        given.append((computes, *options))
+        return run_pass(computes, *rest, **options)
+
+    run_pass = operators.run_pass
+    monkeypatch.setattr(operators, "run_pass", spy)
+    for create_graph in (False, True):
+        leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
+        y = ft.conv2d(*leaves, stride=2, padding=1, groups=groups)
+        given.clear()
+        found = torch.autograd.grad(y, leaves, grad, create_graph=create_graph)
+        assert given == [("grad_input",), ("grad_weight", *["bias"] * (groups == 1 and not create_graph))]
+        wanted = torch.autograd.grad(F.conv2d(*leaves, stride=2, padding=1, groups=groups), leaves, grad)
+        for one, other in zip(found, wanted, strict=True):
+            assert torch.equal(one, other)
+    given.clear()
+    y = ft.conv2d(x, weight, leaves[2], stride=2, padding=1, groups=groups)
+    torch.testing.assert_close(torch.autograd.grad(y, leaves[2], grad)[0], wanted[2], rtol=0, atol=0)
+    assert given == [("output",)]
+
+
 LAYOUTS = [
     ((2, 3, 6, 5), (4, 3, 3, 3), False, False), ((2, 3, 6, 5), (4, 3, 3, 3), True, False),
     ((2, 3, 6, 5), (4, 3, 3, 3), False, True), ((2, 3, 6, 5), (4, 3, 3, 3), True, True),

@@ -23,7 +23,7 @@ import torch
 from torch.autograd import forward_ad
 
 from ..geometry import ConvGeometry, conv_geometry
-from ..passes import Operand, run_pass, shapes_3d
+from ..passes import Operand, run_pass, shapes_3d, sums_bias
 from .layout import LIKE, Ints, lies_channels_last, memory_format, steps_of
 
 __all__ = ["DTYPES", "FUNCTIONS", "OPERATORS"]
@@ -104,9 +104,12 @@ def _keep_to_threads() -> None:
 
 def _compute(
     computes: str, a: Any, b: Any, bias: Any, size: Sequence[int], channels_last: bool,
-    stride: Sequence[int], sides: Sequence[int], dilation: Sequence[int], groups: int,
+    stride: Sequence[int], sides: Sequence[int], dilation: Sequence[int], groups: int, sums: Any = None,
 ) -> Any:  # fmt: skip
-    """Run one pass on CPU tensors: their memory is NumPy's, and the result's memory is PyTorch's."""
+    """Run one pass on CPU tensors: their memory is NumPy's, and the result's memory is PyTorch's.
+
+    With equation (3), ``sums`` get the gradient of a bias.
+    """
     geometry, known, shape, final_shape = _pass(
         computes, a.shape, b.shape, tuple(size), tuple(stride), tuple(sides), tuple(dilation), groups
     )
@@ -119,13 +122,22 @@ def _compute(
     if computes == "output":
         values = np.zeros(geometry.filters, dtype) if bias is None else _array(bias)
         operands.append(Operand(values, (geometry.filters,)))
-    like = LIKE[len(size), channels_last]
-    result = torch.from_numpy(run_pass(computes, geometry, dtype, operands, like, shape, final_shape))
+    like, more = LIKE[len(size), channels_last], {}
+    if sums is not None:
+        if sums_bias(geometry, dtype, operands, shape):
+            more["bias"] = _array(sums)
+        else:
+            torch.sum(a, _all_but_channels(a), out=sums)
+    result = torch.from_numpy(run_pass(computes, geometry, dtype, operands, like, shape, final_shape, **more))
     if 1 in final_shape:  # NumPy has no rule for the step of a single element, but whoever reads steps later has
         result = result.as_strided(final_shape, steps_of(final_shape, channels_last))
     if computes == "grad_input" and bias is not None:
         result += bias.detach().view(-1, *(1,) * len(size))
     return result
+
+
+def _all_but_channels(tensor: Any) -> Ints:
+    return 0, *range(2, tensor.dim())
 
 
 def _array(tensor: Any) -> Any:
@@ -183,14 +195,18 @@ def _backward(apply: dict[str, Callable[..., Any]], computes: str, ctx: Any, gra
     if grad is None:
         return tuple(grads)
     known = {OPERANDS[computes][0]: a, OPERANDS[computes][1]: b, RESULTS[computes]: grad}
+    if ctx.bias and needed[2] and needed[1] and computes == "output" and apply is FUNCTIONS and _is_final(grad, a):
+        grads[2] = torch.empty(grad.shape[1], dtype=grad.dtype)  # in the pass of the weight's gradient
     for place, (name, like) in enumerate(zip(OPERANDS[computes], (a, b), strict=True)):
         if needed[place]:
             target = COMPUTES[name]
             first, second = OPERANDS[target]
-            last = lies_channels_last(like)
-            grads[place] = apply[target](known[first], known[second], None, like.shape[2:], last, *spec)
-    if ctx.bias and needed[2]:
-        grads[2] = grad.sum((0, *range(2, grad.dim())))
+            run = apply[target]
+            if target == "grad_weight" and grads[2] is not None:
+                run = functools.partial(_compute, target, sums=grads[2])
+            grads[place] = run(known[first], known[second], None, like.shape[2:], lies_channels_last(like), *spec)
+    if ctx.bias and needed[2] and grads[2] is None:
+        grads[2] = grad.sum(_all_but_channels(grad))
     return tuple(grads)
 
 
@@ -248,6 +264,16 @@ def _unobserved(*tensors: Any) -> bool:
         torch._C._len_torch_dispatch_stack() == 0
         and not torch.autograd._profiler_enabled()
         and all(t is None or torch._C._dispatch_keys(t) == KEYS for t in tensors)
+    )
+
+
+def _is_final(*tensors: Any) -> bool:
+    """Say whether nobody will differentiate, transform or see what is computed: it may be done in another way."""
+    return (
+        not torch._C._are_functorch_transforms_active()
+        and not torch.is_grad_enabled()
+        and forward_ad._current_level < 0
+        and _unobserved(*tensors)
     )
 
 
