@@ -238,9 +238,9 @@ def _add_bench(commands: Any) -> None:
         const=("kernels", "shapes", "points"),
         metavar="LIST",
         help="time nothing: print how far results are from those in double precision, for all algorithms of 3x3 kernels, for "
-        "kernels of other shapes and for other points of Winograd's; with suites, for the layers of all suites, beside "
-        "PyTorch's if that is installed; with digits, the accuracy of networks that were trained with either (default: "
-        "kernels,shapes,points)",
+        "kernels of other shapes and for other points of Winograd's; with suites, for the layers of all suites, or of --suite "
+        "and --shapes, beside PyTorch's if that is installed; with digits, the accuracy of networks that were trained with "
+        "either (default: kernels,shapes,points)",
     )
     bench.add_argument("--limit", type=_count, metavar="N", help="time the first N layers of each suite only")
     passes, layouts = ("fwd", "dx", "dw"), ("nchw", "best")
@@ -443,7 +443,7 @@ def _bench(arguments: argparse.Namespace) -> int:
             from fastconv.bench import errors
 
             _set_threads(arguments)
-            print(errors.text(arguments.errors))
+            print(errors.text(arguments.errors, arguments.suites, arguments.shapes, arguments.limit))
             return OK
         if arguments.models is not None:
             print(_models(arguments))

@@ -662,9 +662,10 @@ def test_errors(monkeypatch, capsys):
     assert all(0 < float(line.split()[-1]) < 1e-5 for line in points[1:])
 
 
-def test_errors_of_suites(monkeypatch, capsys):
-    monkeypatch.setattr(errors, "SUITES", {"one": (Layer(1, 3, 9, 5, 3, 1, 1), Layer(2, 4, 8, 4, 3, 1, 1, 4))})
-    assert main(["bench", "--errors", "suites"]) == 0
+def test_errors_of_suites(capsys, tmp_path):
+    layers = (Layer(1, 3, 9, 5, 3, 1, 1), Layer(2, 4, 8, 4, 3, 1, 1, 4), Layer(9, 9, 99, 99, 3, 1, 1))
+    (tmp_path / "one.json").write_text(json.dumps([dataclasses.asdict(layer) for layer in layers]))
+    assert main(["bench", "--errors", "suites", "--shapes", str(tmp_path / "one.json"), "--limit", "2"]) == 0
     first, *rows = (line.split() for line in capsys.readouterr().out.strip().splitlines())
     assert [row[:2] for row in rows] == [["one", name] for name in PASSES]
     assert all(0 < float(number) < 1e-6 for row in rows for number in row[2:4])

@@ -6,8 +6,10 @@ are drawn from a normal distribution, those of suites evenly between -0.5 and 0.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import io
+import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
@@ -20,6 +22,7 @@ from ..suites import SUITES, Layer
 from ..threads import get_num_threads
 from .contenders import CONTENDERS, LAYOUTS, Array, Contender
 from .contenders import PASSES as TIMED
+from .layers import chosen
 from .table import aligned
 
 __all__ = ["KINDS", "text"]
@@ -52,9 +55,13 @@ CANDIDATES = (
 SEEDS = range(5)
 
 
-def text(kinds: Sequence[str]) -> str:
-    """Return the tables of these kinds, of `KINDS`."""
-    return "\n\n".join("\n".join(aligned(list(KINDS[kind]()))) for kind in kinds)
+def text(
+    kinds: Sequence[str], suites: Sequence[str] = (), shapes: str | None = None, limit: int | None = None
+) -> str:  # fmt: skip
+    """Return the tables of these kinds, of `KINDS`; "suites" are those of all suites, or of the layers that are asked for."""
+    layers = chosen(suites or (() if shapes else tuple(SUITES)), shapes, limit)
+    tables = KINDS | {"suites": functools.partial(_suites, layers)}
+    return "\n\n".join("\n".join(aligned(list(tables[kind]()))) for kind in kinds)
 
 
 def errors(result: Array, exact: Array) -> tuple[float, float]:
@@ -133,15 +140,15 @@ def _points() -> Iterator[list[str]]:
         yield [f"{p:.4g}, {q:.4g}", *(f"{error:.1e}" for error in errors(y, exact))]
 
 
-def _suites() -> Iterator[list[str]]:
-    """Direct summation of the layers of the suites, at its worst, and in proportion to PyTorch where that is installed."""
+def _suites(layers: Sequence[tuple[str, Layer]]) -> Iterator[list[str]]:
+    """Direct summation of layers, suite by suite, at its worst, and in proportion to PyTorch where that is installed."""
     threads = get_num_threads()
     ours = CONTENDERS["direct"](threads)
     beside = importlib.util.find_spec("torch") is not None
     yield ["suite", "pass", "largest", "norm", *(("x torch, largest", "x torch, norm", "layer") if beside else ())]
-    for suite, layers in SUITES.items():
+    for suite, group in itertools.groupby(layers, key=lambda pair: pair[0]):
         with _pytorch(threads) if beside else nullcontext() as peer:
-            found = {layer: _layer_errors(layer, ours, peer) for layer in layers}
+            found = {layer: _layer_errors(layer, ours, peer) for _, layer in group}
         for computes in TIMED:
             largest, norm, *ratios = (
                 max(column) for column in zip(*(row[computes] for row in found.values()), strict=True)
@@ -210,8 +217,7 @@ KINDS: dict[str, Callable[[], Iterator[list[str]]]] = {
     "kernels": _kernels,
     "shapes": _shapes,
     "points": _points,
-    "suites": _suites,
     "digits": _digits,
 }
-"""What can be asked for: the passes of 3x3 kernels, kernels of other shapes, other points, the layers of all suites, and what
-becomes of a network."""
+"""What can be asked for beside "suites", the layers of these: the passes of 3x3 kernels, kernels of other shapes, other points,
+and what becomes of a network."""
