@@ -64,6 +64,21 @@ def test_max_is_exact(dtype):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_maxima_of_many_channels_are_those_of_each(dtype):
+    """Pixels that fill vectors, the last of which overlaps, and those of one channel."""
+    for seed, (n, k, s, p, d, ceil) in enumerate(CONFIGURATIONS[::3]):
+        x = integers((2, 37, n, 5), seed, dtype)
+        x[RNG(1).random(x.shape) < 0.01] = np.nan
+        pool = nn.MaxPool2d((k, 2), (s, 1), (p, 1), (d, 1), ceil)
+        output = pool(x)
+        grad = integers(output.shape, seed + 1, dtype)
+        dx = pool.backward(grad)
+        for c in (0, 1, 17, 35, 36):
+            np.testing.assert_array_equal(pool(x[:, c : c + 1]), output[:, c : c + 1])
+            np.testing.assert_array_equal(pool.backward(grad[:, c : c + 1]), dx[:, c : c + 1])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("include", [True, False])
 def test_mean_is_exact(dtype, include):
     for seed, (n, k, s, p, d, ceil) in enumerate(CONFIGURATIONS):
