@@ -76,8 +76,7 @@ GRADIENTS = 1.1
 """What equations (2) and (3) take in proportion to their estimate where filters have phases: their sums are short, and many."""
 
 FEW_REGISTERS = 1.4
-"""What equation (3) takes more then where the register tile has few vectors: with AVX2 direct sums were up to 1.5 times as fast
-in eight layers of eleven."""
+"""What equation (3) takes more then where the register tile has few vectors: with AVX2 direct sums were faster in most layers."""
 
 TASK_FLOPS = 150_000_000
 """Arithmetic that is worth a task of equation (3), if there are FEW_TASKS: each turns its sums at the points to taps, which then

@@ -11,7 +11,7 @@ Kernel size, stride, padding, ceil mode and adaptive sizes are all in the tables
 padding counts: ``n[i,j] = row_size[i] * col_size[j]``.  The place of a maximum, the r-th row and s-th column of its window, is
 the number r * taps + s, where no window has more than ``taps`` columns.
 
-The schedule.  The rows of the output are spread over the threads, in blocks, each of which has room for a row; backwards
+The schedule.  The rows of the output are spread over the threads, in blocks, each of which has a room; backwards
 ``bands`` of rows of dX are, of which a few do where images are many.  Every element has one owner and one order of summation,
 that of the windows, so its bits depend neither on the number of threads nor on that of bands.
 Maxima are compared vector by vector of a pixel's channels; where these do not fill one, the taps of a whole row of the output
@@ -86,9 +86,9 @@ def max_pool(
 
 
 def max_room(windows: tuple[int, int], w_out: int, channels: int, itemsize: int, places_size: int) -> int:
-    """Numbers of a room of `max_pool`: the taps of a row of the output, where a pixel does not fill a vector.
+    """Numbers of a room of `max_pool`: all taps of a row of the output where a pixel does not fill a vector, else none.
 
-    ``windows`` are the most rows and columns of a window.
+    Or a row for one tap at a time where places are no bytes.  ``windows`` are the most rows and columns of a window.
     """
     n = lanes(itemsize)
     if places_size > 1:
