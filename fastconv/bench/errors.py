@@ -25,7 +25,7 @@ from .contenders import PASSES as TIMED
 from .layers import chosen
 from .table import aligned
 
-__all__ = ["KINDS", "text"]
+__all__ = ["text"]
 
 CHANNELS = (16, 32, 64, 128, 256, 512, 1024, 2048)
 SIZE, LANES = 14, 32
