@@ -10,6 +10,8 @@ import functools
 import math
 import os
 import threading
+import weakref
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -195,14 +197,15 @@ def new_array(name: str, shape: tuple[int, ...], strides: tuple[int, ...], dtype
 
 def _lease(name: str, shape: Sequence[int], size: int) -> _Lease:
     """Take at least ``size`` bytes of the calling thread's pool, or of the system's memory."""
-    thread = threading.get_ident()
-    pool = _pools.get(thread) or _new_pool()
+    try:
+        pool: _Pool = _local.pool
+    except AttributeError:
+        pool = _local.pool = _Pool()
     memory = pool.take(size)
     if memory is None:
         require_memory(f"{name} of shape {tuple(shape)}", size)
         memory = from_line(np.empty(size + LINE, np.uint8), size).view(_Memory)
-        memory.thread = thread
-    return memory.view(_Lease)
+    return pool.lend(memory)
 
 
 def from_line(memory: Array, size: int) -> Array:
@@ -224,114 +227,94 @@ longer than to write a result.  NumPy itself keeps the memory of smaller arrays.
 
 def release() -> None:
     """Give the memory of arrays that the calling thread has let go of back to the system."""
-    if (pool := _pools.get(threading.get_ident())) is not None:
-        pool.clear()
+    _local.__dict__.pop("pool", None)
 
 
 reserves.append(release)
 
 
 class _Pool:
-    """Memory of arrays that are gone, by its size: the same steps find again what they left."""
+    """Memory of a thread's arrays that are gone, by its size: the same steps find again what they left.
+
+    No code of Python runs when an array goes, for an exception there, such as Ctrl-C's, would be lost: a weak reference appends
+    itself to a queue, which is read when memory is next asked for.  So ``size`` counts what is lent as well as what waits.
+    """
 
     def __init__(self) -> None:
         self.size = 0
-        self._free: dict[int, list[_Memory]] = {}
-        self._busy = threading.Lock()  # what was in a cycle may go while the pool is at work: it is then not kept
+        self._lent: dict[int, _Loan] = {}
+        self._returned: deque[_Loan] = deque()
+        self._waiting: dict[int, list[_Memory]] = {}
 
     def take(self, size: int) -> _Memory | None:
         """Take the memory of this size that was used last, which may still be in the cache; else any up to twice as large."""
-        with self._busy:
-            waiting = self._free.get(size)
-            if waiting is None:
-                size = min((known for known in self._free if size < known <= 2 * size), default=0)
-                return self._pop(size, -1) if size else None
-            memory = waiting.pop()
-            if not waiting:
-                del self._free[size]
-            self.size -= size
-            return memory
+        while self._returned:
+            loan = self._returned.popleft()
+            if self._lent.pop(id(loan), None) is not None:
+                self._waiting.setdefault(loan.memory.size, []).append(loan.memory)
+        if size not in self._waiting:
+            size = min((known for known in list(self._waiting) if size < known <= 2 * size), default=0)
+        return self._pop(size, -1)
 
-    def keep(self, memory: _Memory) -> None:
-        """Keep memory for the next array, in place of what has been waiting for longest if it would be too much."""
-        size = memory.size
-        if size <= MOST_POOLED and self._busy.acquire(blocking=False):
-            while self.size + size > MOST_POOLED:
-                self._pop(next(iter(self._free)), 0)
-            waiting = self._free.get(size)
-            if waiting is None:
-                self._free[size] = [memory]
-            else:
-                waiting.append(memory)
-            self.size += size
-            self._busy.release()
+    def lend(self, memory: _Memory) -> _Lease:
+        """Lend memory, and keep it when it returns, in place of what has been waiting, or lent, for longest."""
+        lease = memory.view(_Lease)
+        if memory.size <= MOST_POOLED:
+            while self.size + memory.size > MOST_POOLED:
+                self._forget()
+            loan = _Loan(lease, self._returned.append)
+            loan.memory = memory
+            self._lent[id(loan)] = loan
+            self.size += memory.size
+        return lease
 
-    def clear(self) -> None:
-        """Give all back to the system."""
-        with self._busy:
-            self._free.clear()
-            self.size = 0
+    def _forget(self) -> None:
+        for size in list(self._waiting):
+            self._pop(size, 0)
+            return
+        for loan in list(self._lent):
+            self.size -= self._lent.pop(loan).memory.size
+            return
+        self.size = 0  # Ctrl-C came between two lines
 
-    def _pop(self, size: int, index: int) -> _Memory:
-        waiting = self._free[size]
+    def _pop(self, size: int, index: int) -> _Memory | None:
+        waiting = self._waiting.get(size)
+        if not waiting:
+            return None
         memory = waiting.pop(index)
         if not waiting:
-            del self._free[size]
+            del self._waiting[size]
         self.size -= size
         return memory
 
 
 class _Memory(np.ndarray[Any, Any]):
-    """What is kept, and for which thread.  It has a class of its own, so that a view of a lease refers to the lease.
+    """What is kept.  It has a class of its own, so that a view of a lease refers to the lease.
 
     NumPy lets a view refer to what owns its memory, but does not go past an array whose own base is of another class than the
     view.
     """
 
-    __slots__ = ("thread",)  # without a dictionary it is made sooner
-    thread: int
+    __slots__ = ()  # without a dictionary it is made sooner
 
 
 class _Lease(np.ndarray[Any, Any]):
-    """An array whose memory is kept for the next of the thread that asked for it, when it and all its views are gone.
+    """What arrays view: gone when all of them are.
 
     They may go in another thread, as under PyTorch, where threads of its own let go of what a forward pass has made.
     """
 
     __slots__ = ()
 
-    def __del__(self) -> None:
-        memory = self.base
-        if type(memory) is _Memory and _pools:  # at exit even the dictionary is gone
-            pool = _pools.get(memory.thread)
-            if pool is not None:
-                pool.keep(memory)
 
+class _Loan(weakref.ref["_Lease"]):
+    """Refers to a lease, and keeps its memory."""
 
-_pools: dict[int, _Pool] = {}
-"""The pool of each thread, by the thread's number."""
+    __slots__ = ("memory",)
+    memory: _Memory
 
-if hasattr(os, "register_at_fork"):  # a thread that is giving memory back does not get to the end of it in the child
-    os.register_at_fork(after_in_child=lambda: _pools.clear())
 
 _local = threading.local()
-
-
-class _Ending:
-    """Goes with its thread, and takes the thread's pool along."""
-
-    def __init__(self) -> None:
-        self._thread = threading.get_ident()
-
-    def __del__(self) -> None:
-        if _pools:
-            _pools.pop(self._thread, None)
-
-
-def _new_pool() -> _Pool:
-    _local.ending = _Ending()
-    pool = _pools[threading.get_ident()] = _Pool()
-    return pool
 
 
 @functools.cache
