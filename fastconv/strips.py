@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import Array
+from .arrays import LINE, Array
 from .geometry import ceil_div
 from .simd import AHEAD, FEW_ROWS, ROWS, VECTORS, lanes
 
@@ -372,7 +372,8 @@ class Source:
 
     If it ``packs``, the strip's part of the input is copied, with padding, into a ``box`` with distances ``box_steps``.  If
     ``whole`` is given, the input with its padding is first packed as a whole, as several tasks need each strip: it holds the
-    tasks that this takes, the numbers that are written, and what `fastconv.kernels.pack.pack_image` is told.
+    tasks that this takes, the numbers that are written, and what `fastconv.kernels.pack.pack_image` is told.  ``lefts`` is the
+    padding in front of what was packed so.  If only so many channels of a pixel lie ``together``, each plane holds these.
     """
 
     strip: Ints
@@ -386,6 +387,8 @@ class Source:
     box_steps: Ints
     slack: int
     whole: tuple[int, int, Array] | None
+    lefts: Ints = (0, 0, 0)
+    together: int = 0
 
     @property
     def strips(self) -> int:
@@ -414,7 +417,12 @@ class Source:
             (shift + left) * step for (_, shift), left, step in zip(along, self.lefts, self.pitches[2:], strict=True)
         )
 
-    lefts: Ints = (0, 0, 0)
+    def channels(self, count: int) -> Array:
+        """List how far each of so many channels lies from the first one of its pixel."""
+        channel = np.arange(count)
+        if not self.together:
+            return channel * self.pitches[1]
+        return channel // self.together * self.pitches[2] + channel % self.together
 
 
 def make_source(
@@ -448,6 +456,24 @@ def make_source(
     return Source(
         strip, counts, shape, steps, left, step, packs, part, steps_of_box(part, last, itemsize), slack, whole, lefts
     )
+
+
+def line_by_line(source: Source, itemsize: int) -> Source:
+    """Let as many channels as fill a line of the cache be a plane of their own, in an image that is packed as a whole.
+
+    A tile that reads few channels of many pixels then finds them in lines that follow each other.  There are no other planes.
+    """
+    assert source.whole is not None
+    told = source.whole[2].copy()  # the shape of the image, its steps, the padding in front, the box and its steps
+    images, channels, _, rows, columns = map(int, told[13:18])
+    line = LINE // itemsize
+    planes, plane = channels // line, rows * columns * line
+    inside = (planes * plane, 1, plane, columns * line, line)
+    told[1:3] = told[14:16] = line, planes
+    told[7] = told[6] * line
+    told[18:] = inside
+    whole = images * planes * rows, images * inside[0], told
+    return dataclasses.replace(source, steps=inside, whole=whole, together=line)
 
 
 def strip_numbers(

@@ -260,6 +260,14 @@ LARGE = (
     simple(2, batch=3, channels=144, filters=6, size=(40, 41), kernel=1, groups=2),
     simple(2, batch=4, channels=75, filters=24, size=(28, 27), kernel=1),
     simple(2, batch=4, channels=24, filters=75, size=(28, 27), kernel=1),
+    # With 16 registers dW packs channels line by line, where a pixel's fill lines and are many.
+    simple(2, batch=2, channels=144, filters=40, size=(13, 11), kernel=3, padding=1),
+    simple(2, batch=3, channels=128, filters=70, size=(15, 12), kernel=(3, 2), stride=2, padding=((2, 0), (1, 3))),
+    simple(2, batch=2, channels=160, filters=40, size=(12, 19), kernel=3, stride=(1, 2), dilation=2),
+    simple(2, batch=3, channels=256, filters=48, size=(17, 9), kernel=1),
+    simple(2, batch=2, channels=256, filters=48, size=(23, 18), kernel=1, stride=2),
+    simple(3, batch=1, channels=128, filters=70, size=(1, 20, 17), kernel=(1, 3, 3), stride=(3, 1, 1), padding=1),
+    simple(1, batch=2, channels=128, filters=70, size=205, kernel=4, padding=2),
 )
 
 CASES = tuple(dict.fromkeys((*product(), *SPECIAL, *(() if INTERPRETED else LARGE))))
