@@ -120,6 +120,14 @@ PACKED, SHARING = 20, 10_000
 """Numbers of a weight that are packed in the time of one of a tile's terms, and how many of these threads wait where they pack it
 together."""
 
+NEAR_BYTES, READ_AGAIN = 1 << 19, 9
+"""Bytes of a weight that stays in the second-level cache, and numbers of a larger one that a strip reads again in the time of a
+term: it comes too slowly for tiles with 16 registers."""
+
+MOST_AT_ONCE = 450
+"""Most pixels that may be one strip, however many channels they have, if the weight is so large: tasks, which differ in lanes,
+then pack their own part of it, and read it once.  With AVX2 1.1 to 1.2 times as fast for 512 channels of 7x7 or 14x14 pixels."""
+
 ENOUGH_BLOCKS, NARROW = 4, 1.05
 """With fewer blocks of lanes, those of half the width are worth a thought; and the time they take in proportion to whole ones."""
 
@@ -165,6 +173,7 @@ def _gather_program(p: Pixels) -> Program:
     g, axes, itemsize, T = p.g, p.axes, p.itemsize, p.T
     width, depth, groups = tile_width(itemsize), p.depth, p.g.groups
     lane_count, size = p.channels // groups, math.prod(g.weight_shape)
+    is_far = VECTORS == 2 and size * itemsize > NEAR_BYTES
     # A box lies channels-last but for images of few planes: tiles that read planes as they lie were slower than turning
     # the planes over.
     last = p.in_last or lanes(itemsize) <= p.in_shape[1]
@@ -183,6 +192,8 @@ def _gather_program(p: Pixels) -> Program:
             cost *= NARROW
         if not p.prepared:
             cost += size / PACKED * (strips if owns(strips) else 1) + (0 if owns(strips) or p.tasks == 1 else SHARING)
+        if is_far and not owns(strips):
+            cost += strips * size / READ_AGAIN
         return cost * (1 if p.tasks == 1 else imbalance(strips * parts)), strip, pitch, parts, kinds, packs
 
     packing_work = math.prod(p.in_shape) // lanes(itemsize) // 6
@@ -191,6 +202,8 @@ def _gather_program(p: Pixels) -> Program:
         p.sizes, p.in_shape[1] * itemsize * math.prod(p.stride), MOST_PIXELS, p.tasks, max(ROWS, least),
         math.lcm(ROWS, lanes(itemsize)) if p.streams and not p.out_last else ROWS,  # parts of planes begin with a line
     )  # fmt: skip
+    if is_far and math.prod(p.out_shape) <= MOST_AT_ONCE * p.channels:
+        strips.append(p.sizes)
     strips = list(dict.fromkeys(map(p.along_windows, strips)))
     widest = panel_pitch(lane_count, itemsize)
     few = p.tasks > 1 and groups * ceil_div(lane_count, width) < ENOUGH_BLOCKS

@@ -75,7 +75,7 @@ half as long.  Not so for rows and columns alone, which with narrow vectors were
 GRADIENTS = 1.1
 """What equations (2) and (3) take in proportion to their estimate where filters have phases: their sums are short, and many."""
 
-FEW_REGISTERS = 1.4
+FEW_REGISTERS = 1.5
 """What equation (3) takes more then where the register tile has few vectors: with AVX2 direct sums were faster in most layers."""
 
 TASK_FLOPS = 150_000_000

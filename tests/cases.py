@@ -268,6 +268,11 @@ LARGE = (
     simple(2, batch=2, channels=256, filters=48, size=(23, 18), kernel=1, stride=2),
     simple(3, batch=1, channels=128, filters=70, size=(1, 20, 17), kernel=(1, 3, 3), stride=(3, 1, 1), padding=1),
     simple(1, batch=2, channels=128, filters=70, size=205, kernel=4, padding=2),
+    # Few pixels and a large weight: with 16 registers all pixels are one strip, and tasks pack their own part of the weight.
+    simple(2, batch=3, channels=150, filters=130, size=(7, 9), kernel=3, padding=1),
+    simple(2, batch=2, channels=200, filters=90, size=(13, 12), kernel=3, stride=2, padding=1),
+    simple(2, batch=2, channels=520, filters=300, size=(5, 7), kernel=1),
+    simple(2, batch=1, channels=100, filters=300, size=(8, 6), kernel=(3, 5), padding=(1, 2), groups=2),
 )
 
 CASES = tuple(dict.fromkeys((*product(), *SPECIAL, *(() if INTERPRETED else LARGE))))

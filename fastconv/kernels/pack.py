@@ -359,8 +359,17 @@ def pack_depths(
     group_step, lane_step, depth_step, tap_step = numbers[at + 3], numbers[at + 4], numbers[at + 5], numbers[at + 6]
     g, block = divmod(g_block, blocks)
     k_row, t_row = (T, 1) if tap_step == 1 else (1, depths)
-    for lane in range(0, min(pitch, lane_count - block * pitch), n):
-        used = min(n, lane_count - block * pitch - lane)
+    valid, copied = min(pitch, lane_count - block * pitch), 0
+    if lane_step == 1 and valid >= n:
+        vectors = valid // n
+        copied = vectors * n
+        for k in range(first, last):
+            for t in range(T):
+                place = g * group_step + block * pitch + k * depth_step + t * tap_step
+                row = panel + tables[rows_at + k * k_row + t * t_row] * pitch
+                copy_tile(weight, place, 0, panels, row, 0, 1, vectors, 0)
+    for lane in range(copied, valid, n):
+        used = min(n, valid - lane)
         here, to = g * group_step + (block * pitch + lane) * lane_step, panel + lane
         done = first * T
         if used == n and depth_step == T and tap_step == 1:
@@ -382,12 +391,6 @@ def pack_depths(
                     if place + (n - 1) * T + n <= size:  # a square reads beyond the last tap
                         scatter_tile(weight, place, T, panels, to, pitch, 1, tables, rows_at + k * T + t, min(n, T - t))
                         done += min(n, T - t)
-        elif used == n and lane_step == 1:
-            for k in range(first, last):
-                for t in range(T):
-                    row = to + tables[rows_at + k * k_row + t * t_row] * pitch
-                    copy_tile(weight, here + k * depth_step + t * tap_step, 0, panels, row, 0, 1, 1, 0)
-            done = last * T
         for term in range(done, last * T):
             k, t = divmod(term, T)
             row = to + tables[rows_at + k * k_row + t * t_row] * pitch
