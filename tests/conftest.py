@@ -1,10 +1,13 @@
 """What all tests share: a cache of their own for compiled kernels, seeds, and the line that reruns a failing test."""
 
+import functools
 import hashlib
 import importlib.util
+import inspect
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import stat
@@ -78,14 +81,27 @@ COMPILE_THEIR_OWN = ("test_house.py", "test_simd.py")
 """Files whose tests compile into caches of their own, or what no others need."""
 
 
+SKIPS = re.compile(r'importorskip\(("(torch|jax|autograd)"|name\))')
+
+
+@functools.cache
+def _needs_frameworks(module):
+    """Say whether all tests of a module are skipped without a framework."""
+    return any(SKIPS.search(line) for line in inspect.getsource(module).splitlines() if not line.startswith(" "))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """Let ``-m long`` run the property tests, too, with more examples.
+    """Let ``-m long`` run the property tests, too, with more examples; and mark what needs frameworks.
 
     Of two workers, one begins with what compiles its own, and the other in the middle: it fills the cache that both share,
     where they would compile everything twice if they used it at once.
     """
     items.sort(key=lambda item: item.path.name not in COMPILE_THEIR_OWN)
+    for item in items:
+        function = getattr(item, "function", None)
+        if function is not None and (_needs_frameworks(item.module) or SKIPS.search(inspect.getsource(function))):
+            item.add_marker("frameworks")
     if config.getoption("markexpr") == "long":
         for item in items:
             if getattr(item.obj, "is_hypothesis_test", False):
