@@ -60,7 +60,7 @@ class Algorithm:
                 array[...] = 0
             return
         run = self.bind("grad_weight", g, grad_output, x, out)
-        run(out.reshape(-1), memory_of(grad_output)[0], memory_of(x)[0], grad_bias)
+        run(memory_of(out.reshape(-1, *out.shape[2:]))[0], memory_of(grad_output)[0], memory_of(x)[0], grad_bias)
 
     def bind(
         self, computes: str, g: ConvGeometry, *arrays: Any, adds: bool = False, window: tuple[int, int] = (0, 0)
@@ -76,7 +76,7 @@ class Algorithm:
         if computes == "grad_weight":
             x_last, per_sample = memory_of(second)[1], out.shape[0] > 1
             g = self.lay(g, last and x_last and not per_sample)
-            return _plan_weights(self, g, per_sample, x_last, last, out.itemsize).weights
+            return _plan_weights(self, g, per_sample, x_last, last, out.itemsize, not out.flags.c_contiguous).weights
         prepared = isinstance(second, PreparedWeight)
         weight_last = not prepared and not second.flags.c_contiguous
         out_last = window[0] > 0 or memory_of(out)[1]
@@ -123,6 +123,11 @@ def _plan_pixels(
 
 @functools.lru_cache(maxsize=512)
 def _plan_weights(
-    algorithm: Algorithm, g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: bool, itemsize: int
-) -> Program:
-    return algorithm.weights(g, per_sample, x_last, grad_last, itemsize)
+    algorithm: Algorithm, g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: bool, itemsize: int,
+    weight_last: bool = False,
+) -> Program:  # fmt: skip
+    program = algorithm.weights(g, per_sample, x_last, grad_last, itemsize)
+    if not weight_last:
+        return program
+    sums = g.batch if per_sample else 1
+    return program.channels_last(sums * g.filters, g.channels // g.groups, math.prod(g.kernel))

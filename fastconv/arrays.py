@@ -130,14 +130,14 @@ def _to_end(axes: int, ndim: int) -> tuple[int, ...]:
 
 @functools.cache
 def _from_end(axes: int) -> tuple[int, ...]:
-    """Order the axes (N, *spatial, C) as (N, C, *spatial)."""
-    return (0, axes - 1, *range(1, axes - 1))
+    """Order the axes (..., D, H, W, C) as (..., C, D, H, W)."""
+    return (*range(axes - 4), axes - 1, *range(axes - 4, axes - 1))
 
 
 def _channels_last_view(memory: Array, shape: Sequence[int]) -> Array:
-    """View contiguous memory (N, *spatial, C) as ``shape`` (N, C, *spatial)."""
-    n, c, *sizes = shape
-    return memory.reshape(n, *sizes, c).transpose(_from_end(len(shape)))
+    """View contiguous memory (..., D, H, W, C) as ``shape`` (..., C, D, H, W)."""
+    *first, c, depth, height, width = shape
+    return memory.reshape(*first, depth, height, width, c).transpose(_from_end(len(shape)))
 
 
 def plain(array: Array, shape: Sequence[int], dtype: np.dtype[Any], ndim: int = 0) -> Array:

@@ -440,7 +440,8 @@ def _weights_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_last:
         return _correlate_program(g, per_sample, x_last, grad_last, itemsize)
     swapped = dataclasses.replace(g, channels=g.filters, filters=g.channels)
     program = _correlate_program(swapped, False, grad_last, x_last, itemsize)
-    return dataclasses.replace(program, sums=None, turns=(g.groups, g.channels // g.groups, g.filters // g.groups))
+    turns = g.groups, g.channels // g.groups, g.filters // g.groups
+    return dataclasses.replace(program, sums=None, turns=turns, swaps=True)
 
 
 DIRECT = Algorithm(_program, _weights_program, _flat)

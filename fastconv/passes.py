@@ -28,7 +28,6 @@ from .arrays import (
 )
 from .calls import Bound, bind, flat, form_of, recall, remember
 from .geometry import ConvGeometry, checked_shape, conv_geometry, geometry_of, transposed_geometry
-from .kernels.layout import turn
 from .limits import SMALL, require_memory
 from .plan import Row, choose
 from .prepared import PreparedWeight
@@ -133,7 +132,7 @@ def _run_and_bind(
     row, needed = row_for(computes, geometry, dtype, inputs, shape, algorithm, out)
     like = like if out is None else out
     ndim = geometry.ndim if computes != "grad_bias" and is_channels_last(like, geometry.ndim) else 0
-    kept = ndim if row.channels_last and computes != "grad_weight" else 0
+    kept = ndim if row.channels_last else 0
     adds = accumulate and row.adds(geometry, summed.itemsize, kept > 0)
     result = target(computes, out, shape, summed, accumulate and not adds, kept)
     adds = adds and np.may_share_memory(result, like)
@@ -147,22 +146,11 @@ def _run_and_bind(
     row.run(geometry.volume, *arrays, result, *more)
     if relu and not floors:
         np.maximum(result, 0, out=result)
-    if computes == "grad_weight" and ndim and out is None and summed == result_dtype(dtype) and summed.char in "fd":
-        return _turned(result, final_shape, ndim), None
     final = finish(result, out, final_shape, result_dtype(dtype), accumulate and not adds, ndim)
     if needed >= SMALL or out is not None or relu != floors:
         return final, None
     given = [array if prepared is None else prepared for array, _, _, prepared in inputs]
     return final, bind(row, geometry.volume, given, arrays, result, final, 0.0 if floors else None)
-
-
-def _turned(result: Array, shape: Sequence[int], ndim: int) -> Array:
-    """Lay weights channels-last."""
-    *rows, channels = shape[:-ndim]
-    count, taps = math.prod(rows), math.prod(shape[-ndim:])
-    memory = empty("the weight's gradient", (*rows, *shape[-ndim:], channels), result.dtype)
-    turn(result.reshape(count, channels, taps), memory.reshape(count, taps, channels))
-    return np.moveaxis(memory, -1, len(rows))
 
 
 def row_for(

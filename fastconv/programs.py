@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -156,8 +157,10 @@ class Program:
     sums : StripSums or None
         Of equation (3), where tasks can sum gradients, too: their last number then says where to, and is 0.
     turns : tuple of int or None
-        Matrices, rows and columns of a weight that has to be turned over: before equation (1) or (2), if it is given
-        channels-last, or after equation (3), if its tasks take the input for the gradients and these for the input.
+        Matrices, rows and columns of a weight that has to be turned over: before equation (1) or (2), or after equation (3), if
+        it lies channels-last, or if this ``swaps``.
+    swaps : bool
+        Whether the tasks of equation (3) take the input for the gradients and these for the input.
     starts : dict
         What sums begin with where there is no bias, by dtype and floor.
     """
@@ -173,6 +176,7 @@ class Program:
     packing: Packing | None = None
     sums: StripSums | None = None
     turns: tuple[int, int, int] | None = None
+    swaps: bool = False
     starts: dict[tuple[str, float], Array] = field(default_factory=dict, compare=False)
 
     def pixels(
@@ -184,9 +188,9 @@ class Program:
 
     def weights(self, out: Array, grad_output: Array, x: Array, grad_bias: Array | None = None) -> None:
         """Compute equation (3) with flat arrays, and of a program with ``sums`` equation (4), if there is an array for it."""
-        target = out
-        if self.turns is not None:
-            target, x, grad_output = buffer("weight", out.size, out.dtype), grad_output, x
+        if self.swaps:
+            x, grad_output = grad_output, x
+        target = out if self.turns is None else buffer("weight", out.size, out.dtype)
         panels = target if self.packing is None else buffer("panels", self.packing.panels, out.dtype)
         start, numbers, sums = self.begin(None, out.dtype), self.numbers, self.sums
         if grad_bias is not None and sums is not None:
@@ -202,6 +206,20 @@ class Program:
             self.turn(target, out)
         if grad_bias is not None and sums is not None:
             sums.add_up(start, sums_at, grad_bias)
+
+    def channels_last(self, filters: int, depth: int, taps: int) -> Program:
+        """Let equation (3) write weights of so many filters, depths and taps channels-last.
+
+        Panels are turned to weights in the order of these, if depths are neighbours there; to read rows that lie apart takes
+        longer than to turn the weights over.
+        """
+        turned = dataclasses.replace(self, turns=(filters, depth, taps))
+        if self.packing is None:  # the tasks write them
+            return turned
+        rows = self.packing.table.reshape(depth, taps)
+        if depth > 1 and np.median(np.diff(rows[:, 0])) != 1:
+            return turned
+        return dataclasses.replace(self, packing=dataclasses.replace(self.packing, table=rows.T.reshape(-1)))
 
     def prepared(self, x: Array) -> Array:
         """Return the input as the tasks take it: as it is, or packed as a whole."""

@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 import pytest
 from cases import integers
+from numba import config
 
 import fastconv
 from fastconv import calls, plan
@@ -83,7 +84,8 @@ def test_weights_that_lie_channels_last(x_shape, weight_shape, named, dtype, rng
         alike(first.input, grads.input)
         for apart in (False, True):
             grads = fastconv.conv2d_backward(wanted, x, weight, **named, per_sample=apart)
-            others = fastconv.conv2d_backward(wanted, x, turned, **named, per_sample=apart)
+            others, again = both(fastconv.conv2d_backward, wanted, x, turned, **named, per_sample=apart)
+            alike(others.weight, again.weight)
             assert np.moveaxis(others.weight, -3, -1).flags.c_contiguous
             np.testing.assert_array_equal(others.weight, grads.weight)
             np.testing.assert_array_equal(others.bias, grads.bias)
@@ -91,6 +93,19 @@ def test_weights_that_lie_channels_last(x_shape, weight_shape, named, dtype, rng
             mask = {"output_mask": (False, True, False), "out": out}
             fastconv.conv2d_backward(wanted, x, turned, **named, per_sample=apart, **mask)
             np.testing.assert_array_equal(out.weight, grads.weight)
+
+
+@pytest.mark.skipif(config.DISABLE_JIT, reason="takes too long without the compiler")
+@pytest.mark.parametrize("algorithm", ["direct", "winograd"])
+def test_gradients_of_large_weights_that_lie_channels_last(algorithm, rng):
+    """Sums of several chunks are added up and turned in the order of the panels, or of the weight."""
+    x, weight = integers(rng, (6, 72, 40, 41), "float32"), integers(rng, (70, 72, 3, 3), "float32")
+    named = {"padding": 1, "algorithm": algorithm}
+    grad_output = integers(rng, (6, 70, 40, 41), "float32")
+    grads = fastconv.conv2d_backward(grad_output, x, weight, **named)
+    others, again = both(fastconv.conv2d_backward, grad_output, x, channels_last(weight), **named)
+    alike(others.weight, again.weight)
+    np.testing.assert_array_equal(others.weight, grads.weight)
 
 
 def test_other_dimensions(rng):
