@@ -128,6 +128,8 @@ def _layers(dtype: np.dtype[Any]) -> None:
         nn.MaxPool2d(2),
         nn.Residual(nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(8, 8, 3, dtype=dtype, rng=0))),
         nn.ReLU(),
+        nn.Residual(nn.BatchNorm2d(8, dtype=dtype)),
+        nn.ReLU(),
         nn.AvgPool2d(2),
         nn.ConvTranspose2d(8, 4, 2, stride=2, dtype=dtype, rng=0),
         nn.AdaptiveAvgPool2d(2),

@@ -17,7 +17,7 @@ import numpy as np
 sys.path.insert(0, sys.argv[1])
 from cases import CASES, PASSES, data, expected, inputs_of, result_shape, shapes_3d
 from fastconv import plan
-from test_rows import channels_last, check_values, memories
+from test_rows import MOST_SCRATCH, channels_last, check_values, memories
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mprotect.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
@@ -60,6 +60,8 @@ for row in (row for row in plan.TABLE if row.algorithm != "reference"):
     for number, case in enumerate(CASES[:: int(sys.argv[2])]):
         dtype = ("float32", "float64")[number % 2]
         if row.unable(case.geometry, np.dtype(dtype)) is not None:
+            continue
+        if row.scratch(case.geometry, np.dtype(dtype).itemsize) > MOST_SCRATCH:
             continue
         for last in memories(row):
             for at_end in (True, False):
