@@ -95,7 +95,7 @@ CROWDED_BYTES, FEW_SUMMED = 512, 128
 """Bytes of a pixel from which on dW with 16 registers does not read it as it lies, and most pixels of a strip then.
 
 A tile takes six channels of each pixel.  Pixels so far apart compete for few places in the first-level cache, and lines come from
-the second-level one too slowly for tiles of six cycles a pixel: `line_by_line` makes dW up to 1.5 times as fast with AVX2.
+the second-level one too slowly for tiles of six cycles a pixel: they do not wait for those that lie `line_by_line`.
 """
 
 SWAPPED = 0.9
@@ -126,7 +126,7 @@ term: it comes too slowly for tiles with 16 registers."""
 
 MOST_AT_ONCE = 450
 """Most pixels that may be one strip, however many channels they have, if the weight is so large: tasks, which differ in lanes,
-then pack their own part of it, and read it once.  With AVX2 1.1 to 1.2 times as fast for 512 channels of 7x7 or 14x14 pixels."""
+then pack their own part of it, and read it once."""
 
 ENOUGH_BLOCKS, NARROW = 4, 1.05
 """With fewer blocks of lanes, those of half the width are worth a thought; and the time they take in proportion to whole ones."""
@@ -202,7 +202,7 @@ def _gather_program(p: Pixels) -> Program:
         p.sizes, p.in_shape[1] * itemsize * math.prod(p.stride), MOST_PIXELS, p.tasks, max(ROWS, least),
         math.lcm(ROWS, lanes(itemsize)) if p.streams and not p.out_last else ROWS,  # parts of planes begin with a line
     )  # fmt: skip
-    if is_far and math.prod(p.out_shape) <= MOST_AT_ONCE * p.channels:
+    if is_far and 0 < math.prod(p.out_shape) <= MOST_AT_ONCE * p.channels:
         strips.append(p.sizes)
     strips = list(dict.fromkeys(map(p.along_windows, strips)))
     widest = panel_pitch(lane_count, itemsize)

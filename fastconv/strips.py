@@ -373,7 +373,8 @@ class Source:
     If it ``packs``, the strip's part of the input is copied, with padding, into a ``box`` with distances ``box_steps``.  If
     ``whole`` is given, the input with its padding is first packed as a whole, as several tasks need each strip: it holds the
     tasks that this takes, the numbers that are written, and what `fastconv.kernels.pack.pack_image` is told.  ``lefts`` is the
-    padding in front of what was packed so.  If only so many channels of a pixel lie ``together``, each plane holds these.
+    padding in front of what was packed so.  With a ``line`` only so many channels of a pixel lie
+    together, and each plane holds these.
     """
 
     strip: Ints
@@ -388,7 +389,7 @@ class Source:
     slack: int
     whole: tuple[int, int, Array] | None
     lefts: Ints = (0, 0, 0)
-    together: int = 0
+    line: int = 0
 
     @property
     def strips(self) -> int:
@@ -420,9 +421,9 @@ class Source:
     def channels(self, count: int) -> Array:
         """List how far each of so many channels lies from the first one of its pixel."""
         channel = np.arange(count)
-        if not self.together:
+        if not self.line:
             return channel * self.pitches[1]
-        return channel // self.together * self.pitches[2] + channel % self.together
+        return channel // self.line * self.pitches[2] + channel % self.line
 
 
 def make_source(
@@ -473,7 +474,7 @@ def line_by_line(source: Source, itemsize: int) -> Source:
     told[7] = told[6] * line
     told[18:] = inside
     whole = images * planes * rows, images * inside[0], told
-    return dataclasses.replace(source, steps=inside, whole=whole, together=line)
+    return dataclasses.replace(source, steps=inside, whole=whole, line=line)
 
 
 def strip_numbers(

@@ -273,6 +273,7 @@ LARGE = (
     simple(2, batch=2, channels=200, filters=90, size=(13, 12), kernel=3, stride=2, padding=1),
     simple(2, batch=2, channels=520, filters=300, size=(5, 7), kernel=1),
     simple(2, batch=1, channels=100, filters=300, size=(8, 6), kernel=(3, 5), padding=(1, 2), groups=2),
+    simple(2, batch=0, channels=150, filters=130, size=(7, 9), kernel=3, padding=1),
 )
 
 CASES = tuple(dict.fromkeys((*product(), *SPECIAL, *(() if INTERPRETED else LARGE))))
