@@ -4,7 +4,7 @@ What a call is checked for before a kernel runs is its *form*: the types, dtypes
 arguments; never what the arrays hold.  So a call whose form has passed the checks passes them again, and what was found for it
 holds again: the row of the plan's table, its program, how the result lies.  To find that anew takes longer than a small layer.
 
-Only calls are remembered that read arrays as they lie and return a new one.
+Only calls are remembered that read arrays as they lie, and return a new one or write to one as it lies.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .arrays import Array, new_array
 from .geometry import ConvGeometry, is_exact
 from .prepared import PreparedWeight
 
-__all__ = ["Bound", "bind", "flat", "form_of", "recall", "remember"]
+__all__ = ["Bound", "Form", "apart", "bind", "factors", "flat", "form_of", "recall", "remember"]
 
 MOST = 4096
 """Calls that are remembered; with one more all are forgotten."""
@@ -73,12 +73,31 @@ def remember(form: Form | None, call: Any) -> None:
 
 
 def flat(array: Any) -> Any:
-    """Return an operand of a remembered call as kernels take it: its memory, or a weight that was prepared."""
-    return array if type(array) is PreparedWeight else array.ravel("K")
+    """Return the memory of an operand of a remembered call."""
+    return array.flat if type(array) is PreparedWeight else array.ravel("K")
+
+
+def factors(weight: Any) -> Any:
+    """Return a weight as a remembered call takes it: its memory, or what was prepared of it."""
+    return weight if type(weight) is PreparedWeight else weight.ravel("K")
+
+
+def apart(outs: Sequence[Array | None], *inputs: Any) -> bool:
+    """Say whether arrays that a remembered call is to write to lie apart from what it reads, and from each other.
+
+    Those that only may overlap count as if they did: such a call is checked anew.
+    """
+    others = [array for array in inputs if type(array) is np.ndarray]
+    for out in outs:
+        if out is not None:
+            if any(np.may_share_memory(out, other) for other in others):
+                return False
+            others.append(out)
+    return True
 
 
 class Bound:
-    """A pass of which all is known but its arrays: called with flat ones, it returns a new array.
+    """A pass of which all is known but its arrays: called with flat ones, it returns a new array, or the one that is given.
 
     Parameters
     ----------
@@ -87,42 +106,53 @@ class Bound:
     run : callable
         ``run(out, *inputs)`` with flat arrays.
     like : ndarray
-        What it returned once: other results have its dtype, shape and strides.
+        What it computed once: other results have its dtype, shape and strides.
+    added : bool
+        Whether a result is added to the array that is given, after all is computed.
     """
 
-    __slots__ = ("computes", "dtype", "run", "shape", "strides")
+    __slots__ = ("added", "computes", "dtype", "run", "shape", "strides")
 
-    def __init__(self, computes: str, run: Callable[..., None], like: Array) -> None:
-        self.computes, self.run = computes, run
+    def __init__(self, computes: str, run: Callable[..., None], like: Array, added: bool = False) -> None:
+        self.computes, self.run, self.added = computes, run, added
         self.dtype, self.shape, self.strides = like.dtype, like.shape, like.strides
 
-    def _new(self) -> tuple[Array, Array]:
-        return new_array(self.computes, self.shape, self.strides, self.dtype)
+    def _target(self, out: Array | None) -> tuple[Array, Array]:
+        if out is None or self.added:
+            return new_array(self.computes, self.shape, self.strides, self.dtype)
+        return out.ravel("K"), out
 
-    def __call__(self, *inputs: Any) -> Array:
+    def _finish(self, result: Array, out: Array | None) -> Array:
+        return np.add(out, result, out=out) if out is not None and self.added else result
+
+    def __call__(self, *inputs: Any, out: Array | None = None) -> Array:
         """Compute the pass of flat arrays."""
-        memory, result = self._new()
+        memory, result = self._target(out)
         self.run(memory, *inputs)
-        return result
+        return self._finish(result, out)
 
-    def with_another(self, other: Bound, *inputs: Any) -> tuple[Array, Array]:
+    def with_another(
+        self, other: Bound, *inputs: Any, outs: tuple[Array | None, Array | None] = (None, None)
+    ) -> tuple[Array, Array]:
         """Compute the pass and, in the same run, what the ``other`` returns."""
-        (memory, result), (other_memory, other_result) = self._new(), other._new()
+        (memory, result), (other_memory, other_result) = self._target(outs[0]), other._target(outs[1])
         self.run(memory, *inputs, other_memory)
-        return result, other_result
+        return self._finish(result, outs[0]), other._finish(other_result, outs[1])
 
 
 def bind(
     row: plan.Row, geometry: ConvGeometry, given: Sequence[Any], taken: Sequence[Any], written: Array, returned: Array,
-    floor: float | None = None,
+    floor: float | None = None, adds: bool = False, added: bool = False,
 ) -> Bound | None:  # fmt: skip
     """Bind what a row has just done with the arrays that it was ``given``, and has ``taken`` as these; None if that cannot be.
 
-    It cannot where arrays had to be copied.
+    It cannot where arrays had to be copied.  A result that the row itself ``adds`` to is a term of its sums; ``added`` says that
+    what it has ``written`` was added to an array afterwards.
     """
     if row.bind is None or written.size == 0 or not np.may_share_memory(written, returned):
         return None
     if any(a is not b and not np.may_share_memory(a, b) for a, b in zip(given, taken, strict=True)):
         return None
-    run = row.bind(geometry, *taken, written)
-    return Bound(row.computes, run if floor is None else functools.partial(run, floor=floor), returned)
+    more = {"adds": True} if adds else {}
+    run = row.bind(geometry, *taken, written, **more)
+    return Bound(row.computes, run if floor is None else functools.partial(run, floor=floor), returned, added)

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from .arrays import Array, as_array, common_dtype
+from .calls import factors, flat, form_of, recall
 from .geometry import conv_geometry
 from .passes import Operand, bias_geometry, check_grad_output, run_pass, shapes_3d
+from .prepared import PreparedWeight
 
 __all__ = [
     "conv1d_bias",
@@ -27,6 +29,11 @@ __all__ = [
 def _grad_input(
     ndim: int, input_size: Any, weight: Any, grad_output: Any, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> Array:
+    form = form_of((weight, grad_output), (), ("conv_input", ndim, input_size, stride, padding, dilation, groups))
+    if (bound := recall(form)) is not None:
+        result: Array = bound(flat(grad_output), factors(weight))
+        return result
+    prepared = weight if isinstance(weight, PreparedWeight) else None
     weight, grad_output = as_array("weight", weight), as_array("grad_output", grad_output)
     dtype = common_dtype(weight=weight, grad_output=grad_output)
     geometry = conv_geometry(
@@ -35,13 +42,17 @@ def _grad_input(
     batched = len(input_size) == ndim + 2
     check_grad_output(grad_output, geometry, batched)
     x_shape, weight_shape, output_shape = shapes_3d(geometry)
-    inputs = [Operand(grad_output, output_shape, ndim), Operand(weight, weight_shape, ndim)]
-    return run_pass("grad_input", geometry, dtype, inputs, grad_output, x_shape, tuple(input_size))
+    inputs = [Operand(grad_output, output_shape, ndim), Operand(weight, weight_shape, ndim, prepared)]
+    return run_pass("grad_input", geometry, dtype, inputs, grad_output, x_shape, tuple(input_size), form=form)
 
 
 def _grad_weight(
     ndim: int, x: Any, weight_size: Any, grad_output: Any, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> Array:
+    form = form_of((x, grad_output), (), ("conv_weight", ndim, weight_size, stride, padding, dilation, groups))
+    if (bound := recall(form)) is not None:
+        result: Array = bound(flat(grad_output), flat(x))
+        return result
     x, grad_output = as_array("input", x), as_array("grad_output", grad_output)
     dtype = common_dtype(input=x, grad_output=grad_output)
     geometry = conv_geometry(
@@ -51,10 +62,15 @@ def _grad_weight(
     x_shape, weight_shape, output_shape = shapes_3d(geometry)
     inputs = [Operand(grad_output, output_shape, ndim), Operand(x, x_shape, ndim)]
     like = np.empty(geometry.weight_shape, dtype)
-    return run_pass("grad_weight", geometry, dtype, inputs, like, (1, *weight_shape), geometry.weight_shape)
+    shape = geometry.weight_shape
+    return run_pass("grad_weight", geometry, dtype, inputs, like, (1, *weight_shape), shape, form=form)
 
 
 def _grad_bias(ndim: int, grad_output: Any) -> Array:
+    form = form_of((grad_output,), (), ("conv_bias", ndim))
+    if (bound := recall(form)) is not None:
+        result: Array = bound(flat(grad_output))
+        return result
     grad_output = as_array("grad_output", grad_output)
     if grad_output.ndim not in (ndim + 1, ndim + 2):
         raise ValueError(f"grad_output has shape {grad_output.shape}: expected {ndim + 1} or {ndim + 2} axes")
@@ -66,7 +82,7 @@ def _grad_bias(ndim: int, grad_output: Any) -> Array:
     dtype = common_dtype(grad_output=grad_output)
     _, _, output_shape = shapes_3d(geometry)
     inputs = [Operand(grad_output, output_shape, ndim)]
-    return run_pass("grad_bias", geometry, dtype, inputs, grad_output, (filters,), (filters,))
+    return run_pass("grad_bias", geometry, dtype, inputs, grad_output, (filters,), (filters,), form=form)
 
 
 def conv2d_input(

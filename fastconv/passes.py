@@ -26,7 +26,7 @@ from .arrays import (
     sum_dtype,
     target,
 )
-from .calls import Bound, bind, flat, form_of, recall, remember
+from .calls import Bound, Form, apart, bind, factors, flat, form_of, recall, remember
 from .geometry import ConvGeometry, checked_shape, conv_geometry, geometry_of, transposed_geometry
 from .limits import SMALL, require_memory
 from .plan import Row, choose
@@ -93,21 +93,22 @@ def run_pass(
     shape: Sequence[int],
     final_shape: Sequence[int],
     *,
-    algorithm: str = "auto",
-    out: Array | None = None,
-    accumulate: bool = False,
-    relu: bool = False,
     bias: Array | None = None,
+    strides: tuple[int, ...] | None = None,
+    form: Form | None = None,
 ) -> Array:
-    """Run the chosen row, and hand its result out as a caller wants it.
+    """Run the row that "auto" chooses, and hand out a new array.
 
-    ``shape`` is that of the kernel's result, ``final_shape`` that of the caller's, ``like`` the array whose memory layout the
-    result takes where no ``out`` is given.  ``relu`` says that results less than 0 become 0.  The ``bias`` is an array for
-    equation (4), if `sums_bias` says that equation (3) computes it, too.
+    ``shape`` is that of the kernel's result, ``final_shape`` that of the caller's, ``like`` an array whose memory layout the
+    result takes; ``strides`` say the same more exactly.  The ``bias`` is an array for equation (4), if `sums_bias` says that
+    equation (3) computes it, too.  With its ``form`` the call is remembered, if it may be, as a `Bound` that takes all inputs
+    and this bias.
     """
-    return _run_and_bind(
-        computes, geometry, dtype, inputs, like, shape, final_shape, algorithm, out, accumulate, relu, bias
-    )[0]  # fmt: skip
+    told = (computes, geometry, dtype, inputs, like, shape, final_shape)
+    result, bound = _run_and_bind(*told, bias=bias, strides=strides)
+    if bound is not None:
+        remember(form, bound)
+    return result
 
 
 def sums_bias(
@@ -121,8 +122,8 @@ def sums_bias(
 
 def _run_and_bind(
     computes: str, geometry: ConvGeometry, dtype: np.dtype[Any], inputs: Sequence[Operand], like: Array, shape: Sequence[int],
-    final_shape: Sequence[int], algorithm: str, out: Array | None, accumulate: bool = False, relu: bool = False,
-    bias: Array | None = None,
+    final_shape: Sequence[int], algorithm: str = "auto", out: Array | None = None, accumulate: bool = False,
+    relu: bool = False, bias: Array | None = None, strides: tuple[int, ...] | None = None,
 ) -> tuple[Array, Bound | None]:  # fmt: skip
     """Return what was done, too, to do it again with other arrays; None if that had better be checked each time.
 
@@ -147,10 +148,15 @@ def _run_and_bind(
     if relu and not floors:
         np.maximum(result, 0, out=result)
     final = finish(result, out, final_shape, result_dtype(dtype), accumulate and not adds, ndim)
-    if needed >= SMALL or out is not None or relu != floors:
+    if strides is not None and final.strides != strides:  # only those of axes with one element, which lead nowhere
+        final = np.lib.stride_tricks.as_strided(final, strides=strides)
+    if needed >= SMALL or relu != floors:
         return final, None
     given = [array if prepared is None else prepared for array, _, _, prepared in inputs]
-    return final, bind(row, geometry.volume, given, arrays, result, final, 0.0 if floors else None)
+    added = accumulate and not adds
+    returned = result.reshape(final_shape) if added else final
+    floor = 0.0 if floors else None
+    return final, bind(row, geometry.volume, given, arrays, result, returned, floor, adds, added)
 
 
 def row_for(
@@ -208,12 +214,10 @@ def conv(
     algorithm: str = "auto",
 ) -> Array:
     """Convolve: equation (1), with the bias, and 0 for results less than that if ``relu`` says so."""
-    form = None
-    if out is None:
-        form = form_of((x, weight, bias), (relu,), (ndim, stride, padding, dilation, groups, algorithm))
-        if (bound := recall(form)) is not None:
-            result: Array = bound(flat(x), flat(weight), None if bias is None else flat(bias))
-            return result
+    form = form_of((x, weight, bias, out), (relu,), (ndim, stride, padding, dilation, groups, algorithm))
+    if (bound := recall(form)) is not None and (out is None or apart((out,), x, weight, bias)):
+        result: Array = bound(flat(x), factors(weight), None if bias is None else flat(bias), out=out)
+        return result
     prepared = weight if isinstance(weight, PreparedWeight) else None
     x, weight, bias = as_array("x", x), as_array("weight", weight), _optional("bias", bias)
     dtype = common_dtype(x=x, weight=weight, bias=bias)
@@ -256,19 +260,20 @@ def backward(
 ) -> ConvGrads:
     """Compute what ``output_mask`` asks for of equations (2), (3) and (4)."""
     form = None
-    if out is None and type(output_mask) is tuple:
-        flags = (accumulate, per_sample, bias_shape is None, *output_mask)
+    if type(output_mask) is tuple and (out is None or (isinstance(out, tuple) and len(out) == 3)):
+        flags = (accumulate, per_sample, bias_shape is None, out is None, *output_mask)
         values = (ndim, stride, padding, dilation, groups, algorithm, () if bias_shape is None else bias_shape)
-        form = form_of((grad_output, x, weight), flags, values)
-        if (bound := recall(form)) is not None:
+        into = (None, None, None) if out is None else out
+        form = form_of((grad_output, x, weight, *into), flags, values)
+        if (bound := recall(form)) is not None and (out is None or apart(into, grad_output, x, weight)):
             gradient, (grad_input, grad_weight, grad_bias, together) = flat(grad_output), bound
-            dx = None if grad_input is None else grad_input(gradient, flat(weight))
+            dx = None if grad_input is None else grad_input(gradient, factors(weight), out=into[0])
             if together:
-                return ConvGrads(dx, *grad_weight.with_another(grad_bias, gradient, flat(x)))
+                return ConvGrads(dx, *grad_weight.with_another(grad_bias, gradient, flat(x), outs=into[1:]))
             return ConvGrads(
                 dx,
-                None if grad_weight is None else grad_weight(gradient, flat(x)),
-                None if grad_bias is None else grad_bias(gradient),
+                None if grad_weight is None else grad_weight(gradient, flat(x), out=into[1]),
+                None if grad_bias is None else grad_bias(gradient, out=into[2]),
             )
     prepared = weight if isinstance(weight, PreparedWeight) else None
     grad_output, x, weight = as_array("grad_output", grad_output), as_array("x", x), as_array("weight", weight)
@@ -310,7 +315,13 @@ def backward(
         bias = target("grad_bias", outs.bias, (geometry.filters,), summed, accumulate)
         grad_weight, bound = run(1, bias)
         grad_bias = finish(bias, outs.bias, shapes[2], result_dtype(dtype), accumulate)
-        done += [(grad_weight, bound), (grad_bias, bound and Bound("grad_bias", bound.run, grad_bias))]
+        summed_bias = bias.reshape(shapes[2]) if accumulate else grad_bias
+        if not np.may_share_memory(summed_bias, bias):
+            bound = None
+        done += [
+            (grad_weight, bound),
+            (grad_bias, bound and Bound("grad_bias", bound.run, summed_bias, accumulate)),
+        ]
     else:
         done += [run(1), run(2)]
     grads, bounds = zip(*done, strict=True)
@@ -331,14 +342,19 @@ def transpose(
     dilation: Any,
 ) -> Array:
     """Convolve transposed: equation (2) of the convolution whose weight this is, plus the bias."""
+    form = form_of((x, weight, bias), (), ("transpose", ndim, stride, padding, output_padding, groups, dilation))
+    if (bound := recall(form)) is not None:
+        result: Array = bound(flat(x), factors(weight))
+        return result if bias is None else np.add(result, bias.reshape(-1, *(1,) * ndim), out=result)
+    prepared = weight if isinstance(weight, PreparedWeight) else None
     x, weight, bias = as_array("x", x), as_array("weight", weight), _optional("bias", bias)
     dtype = common_dtype(x=x, weight=weight, bias=bias)
     geometry = transposed_geometry(x.shape, weight.shape, stride, padding, output_padding, groups, dilation, ndim=ndim)
     values = bias_values(bias, geometry.channels, ndim, dtype)
     final_shape = _final(geometry.input_shape, x.ndim == ndim + 2)
     x_shape, weight_shape, output_shape = shapes_3d(geometry)
-    inputs = [Operand(x, output_shape, ndim), Operand(weight, weight_shape, ndim)]
-    result = run_pass("grad_input", geometry, dtype, inputs, x, x_shape, final_shape)
+    inputs = [Operand(x, output_shape, ndim), Operand(weight, weight_shape, ndim, prepared)]
+    result = run_pass("grad_input", geometry, dtype, inputs, x, x_shape, final_shape, form=form)
     if bias is not None:
         result += values.reshape((geometry.channels,) + (1,) * ndim).astype(result.dtype, copy=False)
     return result
@@ -358,30 +374,44 @@ def transpose_backward(
     bias_shape: Sequence[int] | None,
 ) -> ConvGrads:
     """Compute what ``output_mask`` asks for of the transposed convolution's gradients, by equations (1), (3) and (4)."""
+    form = None
+    if type(output_mask) is tuple:
+        values = (ndim, stride, padding, output_padding, groups, dilation, () if bias_shape is None else bias_shape)
+        form = form_of(
+            (grad_output, x, weight), (bias_shape is None, *output_mask), ("transpose_backward", *values)
+        )  # fmt: skip
+        if (bounds := recall(form)) is not None:
+            inputs = [(flat(grad_output), factors(weight)), (flat(x), flat(grad_output)), (flat(grad_output),)]
+            return ConvGrads(*(bound and bound(*arrays) for bound, arrays in zip(bounds, inputs, strict=True)))
+    prepared = weight if isinstance(weight, PreparedWeight) else None
     grad_output, x, weight = as_array("grad_output", grad_output), as_array("x", x), as_array("weight", weight)
     dtype = common_dtype(x=x, weight=weight, grad_output=grad_output)
     geometry = transposed_geometry(x.shape, weight.shape, stride, padding, output_padding, groups, dilation, ndim=ndim)
     batched = x.ndim == ndim + 2
     _check_shape(grad_output, _final(geometry.input_shape, batched))
     mask = _output_mask(output_mask)
-    final_bias = _bias_shape(bias_shape, geometry.channels, ndim)
+    shapes = (
+        _final(geometry.output_shape, batched), geometry.weight_shape, _bias_shape(bias_shape, geometry.channels, ndim)
+    )  # fmt: skip
     x_shape, weight_shape, output_shape = shapes_3d(geometry)
-    gradient, final_x = Operand(grad_output, x_shape, ndim), _final(geometry.output_shape, batched)
-    grad_x = grad_weight = grad_bias = None
-    if mask[0]:
-        no_bias = np.zeros(geometry.filters, dtype)
-        inputs = [gradient, Operand(weight, weight_shape, ndim), Operand(no_bias, no_bias.shape)]
-        grad_x = run_pass("output", geometry, dtype, inputs, x, output_shape, final_x)
-    if mask[1]:
-        inputs = [Operand(x, output_shape, ndim), gradient]
-        grad_weight = run_pass(
-            "grad_weight", geometry, dtype, inputs, weight, (1, *weight_shape), geometry.weight_shape
-        )
-    if mask[2]:
-        # Equation (4) of the transposed convolution, whose output is the geometry's input.
-        sums = bias_geometry(geometry.batch, geometry.channels, geometry.input)
-        grad_bias = run_pass("grad_bias", sums, dtype, [gradient], grad_output, (geometry.channels,), final_bias)
-    return ConvGrads(grad_x, grad_weight, grad_bias)
+    gradient, no_bias = Operand(grad_output, x_shape, ndim), np.zeros(geometry.filters, dtype)
+    # Equation (4) of the transposed convolution, whose output is the geometry's input.
+    sums = bias_geometry(geometry.batch, geometry.channels, geometry.input)
+    weights = [gradient, Operand(weight, weight_shape, ndim, prepared), Operand(no_bias, no_bias.shape)]
+    images = [Operand(x, output_shape, ndim), gradient]
+    passes = (
+        ("output", geometry, weights, x, output_shape),
+        ("grad_weight", geometry, images, weight, (1, *weight_shape)),
+        ("grad_bias", sums, [gradient], grad_output, (geometry.channels,)),
+    )
+    done = [
+        _run_and_bind(computes, g, dtype, inputs, like, shape, final_shape) if wanted else (None, None)
+        for wanted, (computes, g, inputs, like, shape), final_shape in zip(mask, passes, shapes, strict=True)
+    ]
+    grads, bounds = zip(*done, strict=True)
+    if all((bound is not None) == wanted for bound, wanted in zip(bounds, mask, strict=True)):
+        remember(form, bounds)
+    return ConvGrads(*grads)
 
 
 def jvp(

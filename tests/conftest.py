@@ -164,11 +164,11 @@ def computed(monkeypatch):
     """List the passes that tensors go through."""
     from fastconv.torch import operators
 
-    passes, run_pass = [], operators.run_pass
+    passes, compute = [], operators._compute
 
     def spy(computes, *rest, **options):
         passes.append(computes)
-        return run_pass(computes, *rest, **options)
+        return compute(computes, *rest, **options)
 
-    monkeypatch.setattr(operators, "run_pass", spy)
+    monkeypatch.setattr(operators, "_compute", spy)
     return passes

@@ -108,6 +108,133 @@ def test_gradients_of_large_weights_that_lie_channels_last(algorithm, rng):
     np.testing.assert_array_equal(others.weight, grads.weight)
 
 
+def strided(array):
+    """Lay an array into memory with gaps: kernels cannot write to it as it lies."""
+    wide = np.full((*array.shape[:-1], 2 * array.shape[-1]), np.nan, array.dtype)
+    wide[..., ::2] = array
+    return wide[..., ::2]
+
+
+LAYS = (np.copy, channels_last, strided)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("x_shape", "weight_shape", "named"), SHAPES)
+def test_known_calls_write_to_the_same_arrays(x_shape, weight_shape, named, dtype, rng):
+    """However these lie: what cannot be written to at once is checked each time."""
+    first, weight, bias = (integers(rng, shape, dtype) for shape in (x_shape, weight_shape, weight_shape[:1]))
+    atol = 1e-4 if "algorithm" in named else 0  # Winograd's sums are not exact
+    output = fastconv.conv2d(first, weight, bias, **named)
+    grad_output = np.rint(output)
+    grads = fastconv.conv2d_backward(grad_output, first, weight, **named)
+    before = fastconv.ConvGrads(*(integers(rng, grad.shape, dtype) for grad in grads))
+    for lay, x in itertools.product(LAYS, (first, channels_last(first))):
+        out = lay(np.full_like(output, np.nan))
+        calls._calls.clear()
+        for _ in range(2):
+            out[...] = np.nan
+            assert fastconv.conv2d(x, weight, bias, **named, out=out) is out
+            np.testing.assert_allclose(out, output, rtol=0, atol=atol)
+        for mask, adds in itertools.product(itertools.product((False, True), repeat=3), (False, True)):
+            calls._calls.clear()
+            for _ in range(2):
+                given = fastconv.ConvGrads(
+                    *(
+                        (lay(a) if a.ndim > 1 else a.copy()) if wanted else None
+                        for wanted, a in zip(mask, before, strict=True)
+                    )
+                )
+                options = {"output_mask": mask, "out": given, "accumulate": adds}
+                made = fastconv.conv2d_backward(grad_output, x, weight, **named, **options)
+                for a, b, grad, old in zip(made, given, grads, before, strict=True):
+                    assert a is b
+                    if b is not None:
+                        np.testing.assert_allclose(b, grad + old if adds else grad, rtol=0, atol=10 * atol)
+
+
+def test_arrays_to_write_to_are_known(rng, monkeypatch):
+    """Neither of them is checked again, nor what is added to them."""
+    x, weight = integers(rng, (2, 3, 9, 9), "float32"), integers(rng, (4, 3, 3, 3), "float32")
+    out = fastconv.conv2d(x, weight)
+    grads = fastconv.conv2d_backward(out, x, weight)
+    fastconv.conv2d(x, weight, out=np.empty_like(out))
+    for adds in (False, True):
+        fastconv.conv2d_backward(out, x, weight, out=grads, accumulate=adds)
+    monkeypatch.setattr(fastconv.passes, "geometry_of", None)
+    fastconv.conv2d(x, weight, out=out)
+    for adds in (False, True):
+        fastconv.conv2d_backward(out, x, weight, out=grads, accumulate=adds)
+    with pytest.raises(TypeError, match="not callable"):
+        fastconv.conv2d(x, weight, out=strided(out))
+
+
+def test_arrays_that_overlap_are_refused_again():
+    """That two arrays lie apart is not in their form."""
+    memory = np.zeros(1000, np.float32)
+    x, weight, out = (
+        memory[:50].reshape(1, 2, 5, 5),
+        np.ones((2, 2, 3, 3), np.float32),
+        np.empty((1, 2, 3, 3), np.float32),
+    )
+    fastconv.conv2d(x, weight, out=out)
+    with pytest.raises(ValueError, match="out overlaps x"):
+        fastconv.conv2d(x, weight, out=memory[40:58].reshape(1, 2, 3, 3))
+    out.flags.writeable = False
+    with pytest.raises(ValueError, match="out is read-only"):
+        fastconv.conv2d(x, weight, out=out)
+    grads = fastconv.conv2d_backward(out, x, weight)
+    mask = {"output_mask": (True, True, False)}
+    fastconv.conv2d_backward(out, x, weight, out=fastconv.ConvGrads(*grads[:2], None), **mask)
+    for at, wrong in ((30, "out.input overlaps x"), (500, "out.weight overlaps out.input")):
+        dx, dw = memory[at : at + 50].reshape(x.shape), memory[510:546].reshape(weight.shape)
+        with pytest.raises(ValueError, match=wrong):
+            fastconv.conv2d_backward(out, x, weight, out=fastconv.ConvGrads(dx, dw, None), **mask)
+    for wrong in (None, (), (grads.input, grads.weight), [*grads[:2], None]):
+        with pytest.raises((TypeError, ValueError), match="out is"):
+            fastconv.conv2d_backward(out, x, weight, out=wrong, accumulate=True, **mask)
+    nothing = {"output_mask": (False, False, False), "accumulate": True}
+    fastconv.conv2d_backward(out, x, weight, out=fastconv.ConvGrads(None, None, None), **nothing)
+    with pytest.raises(ValueError, match="out is None"):
+        fastconv.conv2d_backward(out, x, weight, **nothing)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_transposed_convolutions(dtype, rng):
+    for ndim, named in itertools.product((1, 2, 3), ({}, {"stride": 2, "padding": 1, "output_padding": 1})):
+        shape, taps = (2, 4, 5, 4, 3)[: ndim + 2], (3,) * ndim
+        images, weight, bias = (integers(rng, s, dtype) for s in (shape, (4, 3, *taps), (3,)))
+        convolve, backward = (getattr(fastconv, f"conv_transpose{ndim}d{kind}") for kind in ("", "_backward"))
+        for x, w, b in itertools.product(
+            (images, channels_last(images), images[0]),
+            (weight, fastconv.prepare(weight)),
+            (None, bias, bias.reshape(3, 1, *[1] * ndim)),
+        ):
+            first, again = both(convolve, x, w, b, **named)
+            alike(first, again)
+            exact = (None if a is None else a.astype(int) for a in (x, weight, b))
+            np.testing.assert_array_equal(first, convolve(*exact, **named))
+            for mask in itertools.product((False, True), repeat=3):
+                for a, c in zip(*both(backward, first, x, w, **named, output_mask=mask), strict=True):
+                    if a is not None or c is not None:
+                        alike(a, c)
+
+
+def test_gradients_one_by_one(rng):
+    x, weight = integers(rng, (2, 3, 7, 6), "float32"), integers(rng, (4, 3, 3, 3), "float32")
+    output = fastconv.conv2d(x, weight, stride=2)
+    grads = fastconv.conv2d_backward(output, x, weight, stride=2)
+    calls = (
+        (fastconv.grad.conv2d_input, (x.shape, weight, output, 2)),
+        (fastconv.grad.conv2d_input, (x.shape, fastconv.prepare(weight), output, 2)),
+        (fastconv.grad.conv2d_weight, (x, weight.shape, output, 2)),
+        (fastconv.grad.conv2d_bias, (output,)),
+    )
+    for (function, arguments), wanted in zip(calls, (grads.input, *grads), strict=True):
+        first, again = both(function, *arguments)
+        alike(first, again)
+        np.testing.assert_array_equal(first, wanted)
+
+
 def test_other_dimensions(rng):
     for ndim in (1, 3):
         x, weight = integers(rng, (2, 3) + (5,) * ndim, "float32"), integers(rng, (4, 3) + (2,) * ndim, "float32")
@@ -222,3 +349,19 @@ def test_a_shape_that_is_an_array_is_refused_by_name():
     x, weight = np.ones((1, 2, 5, 5), np.float32), np.ones((3, 2, 3, 3), np.float32)
     with pytest.raises(TypeError, match="bias_shape"):
         fastconv.conv2d_backward(fastconv.conv2d(x, weight), x, weight, bias_shape=np.array([3, 1, 1, 1]))
+
+
+def test_a_prepared_weight_is_an_array_too(rng):
+    """Where images are expected it is read as one, each time."""
+    weight = integers(rng, (2, 2, 3, 3), "float32")
+    prepared = fastconv.prepare(weight)
+    for arguments in ((prepared, weight), (prepared, prepared)):
+        for result in both(fastconv.conv2d, *arguments):
+            np.testing.assert_array_equal(result, fastconv.conv2d(weight, weight))
+        for result in both(fastconv.conv_transpose2d, *arguments):
+            np.testing.assert_array_equal(result, fastconv.conv_transpose2d(weight, weight))
+    grad_output = integers(rng, (2, 2, 1, 1), "float32")
+    wanted = fastconv.conv2d_backward(grad_output, weight, weight)
+    for grads in both(fastconv.conv2d_backward, grad_output, prepared, prepared):
+        for grad, other in zip(grads, wanted, strict=True):
+            np.testing.assert_array_equal(grad, other)

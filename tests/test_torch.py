@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 from under_torch import COMPILED, OURS, leaf, left  # noqa: E402
 
 import fastconv  # noqa: E402
+from fastconv import calls  # noqa: E402
 from fastconv import torch as ft  # noqa: E402
 from fastconv.torch import functions, operators  # noqa: E402
 
@@ -248,27 +249,61 @@ def test_what_is_not_needed_is_not_computed(computed):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_no_copies():
-    """Kernels see the tensors' memory, and what they return is the tensor's."""
+def test_no_copies(monkeypatch):
+    """Kernels see the tensors' memory, and what they return is the tensor's, whether a call is known or not."""
     seen = []
-    run_pass = operators.run_pass
+    run_pass, known = operators.run_pass, calls.Bound.__call__
 
-    def spy(computes, geometry, dtype, inputs, *rest, **options):
+    def checked(computes, geometry, dtype, inputs, *rest, **options):
         result = run_pass(computes, geometry, dtype, inputs, *rest, **options)
         seen.append(([operand.array.ctypes.data for operand in inputs], result.ctypes.data))
         return result
 
+    def remembered(self, *inputs):
+        result = known(self, *inputs)
+        seen.append(([array.ctypes.data for array in inputs if array is not None], result.ctypes.data))
+        return result
+
     x, weight = leaf(2, 3, 8, 8, dtype=torch.float32, last=True), leaf(4, 3, 3, 3, dtype=torch.float32)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(operators, "run_pass", spy)
+    monkeypatch.setattr(calls, "_calls", {})
+    monkeypatch.setattr(operators, "run_pass", checked)
+    monkeypatch.setattr(calls.Bound, "__call__", remembered)
+    for _ in range(2):
+        x.grad = weight.grad = None
         y = ft.conv2d(x, weight)
         y.backward(grad := torch.randn_like(y))
-    assert [given[:2] for given, _ in seen] == [
-        [x.data_ptr(), weight.data_ptr()],
-        [grad.data_ptr(), weight.data_ptr()],
-        [grad.data_ptr(), x.data_ptr()],
-    ]
-    assert [made for _, made in seen] == [y.data_ptr(), x.grad.data_ptr(), weight.grad.data_ptr()]
+        assert [given[:2] for given, _ in seen] == [
+            [x.data_ptr(), weight.data_ptr()],
+            [grad.data_ptr(), weight.data_ptr()],
+            [grad.data_ptr(), x.data_ptr()],
+        ]
+        assert [made for _, made in seen] == [y.data_ptr(), x.grad.data_ptr(), weight.grad.data_ptr()]
+        seen.clear()
+        monkeypatch.setattr(operators, "run_pass", None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("shape", [(2, 3, 6, 5), (1, 1, 3, 3), (1, 2, 3, 3), (3, 1, 4, 4)])
+def test_known_calls_give_the_same(shape, last, dtype, monkeypatch):
+    """Values and strides, also of axes with one element, which NumPy has no rule for."""
+    monkeypatch.setattr(calls, "_calls", {})
+    for bias in (None, torch.ones(4, dtype=dtype)):
+        given = leaf(*shape, dtype=dtype, last=last), leaf(4, shape[1], 3, 3, dtype=dtype, last=last)
+        transposed = given[0], leaf(shape[1], 4, 3, 3, dtype=dtype)
+        for function, leaves in ((ft.conv2d, given), (ft.conv_transpose2d, transposed)):
+            leaves = (*leaves, *([] if bias is None else [bias.requires_grad_()]))
+            theirs, results = getattr(F, function.__name__)(*leaves), []
+            for _ in range(2):
+                y = function(*leaves)
+                assert y.stride() == theirs.stride()
+                results.append([y, *torch.autograd.grad(y, leaves, torch.ones_like(y))])
+            assert calls._calls
+            for a, b in zip(*results, strict=True):
+                assert torch.equal(a, b)
+                assert a.stride() == b.stride()
+                assert a.data_ptr() != b.data_ptr()
+            torch.testing.assert_close(results[1][0], theirs)
 
 
 @pytest.mark.parametrize("groups", [1, 8])
@@ -281,7 +316,7 @@ def test_gradients_of_a_bias_come_with_those_of_the_weight(last, groups, monkeyp
     given = []
 
     def spy(computes, *rest, **options):
-        given.append((computes, *options))
+        given.append((computes, "bias" in options))
         return run_pass(computes, *rest, **options)
 
     run_pass = operators.run_pass
@@ -290,15 +325,16 @@ def test_gradients_of_a_bias_come_with_those_of_the_weight(last, groups, monkeyp
         leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
         y = ft.conv2d(*leaves, stride=2, padding=1, groups=groups)
         given.clear()
+        calls._calls.clear()
         found = torch.autograd.grad(y, leaves, grad, create_graph=create_graph)
-        assert given == [("grad_input",), ("grad_weight", *["bias"] * (groups == 1 and not create_graph))]
+        assert given == [("grad_input", False), ("grad_weight", groups == 1 and not create_graph)]
         wanted = torch.autograd.grad(F.conv2d(*leaves, stride=2, padding=1, groups=groups), leaves, grad)
         for one, other in zip(found, wanted, strict=True):
             assert torch.equal(one, other)
     given.clear()
     y = ft.conv2d(x, weight, leaves[2], stride=2, padding=1, groups=groups)
     torch.testing.assert_close(torch.autograd.grad(y, leaves[2], grad)[0], wanted[2], rtol=0, atol=0)
-    assert given == [("output",)]
+    assert given == [("output", False)]
 
 
 LAYOUTS = [

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch.autograd import forward_ad
 
+from ..calls import Form, flat, form_of, recall
 from ..geometry import ConvGeometry, conv_geometry
 from ..passes import Operand, run_pass, shapes_3d, sums_bias
 from .layout import LIKE, Ints, lies_channels_last, memory_format, steps_of
@@ -57,7 +58,7 @@ class _Pass(NamedTuple):
     """What `fastconv.passes.run_pass` is told about a pass beside its arrays."""
 
     geometry: ConvGeometry
-    known: tuple[tuple[Ints, int], tuple[Ints, int]]
+    operands: tuple[tuple[Ints, int], tuple[Ints, int]]
     shape: Ints
     final_shape: Ints
 
@@ -110,34 +111,51 @@ def _compute(
 
     With equation (3), ``sums`` get the gradient of a bias.
     """
-    geometry, known, shape, final_shape = _pass(
-        computes, a.shape, b.shape, tuple(size), tuple(stride), tuple(sides), tuple(dilation), groups
-    )
     dtype = DTYPES.get(a.dtype)
     if dtype is None or b.dtype != a.dtype or (bias is not None and bias.dtype != a.dtype):
         names = ", ".join(str(t.dtype) for t in (a, b, bias) if t is not None)
         raise TypeError(f"tensors have dtypes {names}: expected torch.float32 or torch.float64 for all")
     _keep_to_threads()
-    operands = [Operand(_array(a), *known[0]), Operand(_array(b), *known[1])]
-    if computes == "output":
-        values = np.zeros(geometry.filters, dtype) if bias is None else _array(bias)
-        operands.append(Operand(values, (geometry.filters,)))
-    like, more = LIKE[len(size), channels_last], {}
-    if sums is not None:
-        if sums_bias(geometry, dtype, operands, shape):
-            more["bias"] = _array(sums)
-        else:
-            torch.sum(a, _all_but_channels(a), out=sums)
-    result = torch.from_numpy(run_pass(computes, geometry, dtype, operands, like, shape, final_shape, **more))
-    if 1 in final_shape:  # NumPy has no rule for the step of a single element, but whoever reads steps later has
-        result = result.as_strided(final_shape, steps_of(final_shape, channels_last))
+    values = sums if sums is not None else bias if computes == "output" else None
+    arrays = [None if t is None else _array(t) for t in (a, b, values)]
+    spec = (tuple(size), tuple(stride), tuple(sides), tuple(dilation), groups)
+    form = form_of(arrays, (channels_last, sums is not None), (computes, *spec))
+    if (bound := recall(form)) is not None:
+        result = bound(*(array if array is None else flat(array) for array in arrays))
+    else:
+        result = _run(computes, dtype, arrays, channels_last, _pass(computes, a.shape, b.shape, *spec), form, sums)
+    result = torch.from_numpy(result)
     if computes == "grad_input" and bias is not None:
         result += bias.detach().view(-1, *(1,) * len(size))
     return result
 
 
+def _run(
+    computes: str, dtype: np.dtype[Any], arrays: Sequence[Any], channels_last: bool, known: _Pass, form: Form | None, sums: Any
+) -> Any:  # fmt: skip
+    """Run a pass that has not been run before, or cannot be remembered."""
+    (a, b, values), g = arrays, known.geometry
+    operands = [Operand(a, *known.operands[0]), Operand(b, *known.operands[1])]
+    if computes == "output":
+        values = np.zeros(g.filters, dtype) if values is None else values
+        operands.append(Operand(values, (g.filters,)))
+    more = {}
+    if sums is not None:
+        if sums_bias(g, dtype, operands, known.shape):
+            more["bias"] = values
+        else:
+            torch.sum(torch.from_numpy(a), _all_but_channels(a), out=sums)
+            form = None  # what was remembered would not compute these
+    like, strides = LIKE[g.ndim, channels_last], None
+    if 1 in known.final_shape:  # NumPy has no rule for the step of a single element, but whoever reads steps later has
+        strides = tuple(step * dtype.itemsize for step in steps_of(known.final_shape, channels_last))
+    return run_pass(
+        computes, g, dtype, operands, like, known.shape, known.final_shape, strides=strides, form=form, **more
+    )  # fmt: skip
+
+
 def _all_but_channels(tensor: Any) -> Ints:
-    return 0, *range(2, tensor.dim())
+    return 0, *range(2, tensor.ndim)
 
 
 def _array(tensor: Any) -> Any:
