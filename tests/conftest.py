@@ -82,12 +82,18 @@ COMPILE_THEIR_OWN = ("test_house.py", "test_simd.py")
 
 
 SKIPS = re.compile(r'importorskip\(("(torch|jax|autograd)"|name\))')
+"""What a module, or a test, says to be skipped without a framework."""
 
 
 @functools.cache
 def _needs_frameworks(module):
     """Say whether all tests of a module are skipped without a framework."""
     return any(SKIPS.search(line) for line in inspect.getsource(module).splitlines() if not line.startswith(" "))
+
+
+@functools.cache
+def _needs_framework(function):
+    return SKIPS.search(inspect.getsource(function)) is not None
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -100,7 +106,7 @@ def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: item.path.name not in COMPILE_THEIR_OWN)
     for item in items:
         function = getattr(item, "function", None)
-        if function is not None and (_needs_frameworks(item.module) or SKIPS.search(inspect.getsource(function))):
+        if function is not None and (_needs_frameworks(item.module) or _needs_framework(function)):
             item.add_marker("frameworks")
     if config.getoption("markexpr") == "long":
         for item in items:

@@ -312,6 +312,7 @@ CALL_LINKED = """
 
 
 @COMPILED
+@pytest.mark.slow
 def test_linked_kernels_come_with_what_calls_them(copy):
     """Also from the cache, where what they came from is gone, and where only a part of the callers is there."""
     (copy / "fastconv/kernels/linked.py").write_text(dedent(LINKED))
@@ -346,6 +347,7 @@ def test_callers_hold_no_code_of_linked_kernels(copy):
 
 
 @COMPILED
+@pytest.mark.slow
 def test_what_is_in_the_cache_is_loaded_without_the_compiler(copy):
     """Numba would import all that it needs to compile, and with that SciPy, which takes longer than a first call."""
     cache = copy / "cache"
@@ -366,7 +368,7 @@ DAMAGES = {
 
 
 @COMPILED
-@pytest.mark.parametrize("suffix", ["nbi", "nbc"])
+@pytest.mark.parametrize("suffix", [pytest.param("nbi", marks=pytest.mark.slow), "nbc"])
 def test_damaged_cache_files_are_survived(copy, suffix):
     cache = copy / "cache"
     assert run(CALL, copy, cache) == ["3 12.0", "compiled"]
@@ -432,6 +434,7 @@ CONVOLVE = """
 
 
 @COMPILED
+@pytest.mark.slow
 def test_an_edited_tile_is_compiled_again(copy):
     """Though no file that holds a kernel, or its cache's name, has changed."""
     cache = copy / "cache"
@@ -463,7 +466,7 @@ def test_eight_processes_fill_one_empty_cache(copy, convolve):
 
 @COMPILED
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits of this kind")
-@pytest.mark.parametrize("most", [0, 100, 2000])
+@pytest.mark.parametrize("most", [*(pytest.param(n, marks=pytest.mark.slow) for n in (0, 100)), 2000])
 def test_a_full_disk_is_survived(copy, most):
     """Files end after some bytes: none can be written, or the index but not the code."""
     cache = copy / "cache"

@@ -576,6 +576,7 @@ def test_tile(check, dtype):
 
 
 @compiled
+@pytest.mark.slow
 @pytest.mark.parametrize("vector_bytes", [width for width in (16, 32, 64) if width != words.VECTOR_BYTES])
 def test_other_widths(vector_bytes):
     """LLVM splits vectors that are wider than this machine's: slow, but the same code path.
@@ -618,6 +619,11 @@ MACHINES = {
 }
 
 
+MACHINE = pytest.mark.parametrize(
+    "machine", [pytest.param(name, marks=[pytest.mark.slow] * (name != "NEON")) for name in MACHINES]
+)
+
+
 def assembly(machine, write, n_args, *arguments):
     """Return the lines of a tile's machine code."""
     triple, cpu, features = MACHINES[machine][:3]
@@ -655,7 +661,7 @@ def optimise(module, target):
 
 
 @pytest.mark.parametrize("dtype", [types.float32, pytest.param(types.float64, marks=pytest.mark.long)], ids=str)
-@pytest.mark.parametrize("machine", MACHINES)
+@MACHINE
 def test_machine_code(machine, dtype, monkeypatch):
     """The tiles assemble for each kind of machine, with accumulators in registers: none is spilled among the products.
 
@@ -689,7 +695,7 @@ def test_machine_code(machine, dtype, monkeypatch):
         assert len(spills) <= 10  # of 18 vectors between columns and rows
 
 
-@pytest.mark.parametrize("machine", MACHINES)
+@MACHINE
 def test_sums_are_stored_whole(machine, monkeypatch):
     """Where vectors overlap, LLVM makes no masked stores of what is chosen lane by lane: with AVX2 they take twelve cycles."""
     vector_bytes, vectors = MACHINES[machine][3:5]
@@ -705,7 +711,7 @@ def test_sums_are_stored_whole(machine, monkeypatch):
         assert not any(re.search(r"maskmov|\) *\{%k", line) for line in lines), kind
 
 
-@pytest.mark.parametrize("machine", MACHINES)
+@MACHINE
 def test_outputs_are_streamed(machine, monkeypatch):
     """Each tile of outputs has stores that pass the caches by where a vector is a line of them, and as many that do not."""
     vector_bytes, vectors = MACHINES[machine][3:5]

@@ -577,9 +577,9 @@ print(resident() - before)
 @pytest.mark.parametrize("steps", [400, pytest.param(10_000, marks=pytest.mark.long)])
 def test_training_leaks_nothing(steps):
     """Two thirds of the steps, with batches of all sizes, add no more than a batch takes; kept batches would be seen."""
-    command = [sys.executable, "-c", LEAKS, str(steps)]
+    command, environment = [sys.executable, "-c", LEAKS, str(steps)], os.environ | {"NUMBA_NUM_THREADS": "1"}
     flat, grown = (
-        int(subprocess.run([*command, *more], capture_output=True, text=True, check=True).stdout)
+        int(subprocess.run([*command, *more], env=environment, capture_output=True, text=True, check=True).stdout)
         for more in ([], ["kept"])
     )
     assert flat < 4 * 2**20
