@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import Array
+from .arrays import LINE, Array
 from .geometry import ConvGeometry, ceil_div, phase_taps
 from .kernels.layout import turn
 from .kernels.pack import pack_image, unpack_panel
@@ -337,10 +337,8 @@ class Pixels:
     @property
     def streams(self) -> bool:
         """Whether the output goes to memory past the caches: pixels, or planes, that share no line, and are written once."""
-        size, vectors = math.prod(self.out_shape), lanes(self.itemsize)
-        apart = (
-            self.window == (0, 0) and (self.channels if self.out_last else math.prod(self.out_shape[2:])) % vectors == 0
-        )
+        size, together = math.prod(self.out_shape), self.channels if self.out_last else math.prod(self.out_shape[2:])
+        apart = self.window == (0, 0) and together * self.itemsize % LINE == 0
         return apart and not self.adds and size * self.itemsize >= STREAM_BYTES
 
     @property

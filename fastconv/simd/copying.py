@@ -24,7 +24,7 @@ def _write_copy_tile(function: Any, dtype: Any) -> None:
             here, there = w.at(source, b.mul(row.index, source_step)), w.at(target, b.mul(row.index, target_step))
             parts = [I64(w.size * w.lanes * v) for v in range(n)]
             values = [w.load(b.add(here, part), w.vector) for part in parts]
-            for store in w.stores([there], streams):
+            for store in w.stores([there], streams, n):
                 for part, value in zip(parts, values, strict=True):
                     store(value, b.add(there, part))
     b.ret_void()

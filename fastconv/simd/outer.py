@@ -96,7 +96,7 @@ def _write_tile(function: Any, dtype: Any, height: int, vectors: int, ahead: int
                         b.store(b.fadd(w.load(at, w.vector), value), variable)
                 least = w.splat(w.load(floor, w.scalar))
                 results = [w.at_least(b.load(variable), least) for variable in acc]
-                for store in w.stores(ends, streams):
+                for store in w.stores(ends, streams, vectors):
                     for at, result in zip(addresses, results, strict=True):
                         store(result, at)
             with part:

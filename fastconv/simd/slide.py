@@ -22,7 +22,7 @@ from numba import config
 from numba.core import cgutils
 
 from ..jit import VECTORS
-from .words import I64, Array, Words, address_of, call_first, private_function, tile_intrinsic
+from .words import I64, LINE, Array, Words, address_of, call_first, private_function, tile_intrinsic
 
 __all__ = [
     "GROUPED",
@@ -138,16 +138,18 @@ class _Walk:
                     yield self.w.load(self.w.at(address, place), self.w.vector), meets
             place = self.b.add(place, self.x_step)
 
-    def vectors(self, channels: Any) -> Iterator[tuple[Any, Any]]:
+    def vectors(self, channels: Any, in_order: Any = None) -> Iterator[tuple[Any, Any]]:
         """Visit the vectors of channels: the first channel of each, and the first that is not one of those before it.
 
         The last one overlaps the one before it, if need be.  If there are many, the second one overlaps the first so that all
-        but two lie in one line of the cache of the input.
+        but two lie in one line of the cache of the input; not if they are to be ``in_order``.
         """
         b, n = self.b, I64(self.w.lanes)
         lane, until = self.w.variable(I64), self.w.variable(I64)
         apart = b.and_(b.udiv(self.x, I64(self.w.size)), I64(self.w.lanes - 1))
         few = b.icmp_signed("<", channels, I64(MANY * self.w.lanes))
+        if in_order is not None:
+            few = b.or_(few, in_order)
         b.store(b.select(few, I64(0), b.sub(I64(0), apart)) if self.members == 1 else I64(0), lane)
         b.store(I64(0), until)
         last = b.sub(channels, n)
@@ -209,14 +211,48 @@ def _write_slide_tile(function: Any, dtype: Any, taps: int, stride: int, height:
                                     b.store(w.multiply_add(column[i * taps + c], value, b.load(acc[r][m])), acc[r][m])
         walk.fetch(source, row, first)
 
-    def store(there: Any, rest: Any, left: Any) -> None:
-        for put in w.stores([there, out_step, out_row], streams):
-            for m in range(SPAN):
-                with b.if_then(b.icmp_signed(">", rest, I64(m)), likely=True):
-                    for r in range(height):
-                        with b.if_then(b.icmp_signed(">", left, I64(r)), likely=True):
-                            end = b.add(there, b.add(b.mul(out_row, I64(r)), b.mul(out_step, I64(m))))
-                            put(w.at_least(b.load(acc[r][m]), least), end)
+    def outputs(there: Any, rest: Any, left: Any) -> Iterator[tuple[int, int, Any]]:
+        """Visit the outputs that exist: the row and the pixel of each, and where it goes."""
+        for m in range(SPAN):
+            with b.if_then(b.icmp_signed(">", rest, I64(m)), likely=True):
+                for r in range(height):
+                    with b.if_then(b.icmp_signed(">", left, I64(r)), likely=True):
+                        yield r, m, b.add(there, b.add(b.mul(out_row, I64(r)), b.mul(out_step, I64(m))))
+
+    def result(r: int, m: int) -> Any:
+        return w.at_least(b.load(acc[r][m]), least)
+
+    def store(there: Any, offset: Any, rest: Any, left: Any) -> None:
+        there = b.add(there, offset)
+        if parts == 1:
+            for put in w.stores([there, out_step, out_row], streams):
+                for r, m, end in outputs(there, rest, left):
+                    put(result(r, m), end)
+            return
+        with b.if_else(by_lines) as (lines, vectors):
+            with lines:
+                part = b.urem(b.udiv(offset, I64(w.bytes)), I64(parts))
+                for r, m in itertools.product(range(height), range(SPAN)):
+                    w.store(result(r, m), b.add(held, b.add(at_first(r, m), b.mul(part, I64(w.bytes)))))
+                with b.if_then(b.icmp_signed("==", part, I64(parts - 1))):
+                    for r, m, end in outputs(there, rest, left):
+                        for p in range(parts):
+                            value = w.load(b.add(held, b.add(at_first(r, m), I64(p * w.bytes))), w.vector)
+                            w.stream(value, b.add(end, I64((p - parts + 1) * w.bytes)))
+            with vectors:
+                for r, m, end in outputs(there, rest, left):
+                    w.store(result(r, m), end)
+
+    # Where a vector is part of a line of the cache, lines that go past it are held until all their parts can follow each other:
+    # what is written in between would end them early.
+    parts, by_lines = LINE // w.bytes, None
+    if parts > 1:
+        by_lines = w.fill_lines([out, out_step, out_row, b.mul(channels, I64(w.size))], streams)
+        room = cgutils.alloca_once(b, ir.ArrayType(w.vector, height * SPAN * parts))
+        held = b.ptrtoint(room, I64)
+
+    def at_first(r: int, m: int) -> Any:
+        return I64((r * SPAN + m) * LINE)
 
     with cgutils.for_range_slice(b, I64(0), rows, I64(height)) as (upper, _):
         row = b.add(walk.y, b.mul(upper, walk.y_row))
@@ -224,10 +260,10 @@ def _write_slide_tile(function: Any, dtype: Any, taps: int, stride: int, height:
         with w.repeat(lambda: b.icmp_signed("<", b.load(done), count)):
             first = b.add(walk.column, b.mul(b.load(done), b.mul(walk.x_step, I64(stride))))
             there = b.add(b.add(out, b.mul(upper, out_row)), b.mul(b.load(done), out_step))
-            for lane, _ in walk.vectors(channels):
+            for lane, _ in walk.vectors(channels, by_lines):
                 offset = b.mul(lane, I64(w.size))
                 compute(row, first, offset)
-                store(b.add(there, offset), b.sub(count, b.load(done)), b.sub(rows, upper))
+                store(there, offset, b.sub(count, b.load(done)), b.sub(rows, upper))
             b.store(b.add(b.load(done), I64(SPAN)), done)
     b.ret_void()
 

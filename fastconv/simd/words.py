@@ -43,6 +43,7 @@ class Words:
         self.scalar = ir.FloatType() if dtype == types.float32 else ir.DoubleType()
         self.size = dtype.bitwidth // 8
         self.lanes = lanes(self.size)
+        self.bytes = self.size * self.lanes
         self.vector = ir.VectorType(self.scalar, self.lanes)
         self.suffix = f"v{self.lanes}f{dtype.bitwidth}"
 
@@ -56,26 +57,32 @@ class Words:
         """Store a scalar or a vector, anywhere."""
         self.b.store(value, self.b.inttoptr(address, value.type.as_pointer())).align = self.size
 
-    def stores(self, addresses: list[Any], streams: Any) -> Iterator[Callable[[Any, Any], None]]:
-        """Visit the ways to store vectors at these addresses: past the caches, if ``streams`` is not 0, and as `store` does.
+    def stores(
+        self, addresses: list[Any], streams: Any, vectors: int = 1
+    ) -> Iterator[Callable[[Any, Any], None]]:  # fmt: skip
+        """Visit the ways to store so many vectors at each address: past the caches, if ``streams`` is not 0, and as `store` does.
 
         What is emitted at a turn is done if that way is taken: the first needs vectors that fill lines of the cache.
         """
-        if self.lanes * self.size != LINE:
+        if vectors * self.bytes % LINE:
             yield self.store
             return
-        together = functools.reduce(self.b.or_, addresses)
-        begin = self.b.icmp_signed("==", self.b.and_(together, I64(LINE - 1)), I64(0))
-        with self.b.if_else(self.b.and_(begin, self.b.icmp_signed("!=", streams, I64(0)))) as (past, usual):
+        with self.b.if_else(self.fill_lines(addresses, streams)) as (past, usual):
             with past:
                 yield self.stream
             with usual:
                 yield self.store
 
+    def fill_lines(self, addresses: list[Any], streams: Any) -> Any:
+        """Say whether these begin with lines of the cache, and ``streams`` is not 0."""
+        together = functools.reduce(self.b.or_, addresses)
+        begin = self.b.icmp_signed("==", self.b.and_(together, I64(LINE - 1)), I64(0))
+        return self.b.and_(begin, self.b.icmp_signed("!=", streams, I64(0)))
+
     def stream(self, value: Any, address: Any) -> None:
-        """Store a vector that fills a line of the cache there where it need not be read before: past the caches."""
+        """Store a vector that fills a line of the cache, or does with the next, where that need not be read: past the caches."""
         store = self.b.store(value, self.b.inttoptr(address, value.type.as_pointer()))
-        store.align = LINE
+        store.align = min(LINE, self.bytes)
         store.set_metadata("nontemporal", self.b.module.add_metadata([I32(1)]))
 
     def prefetch(self, address: Any) -> None:
