@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .arrays import LINE, Array
+from .arrays import Array
 from .geometry import ConvGeometry, ceil_div
 from .kernels.depthwise import correlate_depthwise, correlate_groups, gather_depthwise, gather_groups, pack_groups
 from .kernels.pack import pack_panel
@@ -30,7 +30,7 @@ from .programs import (
     tap_numbers,
     unpacking,
 )
-from .simd import GROUPED, SLIDES, TALL, TALLER, lanes
+from .simd import GROUPED, SLIDES, TALL, TALLER, lanes, line_parts
 from .strips import (
     STRIP_BYTES,
     Ints,
@@ -143,8 +143,7 @@ def pixels_program(p: Pixels) -> Program:
     tables = Tables()
     boxes = 0 if reads else width // lanes(itemsize) * source.box_steps[1]
     out_steps = steps_of_image(p.out_shape, p.out_last)
-    in_parts = lanes(itemsize) * itemsize < LINE  # of a line
-    streams = p.streams and not (in_parts and p.channels * itemsize > MOST_IN_PARTS)
+    streams = p.streams and not (line_parts() > 1 and p.out_last and p.channels * itemsize > MOST_IN_PARTS)
     numbers = strip_numbers(source, kinds, tables, p.out_shape, out_steps, p.out_step, streams)
     rows, runs, term = np.full((members, T), -1, np.int64), [], 0
     for phases in itertools.product(*(axis.phases for axis in axes)):

@@ -200,7 +200,7 @@ def _gather_program(p: Pixels) -> Program:
     least = FEWEST_PIXELS // 2 // math.prod(len(axis.phases) for axis in axes)
     strips = candidate_strips(
         p.sizes, p.in_shape[1] * itemsize * math.prod(p.stride), MOST_PIXELS, p.tasks, max(ROWS, least),
-        math.lcm(ROWS, lanes(itemsize)) if p.streams and not p.out_last else ROWS,  # parts of planes begin with a line
+        math.lcm(ROWS, LINE // itemsize) if p.streams and not p.out_last else ROWS,  # parts of planes begin with a line
     )  # fmt: skip
     if is_far and 0 < math.prod(p.out_shape) <= MOST_AT_ONCE * p.channels:
         strips.append(p.sizes)

@@ -31,7 +31,7 @@ from .programs import (
     output_pixels,
     unpacking,
 )
-from .simd import VECTORS, lanes
+from .simd import VECTORS, lanes, line_parts
 from .simd.words import LINE
 from .strips import (
     TASKS,
@@ -181,7 +181,11 @@ def _cut_program(p: Pixels, work: Work, stage_bytes: int) -> Program:
     first = cells(g)[1] if p.transposed else (0, 0, 0)
     tables = Tables()
     out_steps = steps_of_image(p.out_shape, p.out_last)
-    numbers = strip_numbers(source, kinds, tables, p.out_shape, out_steps, (1, 1, 1), p.streams)
+    # Vectors that are parts of lines become lines in scratch.  That saves less than it takes in planes, or of pixels apart.
+    in_parts = line_parts() > 1
+    streams = p.streams and not (in_parts and (form.strides or not p.out_last or line_parts() > VECTORS))
+    numbers = strip_numbers(source, kinds, tables, p.out_shape, out_steps, (1, 1, 1), streams)
+    writes = p.writes and not (streams and in_parts)
     pixel = whole_lanes(depth, itemsize)
     count = strip[0] * form.count(*strip[2:])
     values, products = odd_lines(count * pixel, itemsize), odd_lines(count * pitch, itemsize)
@@ -215,7 +219,7 @@ def _cut_program(p: Pixels, work: Work, stage_bytes: int) -> Program:
         "values_at": room.take(planes * values), "values": values,
         "products_at": room.take(math.prod(form.made.values) * products), "products": products,
         "columns_at": room.take(rows_of_tiles(form, strip) * n),
-        "pixels_at": room.take(0 if p.writes else math.prod(strip) * math.prod(form.made.steps) * pitch),
+        "pixels_at": room.take(0 if writes else math.prod(strip) * math.prod(form.made.steps) * pitch),
         "group_step": depth * source.pitches[1], **form.numbers(),
         "first": first[1:], "parts": parts, "groups": groups,
         "stages": ceil_div(depth, depths), "depths": depths,

@@ -88,6 +88,11 @@ def run_transpose(*arguments):
 
 
 @kernel
+def run_transpose_lines(*arguments):
+    simd.transpose_lines_tile(*arguments)
+
+
+@kernel
 def run_scatter(*arguments):
     simd.scatter_tile(*arguments)
 
@@ -404,27 +409,28 @@ def check_sum_slide(dtype):
 
 
 def check_transpose(dtype):
-    """The three kinds and their twins against NumPy; with and without columns that are left out."""
+    """The four kinds and their twins against NumPy; with and without columns that are left out."""
     rng, n = np.random.default_rng(0), lanes(np.dtype(dtype).itemsize)
-    runs = {"plain": run_transpose, "scatter": run_scatter, "gather": run_gather}
+    runs = {"plain": run_transpose, "lines": run_transpose_lines, "scatter": run_scatter, "gather": run_gather}
+    line = words.LINE // np.dtype(dtype).itemsize
     cases = [*product(runs, (0, 1, 3), (n,), (1,)), *product(["scatter"], (1, 3), range(1, n), (1,))]
-    for kind, squares, kept, more in (*cases, ("plain", 3, n, n)):  # columns begin with a line, or some do not
-        step = 4 * n + more
+    for kind, squares, kept, more in (*cases, ("lines", 3, n, line)):  # columns begin with a line, or some do not
+        rows_of, step = line if kind == "lines" else n, 4 * line + more
         size = squares * n
         rows = rng.permutation(2 * size)[:size]
         keeps = np.arange(size) % n < kept
         table = np.concatenate([[AWAY], rows])
-        source = rng.integers(0, 100, 1 + (2 * size + n) * step).astype(dtype)
-        out = np.full(2 + (2 * size + n) * step, MARK, dtype)
+        source = rng.integers(0, 100, 1 + (2 * size + line) * step).astype(dtype)
+        out = np.full(2 + (2 * size + line) * step, MARK, dtype)
         expected = out.copy()
         grid, into = source[1:].reshape(-1, step), expected[2:].reshape(-1, step)
-        if kind == "plain":
-            into[:size, :n] = grid[:n, :size].T
+        if kind in ("plain", "lines"):
+            into[:size, :rows_of] = grid[:rows_of, :size].T
         elif kind == "scatter":
             into[rows[keeps], :n] = grid[:n, :size].T[keeps]
         else:
             into[:n, :size] = grid[rows, :n].T
-        given = {"plain": (1,), "scatter": (table, 1, kept), "gather": (table, 1)}[kind]
+        given = {"scatter": (table, 1, kept), "gather": (table, 1)}.get(kind, ())
         for tile in (runs[kind], transpose._transpose_twin(kind)):
             result = lined(out, 2)
             tile(source, 1, step, result, 2, step, squares, *given)
@@ -713,16 +719,19 @@ def test_sums_are_stored_whole(machine, monkeypatch):
 
 @MACHINE
 def test_outputs_are_streamed(machine, monkeypatch):
-    """Each tile of outputs has stores that pass the caches by where a vector is a line of them, and as many that do not."""
+    """Tiles of outputs have stores that pass the caches by, where vectors that follow each other fill lines of them."""
     vector_bytes, vectors = MACHINES[machine][3:5]
     monkeypatch.setattr(words, "VECTOR_BYTES", vector_bytes)
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     size, map_ = next(iter(maps.OUTPUT.items()))
+    parts = words.LINE // vector_bytes
     for stores, write, n_args, *arguments in (
         (ROWS * vectors, outer._write_tile, 13, ROWS, vectors, 0),
-        (SPAN, slide._write_slide_tile, 22, 3, 2, 1, 1),
-        (size[0], maps._write_map, 10, map_, True),
+        (SPAN * parts, slide._write_slide_tile, 22, 3, 2, 1, 1),
+        (words.LINE // 4, transpose._write_transpose_tile, 7, "lines"),
+        (size[0] * (parts == 1), maps._write_map, 10, map_, True),
     ):
         lines = assembly(machine, write, n_args, types.float32, *arguments)
-        assert sum("vmovnt" in line for line in lines) == (stores if vector_bytes == words.LINE else 0)
+        found = sum("vmovnt" in line or "stnp" in line for line in lines)
+        assert stores - (machine == "NEON") <= found <= stores  # LLVM has none for an address with an index

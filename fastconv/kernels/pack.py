@@ -13,7 +13,20 @@ from typing import Any
 import numpy as np
 
 from ..jit import inner_kernel, linked_kernel, unsigned
-from ..simd import VECTORS, clear, compact, copy, copy_tile, gather_tile, lanes, scatter_tile, take_tile, transpose_tile
+from ..simd import (
+    VECTORS,
+    clear,
+    compact,
+    copy,
+    copy_tile,
+    gather_tile,
+    lanes,
+    line_parts,
+    scatter_tile,
+    take_tile,
+    transpose_lines_tile,
+    transpose_tile,
+)  # fmt: skip
 from ..tasks import task
 
 __all__ = [
@@ -74,11 +87,16 @@ def transpose(
     """
     compact()
     n = lanes(source.itemsize)
-    whole_rows, whole_columns = rows - rows % n, columns - columns % n
-    for m in range(0, whole_rows, n):
+    whole_rows, whole_columns, line = rows - rows % n, columns - columns % n, n * line_parts()
+    in_lines = rows - rows % line if streams else 0
+    for m in range(0, in_lines, line):
+        transpose_lines_tile(
+            source, source_at + m * source_step, source_step, target, target_at + m, target_step, whole_columns // n
+        )
+    for m in range(in_lines, whole_rows, n):
         transpose_tile(
-            source, source_at + m * source_step, source_step, target, target_at + m, target_step, whole_columns // n, streams
-        )  # fmt: skip
+            source, source_at + m * source_step, source_step, target, target_at + m, target_step, whole_columns // n
+        )
     for k in range(0 if whole_rows < rows else whole_columns, columns):
         first = 0 if k >= whole_columns else whole_rows
         for m in range(first, rows):

@@ -35,6 +35,7 @@ from ..simd import (
     gradient_map,
     input_map,
     lanes,
+    line_parts,
     outer_tile,
     output_map,
     weight_gradient_map,
@@ -313,7 +314,8 @@ def multiply(
     rows, columns = exist[1] - exist[0], exist[3] - exist[2]
     inside = inside_of(numbers, sizes, y0, x0)
     window = two(numbers, WINDOW)
-    packs, writes = numbers[34], out_steps[1] == 1 and not window[0]
+    packs, streams = numbers[34], numbers[53]
+    writes = out_steps[1] == 1 and not window[0] and not (streams and line_parts() > 1)  # pixels as they lie
     image, image_steps = room if packs else x, five(numbers, 15 if packs else 5)
     n = lanes(out.itemsize)
     pixel, blocks = (depth + n - 1) // n * n, (lane_count + pitch - 1) // pitch
@@ -356,7 +358,7 @@ def multiply(
             transform_products(
                 room, products_at, products, pitch, columns_at, sizes, tile, made_steps, made_more, made_values, exist, valid,
                 start, lane, zeros, out, corner + g * lane_count + block * pitch, (out_steps[0], out_steps[3], out_steps[4]),
-                numbers[53],
+                streams,
             )  # fmt: skip
         else:
             transform_products(
@@ -374,7 +376,7 @@ def multiply(
                 room, pixels_at, pitch, sizes[0], (z0, first_y + exist[0], first_x + exist[2]), (1, 1, 1),
                 (strip[0], 1, rows, columns), valid, out,
                 corner + exist[0] * out_steps[3] + exist[2] * out_steps[4] + (g * lane_count + block * pitch) * out_steps[1],
-                out_shape, out_steps, numbers[53],
+                out_shape, out_steps, streams,
             )  # fmt: skip
 
 

@@ -36,8 +36,8 @@ from .slide import (
 )
 from .sums import sum_tile
 from .tasks import compact, run_tasks
-from .transpose import gather_tile, scatter_tile, transpose_tile
-from .words import lanes
+from .transpose import gather_tile, scatter_tile, transpose_lines_tile, transpose_tile
+from .words import lanes, line_parts
 
 __all__ = [
     "ACCUMULATORS",
@@ -63,6 +63,7 @@ __all__ = [
     "group_slide_tile",
     "input_map",
     "lanes",
+    "line_parts",
     "outer_tile",
     "output_map",
     "peak_tile",
@@ -75,6 +76,7 @@ __all__ = [
     "sum_slide_tile",
     "sum_tile",
     "take_tile",
+    "transpose_lines_tile",
     "transpose_tile",
     "weight_gradient_map",
     "weight_map",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,9 @@ from llvmlite import ir
 from numba import config
 from numba.core import cgutils
 
-from .words import I32, I64, Array, Words, address_of, lanes, private_function, tile_intrinsic
+from .words import I32, I64, LINE, Array, Words, address_of, lanes, line_parts, private_function, tile_intrinsic
 
-__all__ = ["gather_tile", "scatter_tile", "transpose_tile"]
+__all__ = ["gather_tile", "scatter_tile", "transpose_lines_tile", "transpose_tile"]
 
 
 SQUARES_AHEAD = 4
@@ -25,51 +26,62 @@ def _write_transpose_tile(function: Any, dtype: Any, kind: str) -> None:
     """
     b = ir.IRBuilder(function.append_basic_block("entry"))
     w = Words(b, dtype)
-    source, source_step, target, target_step, table, squares, kept, streams = function.args
-    n = w.lanes
+    source, source_step, target, target_step, table, squares, kept = function.args
+    n, parts = w.lanes, LINE // w.bytes if kind == "lines" else 1
     source_step, target_step = b.mul(source_step, I64(w.size)), b.mul(target_step, I64(w.size))
     # Where rows are short, the next rows are fetched instead, as many as these.
     is_short = b.icmp_signed("<=", squares, I64(SQUARES_AHEAD))
     ahead = b.select(is_short, b.mul(source_step, I64(n)), I64(SQUARES_AHEAD * n * w.size))
+    held = [[w.variable(w.vector) for _ in range(n)] for _ in range(parts)]
     with cgutils.for_range(b, squares) as square:
         first = b.mul(square.index, I64(n))
         # Rows lie a step apart; or, on one side, where the table says.
         inside = [b.select(b.icmp_signed("<", I64(m), kept), I64(m), I64(0)) for m in range(n)]
-        spread = [w.load(w.at(table, b.add(first, m), 8), I64) for m in inside] if kind != "plain" else []
+        tabled = kind in ("scatter", "gather")
+        spread = [w.load(w.at(table, b.add(first, m), 8), I64) for m in inside] if tabled else []
         here = w.at(source, I64(0) if kind == "gather" else first)
         there = w.at(target, first) if kind == "gather" else target
-        rows, at = [], here
-        for m in range(n):
-            rows.append(w.load(b.add(here, b.mul(spread[m], source_step)) if kind == "gather" else at, w.vector))
-            if kind != "gather":
-                w.prefetch(b.add(at, ahead))
-            at = b.add(at, source_step)
-        size = n // 2
-        while size:
-            upper = ir.Constant(ir.VectorType(I32, n), [n + i - size if i & size else i for i in range(n)])
-            lower = ir.Constant(ir.VectorType(I32, n), [n + i if i & size else i + size for i in range(n)])
+        for part in range(parts):
+            rows, at = [], b.add(here, b.mul(I64(part * n), source_step))
             for m in range(n):
-                if not m & size:
-                    pair = rows[m], rows[m + size]
-                    rows[m], rows[m + size] = b.shuffle_vector(*pair, upper), b.shuffle_vector(*pair, lower)
-            size //= 2
-        if kind == "plain":
+                rows.append(w.load(b.add(here, b.mul(spread[m], source_step)) if kind == "gather" else at, w.vector))
+                if kind != "gather":
+                    w.prefetch(b.add(at, ahead))
+                at = b.add(at, source_step)
+            for m, value in enumerate(_turned(w, rows)):
+                b.store(value, held[part][m])
+        if not tabled:
             there = b.add(there, b.mul(first, target_step))
-        for store in w.stores([there, target_step], streams) if kind == "plain" else (w.store,):
-            for m, value in enumerate(rows):
+        for store in w.stores([there, target_step], I64(1), parts) if kind == "lines" else (w.store,):
+            for m in range(n):
                 place = b.add(there, b.mul(spread[m] if kind == "scatter" else I64(m), target_step))
-                if kind == "scatter" and m:
-                    with b.if_then(b.icmp_signed("<", I64(m), kept), likely=True):
-                        store(value, place)
-                else:
-                    store(value, place)
+                with contextlib.ExitStack() as stack:
+                    if kind == "scatter" and m:
+                        stack.enter_context(b.if_then(b.icmp_signed("<", I64(m), kept), likely=True))
+                    for part in range(parts):
+                        store(b.load(held[part][m]), b.add(place, I64(part * w.bytes)))
     b.ret_void()
+
+
+def _turned(w: Words, rows: list[Any]) -> list[Any]:
+    """Emit the transpose of a square of numbers."""
+    n, size = w.lanes, w.lanes // 2
+    while size:
+        upper = ir.Constant(ir.VectorType(I32, n), [n + i - size if i & size else i for i in range(n)])
+        lower = ir.Constant(ir.VectorType(I32, n), [n + i if i & size else i + size for i in range(n)])
+        for m in range(n):
+            if not m & size:
+                pair = rows[m], rows[m + size]
+                rows[m], rows[m + size] = w.b.shuffle_vector(*pair, upper), w.b.shuffle_vector(*pair, lower)
+        size //= 2
+    return rows
 
 
 GIVEN = "source, source_at, source_step, target, target_at, target_step, squares"
 
 NAMES = {
-    "plain": f"{GIVEN}, streams",
+    "plain": GIVEN,
+    "lines": GIVEN,
     "scatter": f"{GIVEN}, table, table_at, kept",
     "gather": f"{GIVEN}, table, table_at",
 }
@@ -84,14 +96,14 @@ def _transpose_twin(kind: str) -> Any:
         *more: Any,
     ) -> None:  # fmt: skip
         n = lanes(source.itemsize)
-        size = squares * n
+        size, rows = squares * n, n * line_parts() if kind == "lines" else n
         given = dict(zip(NAMES[kind].split(", ")[7:], more, strict=True))
         table, first = given.get("table", np.arange(size)), given.get("table_at", 0)
         for k in range(size):
             if k % n >= given.get("kept", n):
                 continue
             row = table[first + k]
-            for m in range(n):
+            for m in range(rows):
                 if kind == "gather":
                     target[target_at + m * target_step + k] = source[source_at + row * source_step + m]
                 else:
@@ -106,7 +118,7 @@ def _transpose_tile(kind: str) -> Any:
     def codegen(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]) -> None:
         dtype = named["source"][0].dtype
         w = Words(builder, dtype)
-        function, new = private_function(builder.module, f"{kind}_tile_{w.suffix}", 8)
+        function, new = private_function(builder.module, f"{kind}_tile_{w.suffix}", 7)
         if new:
             _write_transpose_tile(function, dtype, kind)
 
@@ -117,7 +129,7 @@ def _transpose_tile(kind: str) -> Any:
             return named[name][1] if name in named else I64(without)
 
         table = address("table", 8) if "table" in named else I64(0)
-        numbers = named["squares"][1], number("kept", w.lanes), number("streams", 0)
+        numbers = named["squares"][1], number("kept", w.lanes)
         source, target = ((address(name), named[f"{name}_step"][1]) for name in ("source", "target"))
         builder.call(function, [*source, *target, table, *numbers])
 
@@ -131,9 +143,10 @@ transpose_tile = _transposing("plain")
 """``squares`` times lanes x lanes numbers, turned over: for m < lanes, k < squares*lanes,
 
     target[target_at + k*target_step + m] = source[source_at + m*source_step + k]
-
-If ``streams`` is not 0, columns go to memory past the caches, where they can.
 """
+
+transpose_lines_tile = _transposing("lines")
+"""The same for as many m as fill a line of the cache, and these lines go to memory past the caches, where they can."""
 
 scatter_tile = _transposing("scatter")
 """The same, but to rows that a table names, and only the first ``kept`` of each square: for m < lanes, k < squares*lanes,

@@ -17,8 +17,8 @@ from ..jit import VECTOR_BYTES, shared, source_hash
 from ..linking import link
 
 __all__ = [
-    "I32", "I64", "LINE", "Array", "Words", "address_of", "call_first", "lanes", "linked_function", "private_function",
-    "tile_intrinsic",
+    "I32", "I64", "LINE", "Array", "Words", "address_of", "call_first", "lanes", "line_parts", "linked_function",
+    "private_function", "tile_intrinsic",
 ]  # fmt: skip
 
 Array = np.ndarray[Any, Any]
@@ -33,6 +33,12 @@ LINE = 64
 def lanes(itemsize: int) -> int:
     """Count the numbers of this size in one vector."""
     return VECTOR_BYTES // itemsize
+
+
+@shared
+def line_parts() -> int:
+    """Count the vectors of a line of the cache."""
+    return LINE // VECTOR_BYTES
 
 
 class Words:
