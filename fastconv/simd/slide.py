@@ -191,6 +191,12 @@ def _write_slide_tile(function: Any, dtype: Any, taps: int, stride: int, height:
     acc = [[w.variable(w.vector) for _ in range(SPAN)] for _ in range(height)]
     done = w.variable(I64)
     least = w.splat(w.load(floor, w.scalar))
+    # Where a vector is part of a line of the cache, lines that go past it are held until all their parts can follow each other:
+    # what is written in between would end them early.
+    parts, by_lines = LINE // w.bytes, None
+    if parts > 1:
+        by_lines = w.fill_lines([out, out_step, out_row, b.mul(channels, I64(w.size))], streams)
+        held = b.ptrtoint(cgutils.alloca_once(b, ir.ArrayType(w.vector, height * SPAN * parts)), I64)
 
     def compute(row: Any, first: Any, offset: Any) -> None:
         source, factors = b.add(walk.x, offset), b.add(weights, offset)
@@ -222,6 +228,9 @@ def _write_slide_tile(function: Any, dtype: Any, taps: int, stride: int, height:
     def result(r: int, m: int) -> Any:
         return w.at_least(b.load(acc[r][m]), least)
 
+    def place(r: int, m: int, part: Any) -> Any:
+        return b.add(held, b.add(I64((r * SPAN + m) * LINE), b.mul(part, I64(w.bytes))))
+
     def store(there: Any, offset: Any, rest: Any, left: Any) -> None:
         there = b.add(there, offset)
         if parts == 1:
@@ -233,26 +242,14 @@ def _write_slide_tile(function: Any, dtype: Any, taps: int, stride: int, height:
             with lines:
                 part = b.urem(b.udiv(offset, I64(w.bytes)), I64(parts))
                 for r, m in itertools.product(range(height), range(SPAN)):
-                    w.store(result(r, m), b.add(held, b.add(at_first(r, m), b.mul(part, I64(w.bytes)))))
+                    w.store(result(r, m), place(r, m, part))
                 with b.if_then(b.icmp_signed("==", part, I64(parts - 1))):
                     for r, m, end in outputs(there, rest, left):
                         for p in range(parts):
-                            value = w.load(b.add(held, b.add(at_first(r, m), I64(p * w.bytes))), w.vector)
-                            w.stream(value, b.add(end, I64((p - parts + 1) * w.bytes)))
+                            w.stream(w.load(place(r, m, I64(p)), w.vector), b.add(end, I64((p - parts + 1) * w.bytes)))
             with vectors:
                 for r, m, end in outputs(there, rest, left):
                     w.store(result(r, m), end)
-
-    # Where a vector is part of a line of the cache, lines that go past it are held until all their parts can follow each other:
-    # what is written in between would end them early.
-    parts, by_lines = LINE // w.bytes, None
-    if parts > 1:
-        by_lines = w.fill_lines([out, out_step, out_row, b.mul(channels, I64(w.size))], streams)
-        room = cgutils.alloca_once(b, ir.ArrayType(w.vector, height * SPAN * parts))
-        held = b.ptrtoint(room, I64)
-
-    def at_first(r: int, m: int) -> Any:
-        return I64((r * SPAN + m) * LINE)
 
     with cgutils.for_range_slice(b, I64(0), rows, I64(height)) as (upper, _):
         row = b.add(walk.y, b.mul(upper, walk.y_row))
