@@ -120,13 +120,14 @@ LAYS = (np.copy, channels_last, strided)
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("x_shape", "weight_shape", "named"), SHAPES)
-def test_known_calls_write_to_the_same_arrays(x_shape, weight_shape, named, dtype, rng):
+@pytest.mark.parametrize("apart", [False, True])
+def test_known_calls_write_to_the_same_arrays(x_shape, weight_shape, named, apart, dtype, rng):
     """However these lie: what cannot be written to at once is checked each time."""
     first, weight, bias = (integers(rng, shape, dtype) for shape in (x_shape, weight_shape, weight_shape[:1]))
     atol = 1e-4 if "algorithm" in named else 0  # Winograd's sums are not exact
     output = fastconv.conv2d(first, weight, bias, **named)
     grad_output = np.rint(output)
-    grads = fastconv.conv2d_backward(grad_output, first, weight, **named)
+    grads = fastconv.conv2d_backward(grad_output, first, weight, **named, per_sample=apart)
     before = fastconv.ConvGrads(*(integers(rng, grad.shape, dtype) for grad in grads))
     for lay, x in itertools.product(LAYS, (first, channels_last(first))):
         out = lay(np.full_like(output, np.nan))
@@ -145,7 +146,7 @@ def test_known_calls_write_to_the_same_arrays(x_shape, weight_shape, named, dtyp
                     )
                 )
                 options = {"output_mask": mask, "out": given, "accumulate": adds}
-                made = fastconv.conv2d_backward(grad_output, x, weight, **named, **options)
+                made = fastconv.conv2d_backward(grad_output, x, weight, **named, **options, per_sample=apart)
                 for a, b, grad, old in zip(made, given, grads, before, strict=True):
                     assert a is b
                     if b is not None:
