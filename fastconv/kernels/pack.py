@@ -19,6 +19,7 @@ from ..simd import (
     compact,
     copy,
     copy_tile,
+    fetch,
     gather_tile,
     lanes,
     line_parts,
@@ -50,6 +51,9 @@ Ints = tuple[int, ...]
 CHANNELS_AHEAD = 6
 """Channels between fetching rows of their planes from memory and taking numbers of them: these rows are too short, and lie too
 far apart, for a machine to foresee them."""
+
+ROWS_AHEAD = 16
+"""Depths of a weight between fetching their lanes, which follow each other, and copying them: the next ones lie too far away."""
 
 
 @inner_kernel
@@ -385,6 +389,7 @@ def pack_depths(
             for t in range(T):
                 place = g * group_step + block * pitch + k * depth_step + t * tap_step
                 row = panel + tables[rows_at + k * k_row + t * t_row] * pitch
+                fetch(weight, place + ROWS_AHEAD * depth_step, copied)
                 copy_tile(weight, place, 0, panels, row, 0, 1, vectors, 0)
     for lane in range(copied, valid, n):
         used = min(n, valid - lane)

@@ -17,7 +17,7 @@ Each tile has a twin in plain Python with the same signature, which takes its pl
 """
 
 from ..jit import ROWS, VECTORS
-from .copying import clear, copy, copy_tile, take_tile
+from .copying import clear, copy, copy_tile, fetch, take_tile
 from .maps import gradient_map, input_map, output_map, weight_gradient_map, weight_map
 from .outer import AHEAD, FEW_ROWS, SHORT, far_tile, outer_tile, short_tile
 from .peak import ACCUMULATORS, peak_tile
@@ -58,6 +58,7 @@ __all__ = [
     "copy",
     "copy_tile",
     "far_tile",
+    "fetch",
     "gather_tile",
     "gradient_map",
     "group_slide_tile",
