@@ -373,8 +373,8 @@ class Source:
     If it ``packs``, the strip's part of the input is copied, with padding, into a ``box`` with distances ``box_steps``.  If
     ``whole`` is given, the input with its padding is first packed as a whole, as several tasks need each strip: it holds the
     tasks that this takes, the numbers that are written, and what `fastconv.kernels.pack.pack_image` is told.  ``lefts`` is the
-    padding in front of what was packed so.  With a ``line`` only so many channels of a pixel lie
-    together, and each plane holds these.
+    padding in front of what was packed so.  With a ``line`` only so many channels of a pixel lie together, and each plane holds
+    these.
     """
 
     strip: Ints

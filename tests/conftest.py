@@ -86,13 +86,14 @@ SKIPS = re.compile(r'importorskip\(("(torch|jax|autograd)"|name\))')
 
 
 @functools.cache
-def _needs_frameworks(module):
+def _module_needs_it(module):
     """Say whether all tests of a module are skipped without a framework."""
     return any(SKIPS.search(line) for line in inspect.getsource(module).splitlines() if not line.startswith(" "))
 
 
 @functools.cache
-def _needs_framework(function):
+def _function_needs_it(function):
+    """Say whether a test is skipped without one: of many parameters, all have one source."""
     return SKIPS.search(inspect.getsource(function)) is not None
 
 
@@ -106,7 +107,7 @@ def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: item.path.name not in COMPILE_THEIR_OWN)
     for item in items:
         function = getattr(item, "function", None)
-        if function is not None and (_needs_frameworks(item.module) or _needs_framework(function)):
+        if function is not None and (_module_needs_it(item.module) or _function_needs_it(function)):
             item.add_marker("frameworks")
     if config.getoption("markexpr") == "long":
         for item in items:

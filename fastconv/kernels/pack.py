@@ -27,7 +27,7 @@ from ..simd import (
     take_tile,
     transpose_lines_tile,
     transpose_tile,
-)  # fmt: skip
+)
 from ..tasks import task
 
 __all__ = [

@@ -22,7 +22,7 @@ def _write_copy_tile(function: Any, dtype: Any) -> None:
     for n in range(1, VECTORS + 1):
         with b.if_then(b.icmp_signed("==", vectors, I64(n))), cgutils.for_range(b, rows) as row:
             here, there = w.at(source, b.mul(row.index, source_step)), w.at(target, b.mul(row.index, target_step))
-            parts = [I64(w.size * w.lanes * v) for v in range(n)]
+            parts = [I64(w.bytes * v) for v in range(n)]
             values = [w.load(b.add(here, part), w.vector) for part in parts]
             for store in w.stores([there], streams, n):
                 for part, value in zip(parts, values, strict=True):

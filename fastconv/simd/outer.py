@@ -51,7 +51,7 @@ def _write_tile(function: Any, dtype: Any, height: int, vectors: int, ahead: int
             if ahead:
                 later = b.mul(w.load(b.add(here, I64(PAIR * (i + ahead))), I64), I64(w.size))
                 w.prefetch(b.add(b.load(row[0]), later))
-            columns = [w.load(b.add(column, I64(w.size * w.lanes * v)), w.vector) for v in range(vectors)]
+            columns = [w.load(b.add(column, I64(w.bytes * v)), w.vector) for v in range(vectors)]
             for m in range(height):
                 factor = w.splat(w.load(b.add(b.load(row[m]), offset), w.scalar))
                 for v in range(vectors):
@@ -64,7 +64,7 @@ def _write_tile(function: Any, dtype: Any, height: int, vectors: int, ahead: int
         for m in range(height):
             b.store(w.at(scalar, w.load(b.add(b.add(rows, here), I64(8 * m)), I64)), row[m])
         for n, (_, v) in enumerate(each):
-            b.store(w.load(b.add(start, I64(w.size * w.lanes * v)), w.vector), acc[n])
+            b.store(w.load(b.add(start, I64(w.bytes * v)), w.vector), acc[n])
         b.store(pairs, pair)
         with b.if_then(is_long, likely=False):
             for variable in total:
@@ -90,7 +90,7 @@ def _write_tile(function: Any, dtype: Any, height: int, vectors: int, ahead: int
         adds = b.icmp_signed("!=", add, I64(0))
         with b.if_else(b.icmp_signed(">=", valid, I64(vectors * w.lanes))) as (whole, part):
             with whole:
-                addresses = [b.add(ends[m], I64(w.size * w.lanes * v)) for m, v in each]
+                addresses = [b.add(ends[m], I64(w.bytes * v)) for m, v in each]
                 with b.if_then(adds):  # all old values are loaded before any is stored: rows may repeat
                     for at, variable, value in zip(addresses, acc, new, strict=True):
                         b.store(b.fadd(w.load(at, w.vector), value), variable)

@@ -23,7 +23,7 @@ def _write_peak_tile(function: Any, dtype: Any) -> None:
     numbers, count, out = function.args
     entry, loop, done = b.block, b.append_basic_block("loop"), b.append_basic_block("done")
     # Each sum begins with another vector, or LLVM would see that all are the same and keep one.
-    factor, *first = (w.load(b.add(numbers, I64(w.size * w.lanes * m)), w.vector) for m in range(ACCUMULATORS + 1))
+    factor, *first = (w.load(b.add(numbers, I64(w.bytes * m)), w.vector) for m in range(ACCUMULATORS + 1))
     b.branch(loop)
     b.position_at_end(loop)
     k = b.phi(I64)
@@ -35,7 +35,7 @@ def _write_peak_tile(function: Any, dtype: Any) -> None:
     b.cbranch(b.icmp_signed("<", following[0], count), loop, done)
     b.position_at_end(done)
     for m, value in enumerate(following[1:]):
-        w.store(value, b.add(out, I64(w.size * w.lanes * m)))
+        w.store(value, b.add(out, I64(w.bytes * m)))
     b.ret_void()
 
 

@@ -109,7 +109,7 @@ class Words:
         ends = cgutils.alloca_once(self.b, ir.ArrayType(I64, len(targets)))
         room, ends = self.b.ptrtoint(room, I64), self.b.ptrtoint(ends, I64)
         for v, value in enumerate(values):
-            self.store(value, self.b.add(room, I64(self.size * self.lanes * v)))
+            self.store(value, self.b.add(room, I64(self.bytes * v)))
         for m, target in enumerate(targets):
             self.store(target, self.b.add(ends, I64(8 * m)))
         function, new = private_function(self.b.module, f"edge_{self.suffix}", 7)
