@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from . import depthwise, planes
+from . import columns, depthwise, planes
 from .algorithm import Algorithm
 from .arrays import LINE, Array
 from .geometry import ConvGeometry, ceil_div
@@ -263,6 +263,8 @@ def _gather_program(p: Pixels) -> Program:
 
 
 def _program(p: Pixels) -> Program:
+    if columns.fits(p):
+        return columns.pixels_program(p)
     if members_of(p.g, p.itemsize):
         return depthwise.pixels_program(p)
     if lanes_are_pixels(p.g, p.stride, p.channels // p.g.groups, p.itemsize):
@@ -434,6 +436,8 @@ def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_las
 
 
 def _weights_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: bool, itemsize: int) -> Program:
+    if columns.takes(g, x_last, grad_last, itemsize):
+        return columns.weights_program(g, per_sample, itemsize)
     if members_of(g, itemsize):
         return depthwise.weights_program(g, per_sample, x_last, grad_last, itemsize)
     if per_sample or not _swaps(g, itemsize):
@@ -476,7 +480,10 @@ def describe(computes: str, geometry: ConvGeometry, itemsize: int) -> str:
     g = geometry.volume
     if members := members_of(g, itemsize):
         lanes_are = "channels, as these do not mix" if members == 1 else f"filters of groups of {members}"
-        return f"lanes are {lanes_are}, and tiles slide along rows of pixels, packed unless channels-last"
+        slides = f"lanes are {lanes_are}, and tiles slide along rows of pixels"
+        if columns.takes(g, False, False, itemsize) and (computes != "grad_input" or max(g.stride) == 1):
+            return f"{slides}; if NCHW, lanes are pixels, and tiles slide down columns"
+        return f"{slides}, packed unless channels-last"
     if computes == "grad_weight":
         lanes_are = "channels" if _swaps(g, itemsize) else "filters"
         return f"tiles of weights times {lanes_are}, summed over pixels"

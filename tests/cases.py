@@ -172,6 +172,13 @@ SPECIAL = (
         simple(2, batch=1, channels=17, filters=17, size=(1 + n % 7, n), kernel=k, stride=s, padding=k // 2, groups=17)
         for n, k, s in zip(range(1, 21), itertools.cycle((3, 5, 7)), itertools.cycle((1, 1, 1, 2)))
     ),
+    # The same where no tile slides down columns of planes, and planes with padding of all kinds, of which one does.
+    *(simple(2, channels=c, filters=c, size=(8, 9), kernel=(3, 5), padding=1, groups=c) for c in (3, 16, 35, 65)),
+    *(
+        simple(2, channels=5, filters=5, size=(9, n), kernel=k, stride=s, padding=((p, k), (1, p)), groups=5)
+        for n, k, s, p in ((8, 3, 1, 0), (9, 3, 2, 4), (16, 5, 1, 1), (21, 5, 2, 0), (17, 7, 1, 9), (12, 7, 2, 2))
+    ),
+    simple(3, batch=2, channels=3, filters=3, size=(2, 5, 9), kernel=(1, 3, 3), padding=(0, 1, 1), groups=3),
     # 3x3 with stride 1: tiles of all sizes along each axis, padding that no tap needs, several strips, panels and stages.
     *(simple(2, batch=1, channels=3, filters=5, size=(n, 10 - n), kernel=3, padding=1) for n in range(1, 10)),
     *(simple(2, channels=16, filters=18, size=(6, 5), kernel=3, padding=((0, p), (p, 1))) for p in (0, 2, 3, 5)),
@@ -237,6 +244,14 @@ LARGE = (
     simple(2, batch=3, channels=130, filters=150, size=(13, 15), kernel=1),
     simple(2, batch=1, channels=520, filters=520, size=14, kernel=3, padding=1, groups=520),
     simple(2, batch=2, channels=20, filters=20, size=(31, 40), kernel=3, stride=(1, 2), padding=1, groups=20),
+    simple(2, batch=1, channels=520, filters=520, size=14, kernel=(3, 5), padding=1, groups=520),
+    # Planes that are cut into bands, or taken together; sums of chunks of images; and volumes.
+    simple(2, batch=6, channels=3, filters=3, size=64, kernel=3, padding=1, groups=3),
+    simple(2, batch=2, channels=3, filters=3, size=(191, 71), kernel=5, stride=2, padding=(2, 3), groups=3),
+    simple(2, batch=1, channels=2, filters=2, size=(170, 33), kernel=7, padding=((3, 9), (0, 2)), groups=2),
+    simple(2, batch=3, channels=150, filters=150, size=(7, 9), kernel=3, padding=2, groups=150),
+    simple(2, batch=3, channels=150, filters=150, size=(13, 11), kernel=3, stride=2, padding=(1, 0), groups=150),
+    simple(3, batch=2, channels=20, filters=20, size=(3, 20, 18), kernel=(1, 5, 5), padding=(0, 2, 1), groups=20),
     simple(2, batch=3, channels=12, filters=140, size=(13, 6), kernel=3, padding=1, groups=2),
     simple(2, batch=2, channels=1, filters=20, size=(70, 60), kernel=3, padding=((1, 0), (0, 1))),
     simple(2, batch=1, channels=40, filters=1, size=(80, 50), kernel=5, padding=2),

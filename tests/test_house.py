@@ -33,7 +33,7 @@ FLOORS = (
     {"tiles"},
     {"work"},
     {"programs"},
-    {"algorithm", "depthwise", "planes"},
+    {"algorithm", "columns", "depthwise", "planes"},
     {"engine", "winograd"},
     {"plan"},
     {"calls"},

@@ -18,6 +18,7 @@ from numba import config, types
 from fastconv import simd
 from fastconv.jit import kernel
 from fastconv.simd import (
+    COLUMNS,
     FEW_ROWS,
     NOWHERE,
     ROWS,
@@ -25,6 +26,7 @@ from fastconv.simd import (
     SLIDES,
     SPAN,
     VECTORS,
+    columns,
     copying,
     lanes,
     maps,
@@ -83,6 +85,16 @@ def run_sum_group_slide(*arguments):
 
 
 @kernel
+def run_column(*arguments):
+    simd.column_tile(*arguments)
+
+
+@kernel
+def run_sum_column(*arguments):
+    simd.sum_column_tile(*arguments)
+
+
+@kernel
 def run_transpose(*arguments):
     simd.transpose_tile(*arguments)
 
@@ -110,6 +122,11 @@ def run_copy_tile(*arguments):
 @kernel
 def run_take_tile(*arguments):
     simd.take_tile(*arguments)
+
+
+@kernel
+def run_pad_tile(*arguments):
+    simd.pad_tile(*arguments)
 
 
 @kernel
@@ -408,6 +425,67 @@ def check_sum_slide(dtype):
         compare(run, slide._sum_slide_twin, arguments, out, out != MARK)
 
 
+def falling(n):
+    """List what tiles that slide down columns are given: (taps, stride), pixels, rows, planes, and rows of the input cut off."""
+    counts = (1, n - 1, n, 3 * n, 7 * n + 2)
+    cases = [*product(COLUMNS, counts, (1, 4), (2,), ((0, 0), (1, 2), (4, 4)))]
+    return [*cases, *product(COLUMNS[:3], (n + 1,), (9,), (1, 3), ((2, 1),))]
+
+
+def rows_of_planes(draw, dtype, kind, count, rows, planes, cut):
+    """Draw the rows that exist of those that outputs meet: some are cut off above, and below."""
+    (taps, stride), (above, below) = kind, cut
+    row_end = max(1, stride * (rows - 1) + taps - above - below)
+    x_half = count + taps // stride + 2
+    x_row = stride * x_half + 1
+    x_plane = row_end * x_row + 5
+    widths = [count + (taps - 1 - odd) // stride for odd in range(stride)]
+    places = [
+        plane * x_plane + row * x_row + odd * x_half + np.arange(width)
+        for plane, row, (odd, width) in product(range(planes), range(row_end), enumerate(widths))
+    ]
+    return {
+        "taps": taps, "stride": stride, "planes": planes, "rows": rows, "x": islands(draw, dtype, 3 + np.concatenate(places), 1),
+        "x_at": 3, "x_half": x_half, "x_row": x_row, "x_plane": x_plane, "row": -above, "row_end": row_end,
+    }  # fmt: skip
+
+
+def check_column(dtype):
+    """All kinds, with rows that fill vectors and such that do not, one behind the other: the next one is written later."""
+    rng, n = np.random.default_rng(0), lanes(np.dtype(dtype).itemsize)
+    for kind, count, rows, planes, cut in falling(n):
+        whole, (taps, _) = -(-count // n) * n, kind
+        given = rows_of_planes(rng.standard_normal, dtype, kind, whole, rows, planes, cut)
+        down, across = [(taps, 1), (-taps, -1), (1, taps)][int(rng.integers(3))]
+        first = max(0, (1 - taps) * (down + across))
+        places = np.add.outer(np.arange(planes) * (rows * count), np.arange(rows) * count)
+        out, written = blank(dtype, 4 + places, whole)
+        start, floor_at = with_floor(islands(rng.standard_normal, dtype, [5], planes), rng.choice([-np.inf, 0]))
+        arguments = in_order(
+            columns.COLUMN, **given, count=count,
+            weights=islands(powers(rng), dtype, 2 + np.arange(planes) * (taps * taps + 1), taps * taps), weights_at=2 + first,
+            down=down, across=across, weights_plane=taps * taps + 1, out=out, out_at=4, out_row=count, out_plane=rows * count,
+            start=start, start_at=5, floor_at=floor_at,
+        )  # fmt: skip
+        compare(run_column, columns._column_twin, arguments, out, written)
+
+
+def check_sum_column(dtype):
+    """The same, where nothing is behind the last pixel of a row."""
+    rng, n = np.random.default_rng(0), lanes(np.dtype(dtype).itemsize)
+    for kind, count, rows, planes, cut in falling(n):
+        terms = kind[0] ** 2
+        given = rows_of_planes(integers(rng), dtype, kind, count, rows, planes, cut)
+        gradient_row, gradient_plane, out_plane = count + 3, rows * (count + 3) + 1, terms * n + 2
+        places = np.add.outer(np.arange(planes) * gradient_plane, np.arange(rows) * gradient_row)
+        out = islands(integers(rng), dtype, 4 + np.arange(planes) * out_plane, terms * n, MARK)
+        arguments = in_order(
+            columns.SUM_COLUMN, **given, count=count, gradient=islands(integers(rng), dtype, 3 + places, count), gradient_at=3,
+            gradient_row=gradient_row, gradient_plane=gradient_plane, out=out, out_at=4, out_plane=out_plane,
+        )  # fmt: skip
+        compare(run_sum_column, columns._sum_column_twin, arguments, out, out != MARK)
+
+
 def check_transpose(dtype):
     """The four kinds and their twins against NumPy; with and without columns that are left out."""
     rng, n = np.random.default_rng(0), lanes(np.dtype(dtype).itemsize)
@@ -438,7 +516,7 @@ def check_transpose(dtype):
 
 
 def check_copy(dtype):
-    """Copying whole vectors, every second number, copying, and clearing."""
+    """Copying whole vectors, every second number, rows up to whole vectors, copying, and clearing."""
     rng, n = np.random.default_rng(0), lanes(np.dtype(dtype).itemsize)
     for vectors, rows in product(range(1, VECTORS + 1), (0, 1, 4)):
         width, row = vectors * n, np.arange(rows)
@@ -454,6 +532,10 @@ def check_copy(dtype):
         out, written = blank(dtype, 7 + row * out_step, count)
         arguments = source, 3, source_step, out, 7, out_step, rows, count, 5 * source_step
         compare(run_take_tile, copying._take_tile_twin, arguments, out, written)
+        whole = -(-count // n) * n
+        out, written = blank(dtype, 7 + row * (whole + 2), whole)
+        arguments = source, 3, source_step, out, 7, whole + 2, rows, count
+        compare(run_pad_tile, copying._pad_tile_twin, arguments, out, written)
     for count in (0, 1, n, 3 * n + 1):
         source = islands(rng.standard_normal, dtype, 3, count)
         out, written = blank(dtype, 7, count)
@@ -514,9 +596,9 @@ def check_pool(dtype):
     """Windows of all kinds, with numbers that are equal and some that are none."""
     rng, n = np.random.default_rng(0), lanes(np.dtype(dtype).itemsize)
     sizes = ((1, 1), (2, 2), (3, 2), (1, 5))
-    for (rows, columns), count, valid, floor in product(sizes, (0, 1, 5), (1, n - 1, n, 3 * n), (-np.inf, 0)):
+    for (rows, width), count, valid, floor in product(sizes, (0, 1, 5), (1, n - 1, n, 3 * n), (-np.inf, 0)):
         pitch, step, stored = n + 3, n + 5, min(n, valid)
-        places = np.add.outer(np.arange(rows) * (9 * columns * pitch), np.arange(count * columns) * pitch)
+        places = np.add.outer(np.arange(rows) * (9 * width * pitch), np.arange(count * width) * pitch)
         source = islands(lambda shape: rng.choice([-2.0, 0, 1, 3, np.nan], shape), dtype, 3 + places, n)
         start, floor_at = with_floor(islands(rng.standard_normal, dtype, [5], n), floor)
         written = np.zeros(2 + count * step + n + 4, bool)
@@ -524,14 +606,14 @@ def check_pool(dtype):
         results = [(np.full(written.size, MARK, dtype), np.full(written.size, UNSEEN, np.uint8)) for _ in range(2)]
         for tile, (maxima, found) in zip((run_pool, pooling._pool_twin), results, strict=True):
             tile(
-                source, 3, 9 * columns * pitch, pitch, columns * pitch, rows, columns, columns + 2, maxima, 2, step, found, 2,
+                source, 3, 9 * width * pitch, pitch, width * pitch, rows, width, width + 2, maxima, 2, step, found, 2,
                 start, floor_at, NOWHERE, count, valid,
             )  # fmt: skip
         for one, other in zip(*results, strict=True):
             np.testing.assert_array_equal(one, other)
         np.testing.assert_array_equal(maxima != MARK, written)
         np.testing.assert_array_equal(found != UNSEEN, written)
-        windows = source[3 + places[:, :, None] + np.arange(stored)].reshape(rows, count, columns, stored)
+        windows = source[3 + places[:, :, None] + np.arange(stored)].reshape(rows, count, width, stored)
         wanted = np.maximum(windows.max((0, 2)), floor)
         np.testing.assert_array_equal(maxima[written].reshape(count, stored), wanted)
 
@@ -566,6 +648,8 @@ CHECKS = (
     check_short,
     check_slide,
     check_sum_slide,
+    check_column,
+    check_sum_column,
     check_transpose,
     check_copy,
     check_sum,
@@ -692,6 +776,17 @@ def test_machine_code(machine, dtype, monkeypatch):
         assert not spills or (machine == "AVX2" and kind[0] >= 3), kind
         _, spills = assemble(machine, slide._write_sum_slide_tile, 19, dtype, *kind)
         assert not spills or (old and kind[2:] != (1, 1) and len(spills) == 1), kind
+    monkeypatch.setattr(columns, "REGISTERS", 8 * vectors)
+    for kind in COLUMNS:
+        for width in columns._widths(*kind):
+            products, spills = assemble(machine, columns._write_columns, 13, dtype, *kind, width)
+            assert products >= kind[0] ** 2 * width  # LLVM may repeat some
+            assert len(spills) <= (machine == "NEON"), (kind, width)
+        products, spills = assemble(
+            machine, columns._write_sum_lines, 11, dtype, *kind, columns._lines_at_once(kind[0])
+        )
+        assert products
+        assert not spills, kind
     for _, of_sizes, starts in MAPS:
         for size, map_ in of_sizes.items():
             _, spills = assemble(machine, maps._write_map, 10 if starts else 11, dtype, map_, starts)
@@ -699,6 +794,9 @@ def test_machine_code(machine, dtype, monkeypatch):
     for _, planes in PLANE_MAPS:
         _, spills = assemble(machine, maps._write_plane_map, 9, dtype, *planes[0])
         assert len(spills) <= 10  # of 18 vectors between columns and rows
+
+
+MASKED = r"maskmov|\) *\{%k"
 
 
 @MACHINE
@@ -714,7 +812,10 @@ def test_sums_are_stored_whole(machine, monkeypatch):
         *(kind for kind in slide.GROUP_KINDS if kind[3] <= vector_bytes // 4),
     ):
         lines = assembly(machine, slide._write_sum_slide_tile, 19, types.float32, *kind)
-        assert not any(re.search(r"maskmov|\) *\{%k", line) for line in lines), kind
+        assert not any(re.search(MASKED, line) for line in lines), kind
+    for kind in COLUMNS:
+        lines = assembly(machine, columns._write_sum_lines, 11, types.float32, *kind, 1)
+        assert not any(re.search(MASKED, line) for line in lines), kind
 
 
 @MACHINE

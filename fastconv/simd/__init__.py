@@ -11,13 +11,15 @@ multiplications, one load of a scalar as many as there are vectors.
 
 In equation (1) the rows are pixels and k counts the pairs of a channel and a tap; in equation (3) it is the other way round,
 with the same tables.  Where there are fewer channels than lanes, the rows are channels and the vectors hold pixels.  Where
-channels do not mix, each lane has a factor of its own: a tile slides along a row of pixels.
+channels do not mix, each lane has a factor of its own: a tile slides along a row of pixels.  Or, in planes, lanes are pixels, and
+a tile slides down their columns.
 
 Each tile has a twin in plain Python with the same signature, which takes its place under ``NUMBA_DISABLE_JIT=1``.
 """
 
 from ..jit import ROWS, VECTORS
-from .copying import clear, copy, copy_tile, fetch, take_tile
+from .columns import COLUMNS, column_tile, sum_column_tile
+from .copying import clear, copy, copy_tile, fetch, pad_tile, take_tile
 from .maps import gradient_map, input_map, output_map, weight_gradient_map, weight_map
 from .outer import AHEAD, FEW_ROWS, SHORT, far_tile, outer_tile, short_tile
 from .peak import ACCUMULATORS, peak_tile
@@ -42,6 +44,7 @@ from .words import lanes, line_parts
 __all__ = [
     "ACCUMULATORS",
     "AHEAD",
+    "COLUMNS",
     "FEW_ROWS",
     "GROUPED",
     "MEMBERS",
@@ -54,6 +57,7 @@ __all__ = [
     "TALLER",
     "VECTORS",
     "clear",
+    "column_tile",
     "compact",
     "copy",
     "copy_tile",
@@ -67,12 +71,14 @@ __all__ = [
     "line_parts",
     "outer_tile",
     "output_map",
+    "pad_tile",
     "peak_tile",
     "pool_tile",
     "run_tasks",
     "scatter_tile",
     "short_tile",
     "slide_tile",
+    "sum_column_tile",
     "sum_group_slide_tile",
     "sum_slide_tile",
     "sum_tile",

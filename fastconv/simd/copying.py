@@ -12,7 +12,10 @@ from numba.extending import intrinsic
 from ..jit import VECTORS
 from .words import I32, I64, LINE, Array, Words, address_of, lanes, private_function, tile_intrinsic
 
-__all__ = ["clear", "copy", "copy_tile", "fetch", "take_tile"]
+__all__ = ["clear", "copy", "copy_tile", "fetch", "pad_tile", "take_tile"]
+
+PAD_AHEAD = 1024
+"""Bytes between what the padding tile copies and what it has brought into the cache: machines foresee no more than a page."""
 
 
 def _write_copy_tile(function: Any, dtype: Any) -> None:
@@ -87,6 +90,47 @@ def _call_take_tile(context: Any, builder: Any, named: dict[str, tuple[Any, Any]
         w.at(address_of(context, builder, *named[name]), named[f"{name}_at"][1]) for name in ("source", "target")
     )
     rest = [named[name][1] for name in ("rows", "count", "ahead")]
+    builder.call(function, [first, named["source_step"][1], second, named["target_step"][1], *rest])
+
+
+def _write_pad_tile(function: Any, dtype: Any) -> None:
+    """Emit the copying of rows up to whole vectors."""
+    b = ir.IRBuilder(function.append_basic_block("entry"))
+    w = Words(b, dtype)
+    source, source_step, target, target_step, rows, count = function.args
+    whole = b.sdiv(b.sub(count, I64(1)), I64(w.lanes))
+    last, exist = b.mul(whole, I64(w.bytes)), w.before_lane(b.sub(count, b.mul(whole, I64(w.lanes))))
+    with cgutils.for_range(b, rows) as row:
+        here, there = w.at(source, b.mul(row.index, source_step)), w.at(target, b.mul(row.index, target_step))
+        with cgutils.for_range(b, whole) as vector:
+            at = b.mul(vector.index, I64(w.bytes))
+            w.prefetch(b.add(b.add(here, at), I64(PAD_AHEAD)))
+            w.store(w.load(b.add(here, at), w.vector), b.add(there, at))
+        w.store(w.load_some(b.add(here, last), exist), b.add(there, last))
+    b.ret_void()
+
+
+def _pad_tile_twin(
+    source: Array, source_at: int, source_step: int, target: Array, target_at: int, target_step: int, rows: int, count: int
+) -> None:  # fmt: skip
+    """The padding tile in plain Python."""
+    n = lanes(source.itemsize)
+    for row in range(rows):
+        here, there = source_at + row * source_step, target_at + row * target_step
+        target[there : there + -(-count // n) * n] = 0
+        target[there : there + count] = source[here : here + count]
+
+
+def _call_pad_tile(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]) -> None:
+    dtype = named["source"][0].dtype
+    w = Words(builder, dtype)
+    function, new = private_function(builder.module, f"pad_tile_{w.suffix}", 6)
+    if new:
+        _write_pad_tile(function, dtype)
+    first, second = (
+        w.at(address_of(context, builder, *named[name]), named[f"{name}_at"][1]) for name in ("source", "target")
+    )
+    rest = [named[name][1] for name in ("rows", "count")]
     builder.call(function, [first, named["source_step"][1], second, named["target_step"][1], *rest])
 
 
@@ -180,6 +224,18 @@ take_tile = (
     target[target_at + row*target_step + k] = source[source_at + row*source_step + 2*k]
 
 What lies ``ahead`` of these in memory is fetched.
+"""
+
+pad_tile = (
+    _pad_tile_twin
+    if config.DISABLE_JIT
+    else tile_intrinsic(
+        "source, source_at, source_step, target, target_at, target_step, rows, count", _call_pad_tile
+    )
+)  # fmt: skip
+"""``rows`` times ``count`` numbers, at least one, and zeros up to whole vectors:
+
+    target[target_at + row*target_step + k] = source[source_at + row*source_step + k]
 """
 
 fetch = _fetch_twin if config.DISABLE_JIT else tile_intrinsic("source, source_at, count", _call_fetch)

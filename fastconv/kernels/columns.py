@@ -1,0 +1,164 @@
+"""Depthwise convolution of planes, as they lie: nothing is turned over, lanes are neighbours in a row of pixels.
+
+`gather_columns` computes equations (1) and (2), the latter with a stride of 1, `correlate_columns` equation (3).  A task takes
+bands of rows, and in each a part of the channels.  It copies the rows of the input that a band of a plane meets, with zeros
+around them; with a stride of 2 the even columns of a row and behind these the odd ones.  Tiles then slide down the columns.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..jit import inner_kernel, linked_kernel, unsigned
+from ..simd import VECTORS, clear, column_tile, compact, copy, copy_tile, lanes, pad_tile, sum_column_tile, take_tile
+from ..tasks import task
+from .pack import transpose
+
+__all__ = ["CORRELATE_COLUMNS", "GATHER_COLUMNS", "PLANES", "correlate_columns", "gather_columns"]
+
+Array = np.ndarray[Any, Any]
+
+PLANES = (
+    "images", "channels", "depth", "height", "width", "rows", "columns", "top", "left", "taps", "stride", "before", "half",
+    "pitch", "plane", "band", "together", "parts",
+)  # fmt: skip
+"""Images, channels of each, planes of a channel, rows and columns of the input's and of the output's, padding above and beside
+the input, taps along rows and columns, their stride, numbers of a row in scratch before the first column and to the odd ones, and
+in all, numbers of a plane there, rows of outputs of a band, planes that are taken together, and parts of the channels."""
+
+OWN = len(PLANES)
+
+GATHER_COLUMNS = ("weights_at", "channel_step", "down", "across", "result_at", "streams")
+"""Where the weight's first factor lies, the distance of channels, and those of neighbouring taps along columns and rows, where
+scratch holds results, and whether these go to memory past the caches."""
+
+CORRELATE_COLUMNS = ("per_chunk", "each", "gradient_at", "gradient_row", "sums_at")
+"""Bands of a chunk, the distance of chunks' sums, where scratch holds gradients, the distance of their rows, and where sums."""
+
+
+@inner_kernel
+def band_of(number: int, numbers: Array) -> tuple[int, int, int, int, int]:
+    """Image of a band, its first row of outputs, and their number, the first row of the input that it meets, and their number."""
+    height, rows, top, taps, stride, band = numbers[3], numbers[5], numbers[7], numbers[9], numbers[10], numbers[15]
+    image, part = divmod(number, (rows + band - 1) // band)
+    first = part * band
+    count = min(band, rows - first)
+    begin, end = stride * first - top, stride * (first + count - 1) - top + taps
+    begin, end = max(0, begin), min(height, end)
+    return image, first, count, begin, max(0, end - begin)
+
+
+@linked_kernel
+def pack_rows(numbers: Array, x: Array, at: int, planes: int, rows: int, room: Array) -> None:
+    """Copy so many rows of planes, the first of which is at ``at``, into scratch where there are zeros around them."""
+    compact()
+    height, width, left, stride, before, half, pitch, plane = (
+        numbers[3], numbers[4], numbers[8], numbers[10], numbers[11], numbers[12], numbers[13], numbers[14],
+    )  # fmt: skip
+    if rows == 0:
+        return
+    if rows == height and plane == rows * pitch:  # those of one plane follow those of another
+        planes, rows = 1, planes * rows
+    for p in range(planes):
+        here, there = at + p * height * width, p * plane
+        if stride == 1:
+            pad_tile(x, here, width, room, there + before, pitch, rows, width)
+            continue
+        for odd in range(2):
+            first = (odd + left) % 2  # column of x that is the first of these
+            place = (first + left) // 2
+            columns = min((width - first + 1) // 2, half - place)
+            if columns > 0:
+                take_tile(x, here + first, width, room, there + odd * half + place, pitch, rows, columns, 0)
+
+
+@task
+def gather_columns(
+    task: int, room: Array, numbers: Array, tables: Array, x: Array, weight: Array, start: Array, out: Array
+) -> None:  # fmt: skip
+    """out[channel, y, x] = start[channel] + sum over taps of weight[channel, tap] * x[channel, place of (y, x) and the tap].
+
+    What is less than the floor, the last number of ``start``, becomes that.
+    """
+    channels, depth, height, width, rows, columns, top = (
+        numbers[1], numbers[2], numbers[3], numbers[4], numbers[5], numbers[6], numbers[7],
+    )  # fmt: skip
+    left, taps, stride, before, half, pitch, box, together, parts = (
+        numbers[8], numbers[9], numbers[10], numbers[11], numbers[12], numbers[13], numbers[14], numbers[16], numbers[17],
+    )  # fmt: skip
+    weights_at, channel_step, down, across, result_at, streams = (
+        numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3], numbers[OWN + 4], numbers[OWN + 5],
+    )  # fmt: skip
+    number, part = divmod(task, parts)
+    image, y, count, begin, met = band_of(number, numbers)
+    size, line = count * columns, VECTORS * lanes(out.itemsize)
+    clear(room, 0, together * box)
+    plane, last = channels * part // parts * depth, channels * (part + 1) // parts * depth
+    while plane < last:
+        # What is behind a plane is another one of this task, which then writes there: but behind the last.
+        straight = count == rows and not streams and plane < last - 1
+        planes = min(together, last - 1 - plane) if straight else 1
+        at, channel = image * channels * depth + plane, plane // depth
+        to = (at * rows + y) * columns
+        pack_rows(numbers, x, (at * height + begin) * width, planes, met, room)
+        target, place = (out, to) if straight else (room, result_at)
+        column_tile(
+            taps, stride, planes, count, columns, weight, weights_at + channel * channel_step, down, across, channel_step, room,
+            before - left if stride == 1 else 0, half, pitch, box, stride * y - top - begin, met, target, place, columns, size,
+            start, channel, channels + 1,
+        )  # fmt: skip
+        if not straight:
+            lines = size // line if streams else 0
+            copy_tile(room, result_at, line, out, to, line, lines, VECTORS, 1)
+            copy(room, result_at + lines * line, out, to + lines * line, size - lines * line)
+        plane += planes
+
+
+@task
+def correlate_columns(
+    task: int, room: Array, numbers: Array, tables: Array, x: Array, gradient: Array, sums: Array, _: Array
+) -> None:  # fmt: skip
+    """sums[s, channel, tap] = sum over pixels of chunk s of gradient[channel, y, x] * x[channel, place of (y, x) and the tap].
+
+    A task is a chunk of consecutive bands and a part of the channels.  Each band of a plane is summed up by itself first.
+    """
+    images, channels, depth, height, width, rows, columns, top = (
+        numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5], numbers[6], numbers[7],
+    )  # fmt: skip
+    left, taps, stride, before, half, pitch, box, band, together, parts = (
+        numbers[8], numbers[9], numbers[10], numbers[11], numbers[12], numbers[13], numbers[14], numbers[15], numbers[16],
+        numbers[17],
+    )  # fmt: skip
+    per_chunk, each, gradient_at, gradient_row, sums_at = (
+        numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3], numbers[OWN + 4],
+    )  # fmt: skip
+    n, terms = lanes(x.itemsize), taps * taps
+    chunk, part = divmod(task, parts)
+    first, last = channels * part // parts * depth, channels * (part + 1) // parts * depth
+    channel, many = first // depth, (last - first) // depth
+    clear(room, 0, sums_at + many * terms * n)
+    bands = images * ((rows + band - 1) // band)
+    for number in range(chunk * per_chunk, min((chunk + 1) * per_chunk, bands)):
+        image, y, count, begin, met = band_of(number, numbers)
+        for plane in range(first, last, together):
+            planes, at = min(together, last - plane), image * channels * depth + plane
+            pack_rows(numbers, x, (at * height + begin) * width, planes, met, room)
+            for p in range(planes):
+                here, there = ((at + p) * rows + y) * columns, gradient_at + p * count * gradient_row
+                pad_tile(gradient, here, columns, room, there, gradient_row, count, columns)
+            sum_column_tile(
+                taps, stride, planes, count, columns, room, before - left if stride == 1 else 0, half, pitch, box,
+                stride * y - top - begin, met, room, gradient_at, gradient_row, count * gradient_row, room,
+                sums_at + (plane // depth - channel) * terms * n, terms * n,
+            )  # fmt: skip
+    # Their lanes are added up side by side.
+    count = many * terms
+    line = (count + n - 1) // n * n
+    turned, to = sums_at + count * n, chunk * each + channel * terms
+    transpose(room, sums_at, n, count, n, room, turned, line, 0)
+    for lane in range(1, n):
+        for term in range(count):
+            room[unsigned(turned + term)] += room[unsigned(turned + lane * line + term)]
+    copy(room, turned, sums, to, count)

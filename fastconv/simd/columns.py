@@ -1,0 +1,342 @@
+"""The tiles that slide down the columns of planes: channels do not mix, and lanes are neighbours in a row of pixels.
+
+A step is ``stride`` rows of the input, and the row of outputs that they complete.  Each row meets the outputs of several steps,
+which stay in registers until the last of their taps has come: so a row is loaded once for all of them.  Of weights it is the
+sums of some rows of taps that stay in registers.  Rows that do not exist are left out; columns that do not are zeros in what the
+tiles are given.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import config
+from numba.core import cgutils
+
+from ..jit import VECTORS
+from .words import I64, Array, Words, address_of, call_first, lanes, private_function, tile_intrinsic
+
+__all__ = ["COLUMNS", "column_tile", "sum_column_tile"]
+
+COLUMNS = tuple(itertools.product((3, 5, 7), (1, 2)))
+"""(taps, stride) of these tiles, along rows and columns."""
+
+REGISTERS = 8 * VECTORS
+
+PLANE = "x, x_at, x_half, x_row, x_plane, row, row_end"
+PLANE_PASSED = "x+x_at x_half x_row x_plane row row_end"
+
+COLUMN = (
+    f"taps, stride, planes, rows, count, weights, weights_at, down, across, weights_plane, {PLANE}, out, out_at, out_row, "
+    "out_plane, start, start_at, floor_at"
+)
+COLUMN_PASSED = (
+    f"planes rows count weights+weights_at down across weights_plane {PLANE_PASSED} out+out_at out_row out_plane start+start_at "
+    "start+floor_at"
+)
+
+SUM_COLUMN = (
+    f"taps, stride, planes, rows, count, {PLANE}, gradient, gradient_at, gradient_row, gradient_plane, out, out_at, "
+    "out_plane"
+)
+SUM_COLUMN_PASSED = (
+    f"planes rows count {PLANE_PASSED} gradient+gradient_at gradient_row gradient_plane out+out_at out_plane"
+)
+
+
+def _depth(taps: int, stride: int) -> int:
+    """Count the steps whose outputs a row meets."""
+    return -(-taps // stride)
+
+
+def _widths(taps: int, stride: int) -> list[int]:
+    """List how many vectors of a row are taken at once: at first as many as registers hold, with a factor, and then fewer."""
+    return [v for v in (4, 2, 1) if v == 1 or (_depth(taps, stride) + 1) * v < REGISTERS]
+
+
+def _lines_at_once(taps: int) -> int:
+    """Count the rows of taps that are summed at once: registers hold their sums and a gradient."""
+    return max(1, min(taps, (REGISTERS - 1) // taps))
+
+
+def _column(w: Words, half: Any, stride: int, k: int) -> Any:
+    """How far the pixels of a column of taps lie from those of the first: columns of a phase lie together."""
+    offset = I64(k // stride * w.size)
+    return w.b.add(offset, half) if k % stride else offset
+
+
+def _write_columns(function: Any, dtype: Any, taps: int, stride: int, vectors: int) -> None:
+    """Emit the columns of some vectors of pixels."""
+    b = ir.IRBuilder(function.append_basic_block("entry"))
+    w = Words(b, dtype)
+    rows, weights, down, across, x, half, x_row, row, row_end, out, out_row, start, floor = function.args
+    depth = _depth(taps, stride)
+    acc = [[w.variable(w.vector) for _ in range(vectors)] for _ in range(depth)]
+    bias, least = w.splat(w.load(start, w.scalar)), w.splat(w.load(floor, w.scalar))
+    for a in itertools.chain(*acc):
+        b.store(bias, a)
+
+    def take(source: Any, meets: list[tuple[int, int]]) -> None:
+        """Add a row to the outputs that it meets, each of which began so many steps before, at a tap."""
+        for k in range(taps):
+            at, factors = b.add(source, _column(w, half, stride, k)), b.add(weights, b.mul(across, I64(k)))
+            values = [w.load(b.add(at, I64(v * w.bytes)), w.vector) for v in range(vectors)]
+            for before, tap in meets:
+                factor = w.splat(w.load(b.add(factors, b.mul(down, I64(tap))), w.scalar))
+                for a, value in zip(acc[before], values, strict=True):
+                    b.store(w.multiply_add(factor, value, b.load(a)), a)
+
+    ahead = I64(depth - 1)
+    with cgutils.for_range(b, b.add(rows, ahead)) as step:
+        for j in range(stride):
+            here = b.add(row, b.add(b.mul(step.index, I64(stride)), I64(j)))
+            with b.if_then(b.icmp_unsigned("<", here, row_end), likely=True):
+                meets = [(before, j + stride * before) for before in range(depth) if j + stride * before < taps]
+                take(b.add(x, b.mul(here, x_row)), meets)
+        with b.if_then(b.icmp_signed(">=", step.index, ahead), likely=True):
+            there = b.add(out, b.mul(b.sub(step.index, ahead), out_row))
+            for v, a in enumerate(acc[-1]):
+                w.store(w.at_least(b.load(a), least), b.add(there, I64(v * w.bytes)))
+        for older, newer in itertools.pairwise(acc[::-1]):
+            for a, value in zip(older, newer, strict=True):
+                b.store(b.load(value), a)
+        for a in acc[0]:
+            b.store(bias, a)
+    b.ret_void()
+
+
+def _write_column_tile(function: Any, dtype: Any, taps: int, stride: int) -> None:
+    """Emit the tile: the columns of a plane from the last to the first, as what is stored may end behind a row."""
+    b = ir.IRBuilder(function.append_basic_block("entry"))
+    w = Words(b, dtype)
+    planes, rows, count, *places = function.args
+    (
+        weights,
+        down,
+        across,
+        weights_plane,
+        x,
+        half,
+        x_row,
+        x_plane,
+        row,
+        row_end,
+        out,
+        out_row,
+        out_plane,
+        start,
+        floor,
+    ) = places
+    down, across, weights_plane, half, x_row, x_plane, out_row, out_plane = (
+        b.mul(step, I64(w.size)) for step in (down, across, weights_plane, half, x_row, x_plane, out_row, out_plane)
+    )
+    left = w.variable(I64)
+    with cgutils.for_range(b, planes) as plane:
+        factors, source, end, first = (
+            b.add(a, b.mul(plane.index, step))
+            for a, step in ((weights, weights_plane), (x, x_plane), (out, out_plane), (start, I64(w.size)))
+        )
+        b.store(b.sdiv(b.add(count, I64(w.lanes - 1)), I64(w.lanes)), left)
+        for vectors in _widths(taps, stride):
+            columns, new = private_function(b.module, f"columns_{w.suffix}_{taps}_{stride}_{vectors}", 13)
+            if new:
+                _write_columns(columns, dtype, taps, stride, vectors)
+            with w.repeat(lambda: b.icmp_signed(">=", b.load(left), I64(vectors))):  # noqa: B023
+                b.store(b.sub(b.load(left), I64(vectors)), left)
+                at = b.mul(b.load(left), I64(w.bytes))
+                here, there = b.add(source, at), b.add(end, at)
+                passed = [rows, factors, down, across, here, half, x_row, row, row_end, there, out_row, first, floor]
+                b.call(columns, passed)
+    b.ret_void()
+
+
+def _write_sum_lines(function: Any, dtype: Any, taps: int, stride: int, lines: int) -> None:
+    """Emit the sums for some rows of taps over some vectors of a row, of which only so many lanes count."""
+    b = ir.IRBuilder(function.append_basic_block("entry"))
+    w = Words(b, dtype)
+    rows, vectors, used, x, half, x_row, row, row_end, gradient, gradient_row, out = function.args
+    acc = [[w.variable(w.vector) for _ in range(taps)] for _ in range(lines)]
+    zero = ir.Constant(w.vector, [0.0] * w.lanes)
+    for a in itertools.chain(*acc):
+        b.store(zero, a)
+    with cgutils.for_range(b, vectors) as vector, cgutils.for_range(b, rows) as r:
+        across = b.mul(vector.index, I64(w.bytes))
+        factor = w.load(b.add(b.add(gradient, across), b.mul(r.index, gradient_row)), w.vector)
+        for line, sums in enumerate(acc):
+            here = b.add(row, b.add(b.mul(r.index, I64(stride)), I64(line)))
+            with b.if_then(b.icmp_unsigned("<", here, row_end), likely=True):
+                source = b.add(b.add(x, across), b.mul(here, x_row))
+                for k, a in enumerate(sums):
+                    value = w.load(b.add(source, _column(w, half, stride, k)), w.vector)
+                    b.store(w.multiply_add(factor, value, b.load(a)), a)
+    exist = w.before_lane(used)
+    for n, a in enumerate(itertools.chain(*acc)):
+        end = b.add(out, I64(n * w.bytes))
+        w.store(b.fadd(w.load(end, w.vector), b.select(exist, b.load(a), zero)), end)
+    b.ret_void()
+
+
+def _write_sum_column_tile(function: Any, dtype: Any, taps: int, stride: int) -> None:
+    """Emit the tile: some rows of taps after the other, in whole vectors and in the last one."""
+    b = ir.IRBuilder(function.append_basic_block("entry"))
+    w = Words(b, dtype)
+    (
+        planes,
+        rows,
+        count,
+        x,
+        half,
+        x_row,
+        x_plane,
+        row,
+        row_end,
+        gradient,
+        gradient_row,
+        gradient_plane,
+        out,
+        out_plane,
+    ) = function.args
+    half, x_row, x_plane, gradient_row, gradient_plane, out_plane = (
+        b.mul(step, I64(w.size)) for step in (half, x_row, x_plane, gradient_row, gradient_plane, out_plane)
+    )
+    whole = b.sdiv(count, I64(w.lanes))
+    at, rest = b.mul(whole, I64(w.bytes)), b.sub(count, b.mul(whole, I64(w.lanes)))
+    with cgutils.for_range(b, planes) as plane:
+        source, factors, end = (
+            b.add(a, b.mul(plane.index, step))
+            for a, step in ((x, x_plane), (gradient, gradient_plane), (out, out_plane))
+        )
+        for first in range(0, taps, _lines_at_once(taps)):
+            lines = min(_lines_at_once(taps), taps - first)
+            sums, new = private_function(b.module, f"sum_lines_{w.suffix}_{taps}_{stride}_{lines}", 11)
+            if new:
+                _write_sum_lines(sums, dtype, taps, stride, lines)
+            line, to = b.add(row, I64(first)), b.add(end, I64(first * taps * w.bytes))
+            for vectors, used, here in (
+                (whole, I64(w.lanes), I64(0)),
+                (b.zext(b.icmp_signed(">", rest, I64(0)), I64), rest, at),
+            ):
+                with b.if_then(b.icmp_signed(">", vectors, I64(0))):
+                    begin, there = b.add(source, here), b.add(factors, here)
+                    b.call(sums, [rows, vectors, used, begin, half, x_row, line, row_end, there, gradient_row, to])
+    b.ret_void()
+
+
+def _pixels(
+    taps: int, stride: int, x: Array, x_at: int, x_half: int, x_row: int, row: int, row_end: int, rows: int, count: int
+) -> dict[tuple[int, int, int], Array]:  # fmt: skip
+    """List the pixels that a row of outputs meets at each tap, (row, tap down, tap across), of those rows that exist."""
+    met = {}
+    for r, down, across in itertools.product(range(rows), range(taps), range(taps)):
+        if 0 <= (here := row + r * stride + down) < row_end:
+            at = x_at + here * x_row + across // stride + across % stride * x_half
+            met[r, down, across] = x[at : at + count]
+    return met
+
+
+def _column_twin(
+    taps: int, stride: int, planes: int, rows: int, count: int, weights: Array, weights_at: int, down: int, across: int,
+    weights_plane: int, x: Array, x_at: int, x_half: int, x_row: int, x_plane: int, row: int, row_end: int, out: Array,
+    out_at: int, out_row: int, out_plane: int, start: Array, start_at: int, floor_at: int,
+) -> None:  # fmt: skip
+    """The tile in plain Python."""
+    whole = -(-count // lanes(x.itemsize)) * lanes(x.itemsize)
+    for plane in range(planes):
+        acc = np.full((rows, whole), start[start_at + plane], x.dtype)
+        here = x_at + plane * x_plane
+        with np.errstate(over="ignore", invalid="ignore"):
+            for (r, y, k), pixels in _pixels(taps, stride, x, here, x_half, x_row, row, row_end, rows, whole).items():
+                acc[r] += weights[weights_at + plane * weights_plane + y * down + k * across] * pixels
+        for r in range(rows):
+            end = out_at + plane * out_plane + r * out_row
+            out[end : end + whole] = np.where(acc[r] < start[floor_at], start[floor_at], acc[r])
+
+
+def _sum_column_twin(
+    taps: int, stride: int, planes: int, rows: int, count: int, x: Array, x_at: int, x_half: int, x_row: int, x_plane: int,
+    row: int, row_end: int, gradient: Array, gradient_at: int, gradient_row: int, gradient_plane: int, out: Array, out_at: int,
+    out_plane: int,
+) -> None:  # fmt: skip
+    """The tile that sums in plain Python."""
+    n = lanes(x.itemsize)
+    for plane in range(planes):
+        here = x_at + plane * x_plane
+        with np.errstate(over="ignore", invalid="ignore"):
+            for (r, y, k), pixels in _pixels(taps, stride, x, here, x_half, x_row, row, row_end, rows, count).items():
+                at = gradient_at + plane * gradient_plane + r * gradient_row
+                end = out_at + plane * out_plane + (y * taps + k) * n
+                products = np.zeros(-(-count // n) * n, x.dtype)
+                products[:count] = gradient[at : at + count] * pixels
+                out[end : end + n] += products.reshape(-1, n).sum(0)
+
+
+def _tile(names: str, name: str, write: Callable[..., None], passed: str) -> Any:
+    """Make a tile of all kinds: the one that has these taps and this stride is called."""
+
+    def codegen(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]) -> None:
+        dtype = named["x"][0].dtype
+        w = Words(builder, dtype)
+        given = []
+        for argument in passed.split():
+            array, _, at = argument.partition("+")
+            kind, value = named[array]
+            given.append(w.at(address_of(context, builder, kind, value), named[at][1]) if at else value)
+        calls = []
+        for taps, stride in COLUMNS:
+            this = (builder.icmp_signed("==", named[n][1], I64(k)) for n, k in (("taps", taps), ("stride", stride)))
+            function, new = private_function(builder.module, f"{name}_{w.suffix}_{taps}_{stride}", len(given))
+            if new:
+                write(function, dtype, taps, stride)
+            calls.append((functools.reduce(builder.and_, this), function))
+        call_first(builder, calls, given)
+
+    return tile_intrinsic(names, codegen)
+
+
+column_tile = _column_twin if config.DISABLE_JIT else _tile(COLUMN, "column_tile", _write_column_tile, COLUMN_PASSED)
+"""Rows of ``count`` neighbouring pixels of planes::
+
+    out[plane, r, m] = start[plane] + sum over i < taps and j < taps of
+                       weights[plane, i*down + j*across] * x[plane, row + stride*r + i, stride*m + j]
+
+A row of x that is not from 0 to ``row_end`` - 1 is left out.  With a stride of 2 the even columns of a row lie together, and
+``x_half`` behind them the odd ones.
+
+Whole vectors are read and written: x has to have as many columns; and what lies behind a row of ``out`` is overwritten, before
+the next row, or plane, is written there.
+
+Parameters
+----------
+taps, stride : int
+    One of COLUMNS.
+planes, rows, count : int
+    Planes, rows of outputs, and pixels of a row; at least one of each.
+weights, weights_at, down, across, weights_plane : flat array, offset and distances
+    The factors.
+x, x_at, x_half, x_row, x_plane : flat array, offset and distances
+    The first column of row 0, and the distances of odd columns, of rows and of planes.
+row, row_end : int
+    The first row that outputs meet, which may be negative, and how many there are.
+out, out_at, out_row, out_plane : flat array, offset and distances
+    Where the pixels go.
+start, start_at, floor_at : flat array and offsets
+    What the sums of each plane begin with, and a number: what is less becomes that.
+"""
+
+sum_column_tile = (
+    _sum_column_twin
+    if config.DISABLE_JIT
+    else _tile(SUM_COLUMN, "sum_column_tile", _write_sum_column_tile, SUM_COLUMN_PASSED)
+)
+"""The products of the same pixels with gradients, summed over rows and columns to what ``out`` holds, a vector for each tap::
+
+    out[plane, i*taps + j, lane] += sum over r < rows and m < count, where m is the lane and every lanes-th behind it, of
+                                    gradient[plane, r, m] * x[plane, row + stride*r + i, stride*m + j]
+
+Whole vectors are read, but what lies behind ``count`` is no part of a sum.
+"""
