@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from . import columns, depthwise, planes
+from . import bands, depthwise, planes
 from .algorithm import Algorithm
 from .arrays import LINE, Array
 from .geometry import ConvGeometry, ceil_div
@@ -38,6 +38,7 @@ from .programs import (
     is_depthwise,
     members_of,
     memory_of,
+    output_pixels,
     tap_numbers,
     unpacking,
 )
@@ -263,8 +264,10 @@ def _gather_program(p: Pixels) -> Program:
 
 
 def _program(p: Pixels) -> Program:
-    if columns.fits(p):
-        return columns.pixels_program(p)
+    if bands.fits(p):
+        return bands.pixels_program(p)
+    if bands.mixes(p):
+        return bands.filters_program(p)
     if members_of(p.g, p.itemsize):
         return depthwise.pixels_program(p)
     if lanes_are_pixels(p.g, p.stride, p.channels // p.g.groups, p.itemsize):
@@ -436,8 +439,8 @@ def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_las
 
 
 def _weights_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: bool, itemsize: int) -> Program:
-    if columns.takes(g, x_last, grad_last, itemsize):
-        return columns.weights_program(g, per_sample, itemsize)
+    if bands.takes(g, x_last, grad_last, itemsize):
+        return bands.weights_program(g, per_sample, itemsize)
     if members_of(g, itemsize):
         return depthwise.weights_program(g, per_sample, x_last, grad_last, itemsize)
     if per_sample or not _swaps(g, itemsize):
@@ -481,7 +484,7 @@ def describe(computes: str, geometry: ConvGeometry, itemsize: int) -> str:
     if members := members_of(g, itemsize):
         lanes_are = "channels, as these do not mix" if members == 1 else f"filters of groups of {members}"
         slides = f"lanes are {lanes_are}, and tiles slide along rows of pixels"
-        if columns.takes(g, False, False, itemsize) and (computes != "grad_input" or max(g.stride) == 1):
+        if bands.takes(g, False, False, itemsize) and (computes != "grad_input" or max(g.stride) == 1):
             return f"{slides}; if NCHW, lanes are pixels, and tiles slide down columns"
         return f"{slides}, packed unless channels-last"
     if computes == "grad_weight":
@@ -493,6 +496,8 @@ def describe(computes: str, geometry: ConvGeometry, itemsize: int) -> str:
     if lanes_are_pixels(g, step, used, itemsize):
         rows = what if used > 1 else f"{what}, or taps,"
         return f"tiles of {rows} times pixels, as so few ({used}) would leave most of {lanes(itemsize)} lanes empty{phases}"
+    if computes == "output" and bands.mixes(output_pixels(g, False, False, itemsize)):
+        return f"tiles of pixels times {what}; if NCHW, of {what} times pixels"
     return f"tiles of pixels times {what}{phases}"
 
 

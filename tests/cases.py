@@ -179,6 +179,17 @@ SPECIAL = (
         for n, k, s, p in ((8, 3, 1, 0), (9, 3, 2, 4), (16, 5, 1, 1), (21, 5, 2, 0), (17, 7, 1, 9), (12, 7, 2, 2))
     ),
     simple(3, batch=2, channels=3, filters=3, size=(2, 5, 9), kernel=(1, 3, 3), padding=(0, 1, 1), groups=3),
+    # Few channels, and rows of outputs that fill lines of the cache: filters are the rows of tiles.
+    *(
+        simple(2, channels=c, filters=f, size=(9, n), kernel=k, stride=s, padding=p)
+        for c, f, n, k, s, p in (
+            (3, 11, 32, 3, 1, 1),
+            (1, 33, 16, (5, 3), 1, (7, 1)),
+            (4, 9, 63, 3, 2, ((0, 2), (1, 1))),
+            (2, 17, 32, (3, 2), 2, ((1, 0), (0, 0))),
+        )
+    ),
+    simple(2, channels=3, filters=10, size=(9, 34), kernel=(2, 3), dilation=(2, 1)),
     # 3x3 with stride 1: tiles of all sizes along each axis, padding that no tap needs, several strips, panels and stages.
     *(simple(2, batch=1, channels=3, filters=5, size=(n, 10 - n), kernel=3, padding=1) for n in range(1, 10)),
     *(simple(2, channels=16, filters=18, size=(6, 5), kernel=3, padding=((0, p), (p, 1))) for p in (0, 2, 3, 5)),
@@ -252,6 +263,8 @@ LARGE = (
     simple(2, batch=3, channels=150, filters=150, size=(7, 9), kernel=3, padding=2, groups=150),
     simple(2, batch=3, channels=150, filters=150, size=(13, 11), kernel=3, stride=2, padding=(1, 0), groups=150),
     simple(3, batch=2, channels=20, filters=20, size=(3, 20, 18), kernel=(1, 5, 5), padding=(0, 2, 1), groups=20),
+    simple(2, batch=2, channels=3, filters=70, size=(70, 64), kernel=3, padding=1),
+    simple(2, batch=2, channels=3, filters=70, size=(71, 64), kernel=7, stride=2, padding=3),
     simple(2, batch=3, channels=12, filters=140, size=(13, 6), kernel=3, padding=1, groups=2),
     simple(2, batch=2, channels=1, filters=20, size=(70, 60), kernel=3, padding=((1, 0), (0, 1))),
     simple(2, batch=1, channels=40, filters=1, size=(80, 50), kernel=5, padding=2),

@@ -33,7 +33,7 @@ FLOORS = (
     {"tiles"},
     {"work"},
     {"programs"},
-    {"algorithm", "columns", "depthwise", "planes"},
+    {"algorithm", "bands", "depthwise", "planes"},
     {"engine", "winograd"},
     {"plan"},
     {"calls"},

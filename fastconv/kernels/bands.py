@@ -1,8 +1,10 @@
-"""Depthwise convolution of planes, as they lie: nothing is turned over, lanes are neighbours in a row of pixels.
+"""Convolution of planes as they lie: nothing is turned over, lanes are neighbours in a row of pixels.
 
-`gather_columns` computes equations (1) and (2), the latter with a stride of 1, `correlate_columns` equation (3).  A task takes
-bands of rows, and in each a part of the channels.  It copies the rows of the input that a band of a plane meets, with zeros
-around them; with a stride of 2 the even columns of a row and behind these the odd ones.  Tiles then slide down the columns.
+A task takes a band of rows of an image.  It copies the rows of the input that these meet, with zeros around them; with a
+stride of 2 the even columns of a row and behind these the odd ones.  Where channels do not mix, it does so with some planes at a
+time, and tiles slide down their columns: `gather_columns` computes equations (1) and (2), the latter with a stride of 1, and
+`correlate_columns` equation (3).  `gather_filters` computes equation (1) of few channels that mix: the rows of tiles are
+filters.
 """
 
 from __future__ import annotations
@@ -12,15 +14,29 @@ from typing import Any
 import numpy as np
 
 from ..jit import inner_kernel, linked_kernel, unsigned
-from ..simd import VECTORS, clear, column_tile, compact, copy, copy_tile, lanes, pad_tile, sum_column_tile, take_tile
+from ..simd import (
+    VECTORS,
+    clear,
+    column_tile,
+    compact,
+    copy,
+    copy_tile,
+    lanes,
+    outer_tile,
+    pad_tile,
+    sum_column_tile,
+    take_tile,
+)  # fmt: skip
 from ..tasks import task
 from .pack import transpose
 
-__all__ = ["CORRELATE_COLUMNS", "GATHER_COLUMNS", "PLANES", "correlate_columns", "gather_columns"]
+__all__ = [
+    "BANDS", "CORRELATE_COLUMNS", "GATHER_COLUMNS", "GATHER_FILTERS", "correlate_columns", "gather_columns", "gather_filters",
+]  # fmt: skip
 
 Array = np.ndarray[Any, Any]
 
-PLANES = (
+BANDS = (
     "images", "channels", "depth", "height", "width", "rows", "columns", "top", "left", "taps", "stride", "before", "half",
     "pitch", "plane", "band", "together", "parts",
 )  # fmt: skip
@@ -28,11 +44,25 @@ PLANES = (
 the input, taps along rows and columns, their stride, numbers of a row in scratch before the first column and to the odd ones, and
 in all, numbers of a plane there, rows of outputs of a band, planes that are taken together, and parts of the channels."""
 
-OWN = len(PLANES)
+OWN = len(BANDS)
 
 GATHER_COLUMNS = ("weights_at", "channel_step", "down", "across", "result_at", "streams")
 """Where the weight's first factor lies, the distance of channels, and those of neighbouring taps along columns and rows, where
 scratch holds results, and whether these go to memory past the caches."""
+
+GATHER_FILTERS = (
+    "filters",
+    "terms",
+    "pairs_at",
+    "rows_at",
+    "targets_at",
+    "tiles",
+    "weight_step",
+    "panel_at",
+    "streams",
+)
+"""Filters, terms of each and one more, where tables hold their pairs, the rows of tiles and where these go, how many rows there
+are, the distance of filters in the weight, where scratch holds these, and whether results go to memory past the caches."""
 
 CORRELATE_COLUMNS = ("per_chunk", "each", "gradient_at", "gradient_row", "sums_at")
 """Bands of a chunk, the distance of chunks' sums, where scratch holds gradients, the distance of their rows, and where sums."""
@@ -51,7 +81,7 @@ def band_of(number: int, numbers: Array) -> tuple[int, int, int, int, int]:
 
 
 @linked_kernel
-def pack_rows(numbers: Array, x: Array, at: int, planes: int, rows: int, room: Array) -> None:
+def pack_rows(numbers: Array, x: Array, at: int, planes: int, rows: int, room: Array, to: int) -> None:
     """Copy so many rows of planes, the first of which is at ``at``, into scratch where there are zeros around them."""
     compact()
     height, width, left, stride, before, half, pitch, plane = (
@@ -62,7 +92,7 @@ def pack_rows(numbers: Array, x: Array, at: int, planes: int, rows: int, room: A
     if rows == height and plane == rows * pitch:  # those of one plane follow those of another
         planes, rows = 1, planes * rows
     for p in range(planes):
-        here, there = at + p * height * width, p * plane
+        here, there = at + p * height * width, to + p * plane
         if stride == 1:
             pad_tile(x, here, width, room, there + before, pitch, rows, width)
             continue
@@ -102,7 +132,7 @@ def gather_columns(
         planes = min(together, last - 1 - plane) if straight else 1
         at, channel = image * channels * depth + plane, plane // depth
         to = (at * rows + y) * columns
-        pack_rows(numbers, x, (at * height + begin) * width, planes, met, room)
+        pack_rows(numbers, x, (at * height + begin) * width, planes, met, room, 0)
         target, place = (out, to) if straight else (room, result_at)
         column_tile(
             taps, stride, planes, count, columns, weight, weights_at + channel * channel_step, down, across, channel_step, room,
@@ -114,6 +144,52 @@ def gather_columns(
             copy_tile(room, result_at, line, out, to, line, lines, VECTORS, 1)
             copy(room, result_at + lines * line, out, to + lines * line, size - lines * line)
         plane += planes
+
+
+@task
+def gather_filters(
+    task: int, room: Array, numbers: Array, tables: Array, x: Array, weight: Array, start: Array, out: Array
+) -> None:  # fmt: skip
+    """out[filter, y, x] = start[filter] + sum over terms of weight[filter, term] * x[place of (y, x) and the term].
+
+    Filters are the rows of tiles, pixels of a row their lanes.  The bias is the factor of one more channel, of ones.
+    """
+    channels, height, width, rows, columns, top, left, stride, before, pitch, box = (
+        numbers[1], numbers[3], numbers[4], numbers[5], numbers[6], numbers[7], numbers[8], numbers[10], numbers[11],
+        numbers[13], numbers[14],
+    )  # fmt: skip
+    filters, terms, pairs_at, rows_at, targets_at, tiles, weight_step, panel_at, streams = (
+        numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3], numbers[OWN + 4], numbers[OWN + 5], numbers[OWN + 6],
+        numbers[OWN + 7], numbers[OWN + 8],
+    )  # fmt: skip
+    n = lanes(out.itemsize)
+    image, y, count, begin, met = band_of(task, numbers)
+    clear(room, 0, channels * box)
+    for k in range(channels * box, (channels + 1) * box):
+        room[unsigned(k)] = 1
+    pack_rows(
+        numbers, x, (image * channels * height + begin) * width, channels, met, room, (begin - stride * y + top) * pitch
+    )
+    for f in range(filters):
+        copy(weight, f * weight_step, room, panel_at + f * terms, terms - 1)
+        room[unsigned(panel_at + f * terms + terms - 1)] = start[f]
+    zeros, floor = filters, filters + VECTORS * n + 1
+    first = before - left if stride == 1 else 0
+    for r in range(count):
+        here = stride * r * pitch + first
+        to = (image * filters * rows + y + r) * columns
+        q = 0
+        while q < columns:
+            valid = min(VECTORS * n, columns - q)
+            if valid % n > 0 and valid > n:
+                valid -= valid % n
+            elif valid < n <= columns:  # the last vector overlaps the one before it
+                q, valid = columns - n, n
+            outer_tile(
+                room, here + q, tables, pairs_at, terms, room, panel_at, rows_at, out, to + q, targets_at, tiles, start, zeros,
+                floor, 0, valid, streams,
+            )  # fmt: skip
+            q += valid
 
 
 @task
@@ -144,7 +220,7 @@ def correlate_columns(
         image, y, count, begin, met = band_of(number, numbers)
         for plane in range(first, last, together):
             planes, at = min(together, last - plane), image * channels * depth + plane
-            pack_rows(numbers, x, (at * height + begin) * width, planes, met, room)
+            pack_rows(numbers, x, (at * height + begin) * width, planes, met, room, 0)
             for p in range(planes):
                 here, there = ((at + p) * rows + y) * columns, gradient_at + p * count * gradient_row
                 pad_tile(gradient, here, columns, room, there, gradient_row, count, columns)

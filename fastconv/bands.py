@@ -1,6 +1,7 @@
-"""Depthwise convolution of planes, between the plan and the kernels: lanes are pixels of a row.
+"""Convolution of planes as they lie, in bands of rows, between the plan and the kernels: lanes are pixels of a row.
 
-Arrays that are NCHW are read and written as they lie.  `fastconv.depthwise` does the rest of what does not mix channels.
+Depthwise layers of NCHW arrays turn nothing over here; `fastconv.depthwise` has the others.  Nor do the first layers of networks,
+which make many channels of few; `fastconv.engine` has the rest of what mixes channels, `fastconv.planes` what makes few of many.
 """
 
 from __future__ import annotations
@@ -11,11 +12,22 @@ from typing import Any
 
 import numpy as np
 
+from .arrays import LINE
 from .geometry import ConvGeometry, ceil_div
-from .kernels.columns import correlate_columns, gather_columns
-from .programs import Packing, Pixels, Program, choose_chunks, count_tasks, forward_axes, is_depthwise, unpacking
+from .kernels.bands import correlate_columns, gather_columns, gather_filters
+from .programs import (
+    Packing,
+    Pixels,
+    Program,
+    choose_chunks,
+    count_tasks,
+    forward_axes,
+    is_depthwise,
+    tap_numbers,
+    unpacking,
+)
 from .simd import COLUMNS, lanes
-from .strips import Axis, Ints, Tables, lay_numbers, make_source, whole_lanes
+from .strips import Axis, Ints, Tables, fill_tiles, lay_numbers, make_source, tile_width, whole_lanes
 
 __all__ = ["fits", "pixels_program", "takes", "weights_program"]
 
@@ -27,6 +39,10 @@ TOGETHER_BYTES = 16 << 10
 
 SUM_BYTES = 96 << 10
 """Most bytes of the sums of a part of the channels: each has a vector for each tap."""
+
+MOST_CHANNELS, MOST_TERMS = 4, 160
+"""Most channels and terms of sums for which filters are the rows of tiles: rows of pixels then go to memory at once, while others
+are summed up.  With more, that costs more than to turn over what had filters for lanes."""
 
 FEWEST_ROWS = 4
 """Fewest filters' heights of a band: its first rows are computed for nothing, or read again."""
@@ -51,31 +67,45 @@ def fits(p: Pixels) -> bool:
     return planes and _falls(p.axes, p.out_shape, p.itemsize)
 
 
+def mixes(p: Pixels) -> bool:
+    """Say whether this computes equation (1) of few channels that mix: where rows of outputs fill lines of the cache."""
+    plane, down, across = p.axes
+    planes = not (p.in_last or p.out_last or p.transposed or p.window[0]) and p.g.groups == 1
+    flat = p.in_shape[2] == p.out_shape[2] == p.g.kernel[0] == 1 and plane.left == 0
+    few = p.depth <= MOST_CHANNELS and 1 < p.T <= MOST_TERMS // p.depth and 2 * p.channels > lanes(p.itemsize)
+    return planes and flat and few and down.step == across.step <= 2 and p.out_shape[4] * p.itemsize % LINE == 0
+
+
 def takes(g: ConvGeometry, x_last: bool, grad_last: bool, itemsize: int) -> bool:
     """Say whether this computes equation (3)."""
     return is_depthwise(g) and not (x_last or grad_last) and _falls(forward_axes(g), g.output_shape, itemsize)
 
 
-def _plane_numbers(axes: Sequence[Axis], in_shape: Ints, out_shape: Ints, itemsize: int, tasks: int) -> dict[str, Any]:
-    """Return what `fastconv.kernels.columns.PLANES` names, but for the parts."""
+def _band_numbers(
+    axes: Sequence[Axis], in_shape: Ints, out_shape: Ints, itemsize: int, tasks: int, pads: bool = False
+) -> dict[str, Any]:  # fmt: skip
+    """Return what `fastconv.kernels.bands.BANDS` names, but for the parts; a box ``pads`` rows that do not exist, or has none."""
     images, channels, depth, height, width = in_shape
     *_, rows, columns = out_shape
-    _, down, across = (axis.phases[0].taps for axis in axes)
-    taps, stride, top, left = len(down), axes[1].step, -down[0][1], -across[0][1]
+    _, down, across = axes
+    stride, left, taps = down.step, across.left, down.span + 1
     # Whole vectors of outputs read so many columns, from the first that is padding on.
-    read = whole_lanes(columns, itemsize) + (taps - 1) // stride
+    read = whole_lanes(columns, itemsize) + across.span // stride
     before = whole_lanes(max(0, left), itemsize) if stride == 1 else 0
     half = whole_lanes(read, itemsize)
     pitch = max(before + whole_lanes(width, itemsize), whole_lanes(before - left + read, itemsize))
     pitch = pitch if stride == 1 else 2 * half
-    most = max(FEWEST_ROWS * taps, BAND_BYTES // (itemsize * (stride * pitch + columns)))
-    bands = max(ceil_div(rows, most), min(ceil_div(tasks, max(1, images * channels)), rows // (FEWEST_ROWS * taps)))
+    row_bytes = itemsize * (stride * pitch * (channels + 1) if pads else stride * pitch + columns)
+    most = max(FEWEST_ROWS * taps, BAND_BYTES // row_bytes)
+    wanted = ceil_div(tasks, max(1, images if pads else images * channels))
+    bands = max(ceil_div(rows, most), min(wanted, rows // (FEWEST_ROWS * taps)))
     band = ceil_div(rows, bands)
-    box = min(height, stride * (band - 1) + taps) * pitch
+    met = stride * (band - 1) + taps
+    box = (met if pads else min(height, met)) * pitch
     together = max(1, TOGETHER_BYTES // (itemsize * (box + rows * columns))) if depth == bands == 1 else 1
     return {
         "images": images, "channels": channels, "depth": depth, "height": height, "width": width, "rows": rows,
-        "columns": columns, "top": top, "left": left, "taps": taps, "stride": stride, "before": before, "half": half,
+        "columns": columns, "top": down.left, "left": left, "taps": taps, "stride": stride, "before": before, "half": half,
         "pitch": pitch, "plane": box, "band": band, "together": min(channels, together),
     }  # fmt: skip
 
@@ -87,7 +117,7 @@ def _boxes(numbers: dict[str, Any]) -> int:
 
 def pixels_program(p: Pixels) -> Program:
     """Compute equation (1), or (2) of stride 1."""
-    numbers = _plane_numbers(p.axes, p.in_shape, p.out_shape, p.itemsize, p.tasks)
+    numbers = _band_numbers(p.axes, p.in_shape, p.out_shape, p.itemsize, p.tasks)
     images, channels, columns, band = (numbers[name] for name in ("images", "channels", "columns", "band"))
     bands = images * ceil_div(numbers["rows"], band)
     parts = min(channels, ceil_div(2 * p.tasks, max(1, bands))) if p.tasks > 1 else 1
@@ -109,10 +139,45 @@ def pixels_program(p: Pixels) -> Program:
     )  # fmt: skip
 
 
+def filters_program(p: Pixels) -> Program:
+    """Compute equation (1) of few terms: filters are the rows of tiles."""
+    numbers = _band_numbers(p.axes, p.in_shape, p.out_shape, p.itemsize, p.tasks, pads=True)
+    images, channels, columns, band, pitch = (
+        numbers[name] for name in ("images", "channels", "columns", "band", "pitch")
+    )
+    filters, stride = p.channels, numbers["stride"]
+    tables = Tables()
+    _, _, depth_step, tap_step = p.weight_steps
+    pairs = [
+        (
+            c * depth_step + n * tap_step,
+            c * numbers["plane"] + (y + numbers["top"]) * pitch
+            + (x + numbers["left"]) // stride + (x + numbers["left"]) % stride * numbers["half"],
+        )
+        for c in range(channels) for n, (_, (_, y), (_, x)) in tap_numbers(p.g, [axis.phases[0].taps for axis in p.axes])
+    ]  # fmt: skip
+    terms = len(pairs) + 1
+    pairs.append((terms - 1, channels * numbers["plane"]))
+    rows = fill_tiles(np.arange(filters))
+    boxes = ceil_div((channels + 1) * numbers["plane"] + 2 * tile_width(p.itemsize), 16) * 16
+    numbers |= {
+        "parts": 1, "filters": filters, "terms": terms, "pairs_at": tables.add(pairs), "rows_at": tables.add(rows * terms),
+        "targets_at": tables.add(rows * math.prod(p.out_shape[2:])), "tiles": rows.size, "weight_step": p.weight_steps[1],
+        "panel_at": boxes, "streams": p.streams,
+    }  # fmt: skip
+    source = make_source(
+        p.in_shape, False, p.itemsize, images, p.axes, (1, 1, band, max(1, columns)), False, False, False
+    )
+    return Program(
+        gather_filters, images * ceil_div(numbers["rows"], band), lay_numbers(**numbers), tables.whole(),
+        boxes + filters * terms, p.tasks == 1, source, (1, filters, filters, tile_width(p.itemsize)),
+    )  # fmt: skip
+
+
 def weights_program(g: ConvGeometry, per_sample: bool, itemsize: int) -> Program:
     """Compute equation (3)."""
     axes, tasks, n = forward_axes(g), count_tasks(g), lanes(itemsize)
-    numbers = _plane_numbers(axes, g.input_shape, g.output_shape, itemsize, tasks)
+    numbers = _band_numbers(axes, g.input_shape, g.output_shape, itemsize, tasks)
     channels, rows, columns, band, taps = (numbers[name] for name in ("channels", "rows", "columns", "band", "taps"))
     terms, per_image = taps * taps, ceil_div(rows, band)
     parts = min(channels, max(tasks, ceil_div(channels * terms * n * itemsize, SUM_BYTES)))
