@@ -781,12 +781,12 @@ def test_machine_code(machine, dtype, monkeypatch):
         for width in columns._widths(*kind):
             products, spills = assemble(machine, columns._write_columns, 13, dtype, *kind, width)
             assert products >= kind[0] ** 2 * width  # LLVM may repeat some
-            assert len(spills) <= (machine == "NEON"), (kind, width)
+            assert len(spills) <= (machine == "NEON"), (kind, width)  # which multiplies nothing in memory
         products, spills = assemble(
             machine, columns._write_sum_lines, 11, dtype, *kind, columns._lines_at_once(kind[0])
         )
         assert products
-        assert not spills, kind
+        assert len(spills) <= 2 * (machine == "NEON"), kind
     for _, of_sizes, starts in MAPS:
         for size, map_ in of_sizes.items():
             _, spills = assemble(machine, maps._write_map, 10 if starts else 11, dtype, map_, starts)
