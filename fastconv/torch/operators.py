@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch.autograd import forward_ad
 
-from ..calls import Form, flat, form_of, recall
+from ..calls import Form, flat, form_of, recall, remember
 from ..geometry import ConvGeometry, conv_geometry
 from ..passes import Operand, run_pass, shapes_3d, sums_bias
 from .layout import LIKE, Ints, lies_channels_last, memory_format, steps_of
@@ -85,6 +85,10 @@ def _pass(computes: str, a: Ints, b: Ints, size: Ints, stride: Ints, sides: Ints
     return _Pass(g, (known[operands[0]], known[operands[1]]), shape, result)
 
 
+APART = "apart"
+"""What is remembered of equation (3) where its row does not compute equation (4), too."""
+
+
 class _Threads(threading.local):
     """How many threads PyTorch had when a thread last told the kernels."""
 
@@ -120,37 +124,42 @@ def _compute(
     arrays = [None if t is None else _array(t) for t in (a, b, values)]
     spec = (tuple(size), tuple(stride), tuple(sides), tuple(dilation), groups)
     form = form_of(arrays, (channels_last, sums is not None), (computes, *spec))
-    if (bound := recall(form)) is not None:
+    bound, known = recall(form), None
+    if bound is None:
+        known = _pass(computes, a.shape, b.shape, *spec)
+        if sums is not None and not sums_bias(known.geometry, dtype, _operands(arrays, known), known.shape):
+            bound = APART
+            remember(form, bound)
+    if bound is APART:
+        torch.sum(a.detach(), _all_but_channels(a), out=sums)
+        return _compute(computes, a, b, None, size, channels_last, stride, sides, dilation, groups)
+    if known is None:
         result = bound(*(array if array is None else flat(array) for array in arrays))
     else:
-        result = _run(computes, dtype, arrays, channels_last, _pass(computes, a.shape, b.shape, *spec), form, sums)
+        result = _run(computes, dtype, arrays, channels_last, known, form)
     result = torch.from_numpy(result)
     if computes == "grad_input" and bias is not None:
         result += bias.detach().view(-1, *(1,) * len(size))
     return result
 
 
+def _operands(arrays: Sequence[Any], known: _Pass) -> list[Operand]:
+    return [Operand(array, *operand) for array, operand in zip(arrays, known.operands, strict=False)]
+
+
 def _run(
-    computes: str, dtype: np.dtype[Any], arrays: Sequence[Any], channels_last: bool, known: _Pass, form: Form | None, sums: Any
+    computes: str, dtype: np.dtype[Any], arrays: Sequence[Any], channels_last: bool, known: _Pass, form: Form | None
 ) -> Any:  # fmt: skip
     """Run a pass that has not been run before, or cannot be remembered."""
-    (a, b, values), g = arrays, known.geometry
-    operands = [Operand(a, *known.operands[0]), Operand(b, *known.operands[1])]
+    operands, values, g = _operands(arrays, known), arrays[2], known.geometry
     if computes == "output":
-        values = np.zeros(g.filters, dtype) if values is None else values
-        operands.append(Operand(values, (g.filters,)))
-    more = {}
-    if sums is not None:
-        if sums_bias(g, dtype, operands, known.shape):
-            more["bias"] = values
-        else:
-            torch.sum(torch.from_numpy(a), _all_but_channels(a), out=sums)
-            form = None  # what was remembered would not compute these
+        operands.append(Operand(np.zeros(g.filters, dtype) if values is None else values, (g.filters,)))
     like, strides = LIKE[g.ndim, channels_last], None
     if 1 in known.final_shape:  # NumPy has no rule for the step of a single element, but whoever reads steps later has
         strides = tuple(step * dtype.itemsize for step in steps_of(known.final_shape, channels_last))
     return run_pass(
-        computes, g, dtype, operands, like, known.shape, known.final_shape, strides=strides, form=form, **more
+        computes, g, dtype, operands, like, known.shape, known.final_shape, strides=strides, form=form,
+        bias=values if computes == "grad_weight" else None,
     )  # fmt: skip
 
 
