@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -15,8 +17,9 @@ import numpy as np
 import pytest
 
 import fastconv
-from fastconv import cli, info, plan, progress, training, warmup
+from fastconv import cli, info, kernels, plan, progress, training, warmup
 from fastconv.cli import main
+from fastconv.tasks import Task
 
 
 @pytest.fixture(scope="module")
@@ -415,11 +418,20 @@ def test_warmup_says_what_it_does(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("threads", [False, pytest.param(True, marks=pytest.mark.long)])
-def test_warmup_tasks_run(threads):
-    """In one dtype and two dimensions; those that compile a second time, with threads or without, are long."""
+def test_warmup_tasks_run(threads, monkeypatch):
+    """In one dtype and two dimensions, all tasks; those that compile a second time, with threads or without, are long."""
+    every = {
+        name
+        for module in pkgutil.iter_modules(kernels.__path__)
+        for name, value in vars(importlib.import_module(f"fastconv.kernels.{module.name}")).items()
+        if isinstance(value, Task)
+    }
+    met, run = set(), Task.__call__
+    monkeypatch.setattr(Task, "__call__", lambda self, *args, **kw: (met.add(self.__name__), run(self, *args, **kw))[1])
     for name, call in warmup.tasks():
         if "float32" in name and ("2-D" in name or "-D" not in name) and ("threads" in name) == threads:
             call()
+    assert threads or met == every
 
 
 @pytest.mark.long
