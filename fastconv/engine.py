@@ -93,7 +93,7 @@ READING_TERMS = 32 * VECTORS
 """Most terms of a weight for which gradients are read as they lie, however far apart: 1.05 to 1.25 times as fast with 24."""
 
 CROWDED_BYTES, FEW_SUMMED = 512, 128
-"""Bytes of a pixel from which on dW with 16 registers does not read it as it lies, and most pixels of a strip then.
+"""Bytes of a pixel from which on dW with 16 registers does not read it as it lies, and most pixels of the input in a strip then.
 
 A tile takes six channels of each pixel.  Pixels so far apart compete for few places in the first-level cache, and lines come from
 the second-level one too slowly for tiles of six cycles a pixel: they do not wait for those that lie `line_by_line`.
@@ -347,7 +347,7 @@ def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_las
     filters, depth, width = g.filters // groups, g.channels // groups, tile_width(itemsize)
     sizes = (g.batch, *g.output)
     crowds = _crowds(g, itemsize)
-    most = FEW_SUMMED if crowds else MOST_SUMMED
+    most = FEW_SUMMED // math.prod(axis.step for axis in axes) if crowds else MOST_SUMMED
     strip = choose_strip(sizes, g.channels * itemsize * math.prod(axis.step for axis in axes), most, count_tasks(g))
     if per_sample:
         strip = (1, *strip[1:])
