@@ -75,8 +75,8 @@ half as long.  Not so for rows and columns alone, which with narrow vectors were
 GRADIENTS = 1.1
 """What equations (2) and (3) take in proportion to their estimate where filters have phases: their sums are short, and many."""
 
-FEW_REGISTERS = 1.5
-"""What equation (3) takes more then where the register tile has few vectors: with AVX2 direct sums were faster in most layers."""
+FEW_REGISTERS = {"output": 1.25, "grad_input": 1.2, "grad_weight": 1.5}
+"""What passes with a stride take more then where the register tile has few vectors, as direct sums lose less by that."""
 
 TASK_FLOPS = 150_000_000
 """Arithmetic that is worth a task of equation (3), if there are FEW_TASKS: each turns its sums at the points to taps, which then
@@ -372,8 +372,8 @@ def nanoseconds(computes: str, geometry: ConvGeometry, itemsize: int) -> float:
     time = MULTIPLICATION * width * work.cost(strip) * (ceil_div(tasks, 2) * 2 / tasks)
     if work.form.strides:  # direct sums leave out taps on padding, of which their estimate does not tell
         time *= (1.0 if computes == "output" else GRADIENTS) / met_share(g)
-        if computes == "grad_weight" and VECTORS < 4:
-            time *= FEW_REGISTERS
+        if VECTORS < 4:
+            time *= FEW_REGISTERS[computes]
     if computes == "grad_input":  # tiles that end in pixels that do not exist are copied
         time *= math.prod(s * n for s, n in zip(work.form.made.steps, work.sizes[2:], strict=True)) / math.prod(
             g.input[1:]
