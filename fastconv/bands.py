@@ -29,10 +29,12 @@ from .programs import (
 from .simd import COLUMNS, lanes
 from .strips import Axis, Ints, Tables, fill_tiles, lay_numbers, make_source, tile_width, whole_lanes
 
-__all__ = ["fits", "pixels_program", "takes", "weights_program"]
+__all__ = [
+    "columns_program", "computes_columns", "computes_filters", "computes_weights", "filters_program", "weights_program",
+]  # fmt: skip
 
-BAND_BYTES = 32 << 10
-"""Most bytes of the rows that a band of a plane reads and writes in scratch: they are to stay near."""
+BAND_BYTES, MOST_BYTES = 32 << 10, 512 << 10
+"""Most bytes of the rows that a band of a plane reads and writes in scratch: they are to stay near; and of FEWEST_ROWS."""
 
 TOGETHER_BYTES = 16 << 10
 """Most bytes of planes that are taken together: they are to stay in the first-level cache."""
@@ -61,23 +63,23 @@ def _falls(axes: Sequence[Axis], out: Ints, itemsize: int) -> bool:
     )
 
 
-def fits(p: Pixels) -> bool:
-    """Say whether this computes equation (1) or (2)."""
+def computes_columns(p: Pixels) -> bool:
+    """Say whether `columns_program` computes equation (1) or (2)."""
     planes = is_depthwise(p.g) and not (p.in_last or p.out_last or p.adds)
     return planes and _falls(p.axes, p.out_shape, p.itemsize)
 
 
-def mixes(p: Pixels) -> bool:
-    """Say whether this computes equation (1) of few channels that mix: where rows of outputs fill lines of the cache."""
+def computes_filters(p: Pixels) -> bool:
+    """Say whether `filters_program` computes equation (1): few channels that mix, and rows that fill lines of the cache."""
     plane, down, across = p.axes
-    planes = not (p.in_last or p.out_last or p.transposed or p.window[0]) and p.g.groups == 1
+    planes = not (p.in_last or p.out_last or p.transposed or p.window[0]) and p.g.groups == max(p.g.dilation) == 1
     flat = p.in_shape[2] == p.out_shape[2] == p.g.kernel[0] == 1 and plane.left == 0
     few = p.depth <= MOST_CHANNELS and 1 < p.T <= MOST_TERMS // p.depth and 2 * p.channels > lanes(p.itemsize)
     return planes and flat and few and down.step == across.step <= 2 and p.out_shape[4] * p.itemsize % LINE == 0
 
 
-def takes(g: ConvGeometry, x_last: bool, grad_last: bool, itemsize: int) -> bool:
-    """Say whether this computes equation (3)."""
+def computes_weights(g: ConvGeometry, x_last: bool, grad_last: bool, itemsize: int) -> bool:
+    """Say whether `weights_program` computes equation (3)."""
     return is_depthwise(g) and not (x_last or grad_last) and _falls(forward_axes(g), g.output_shape, itemsize)
 
 
@@ -96,7 +98,7 @@ def _band_numbers(
     pitch = max(before + whole_lanes(width, itemsize), whole_lanes(before - left + read, itemsize))
     pitch = pitch if stride == 1 else 2 * half
     row_bytes = itemsize * (stride * pitch * (channels + 1) if pads else stride * pitch + columns)
-    most = max(FEWEST_ROWS * taps, BAND_BYTES // row_bytes)
+    most = max(1, BAND_BYTES // row_bytes, min(FEWEST_ROWS * taps, MOST_BYTES // row_bytes))
     wanted = ceil_div(tasks, max(1, images if pads else images * channels))
     bands = max(ceil_div(rows, most), min(wanted, rows // (FEWEST_ROWS * taps)))
     band = ceil_div(rows, bands)
@@ -115,8 +117,8 @@ def _boxes(numbers: dict[str, Any]) -> int:
     return ceil_div(numbers["together"] * numbers["plane"], 16) * 16
 
 
-def pixels_program(p: Pixels) -> Program:
-    """Compute equation (1), or (2) of stride 1."""
+def columns_program(p: Pixels) -> Program:
+    """Compute equation (1), or (2) of stride 1, of channels that do not mix: tiles slide down columns."""
     numbers = _band_numbers(p.axes, p.in_shape, p.out_shape, p.itemsize, p.tasks)
     images, channels, columns, band = (numbers[name] for name in ("images", "channels", "columns", "band"))
     bands = images * ceil_div(numbers["rows"], band)
@@ -140,7 +142,7 @@ def pixels_program(p: Pixels) -> Program:
 
 
 def filters_program(p: Pixels) -> Program:
-    """Compute equation (1) of few terms: filters are the rows of tiles."""
+    """Compute equation (1) of few channels that mix: filters are the rows of tiles."""
     numbers = _band_numbers(p.axes, p.in_shape, p.out_shape, p.itemsize, p.tasks, pads=True)
     images, channels, columns, band, pitch = (
         numbers[name] for name in ("images", "channels", "columns", "band", "pitch")
@@ -175,7 +177,7 @@ def filters_program(p: Pixels) -> Program:
 
 
 def weights_program(g: ConvGeometry, per_sample: bool, itemsize: int) -> Program:
-    """Compute equation (3)."""
+    """Compute equation (3) of channels that do not mix."""
     axes, tasks, n = forward_axes(g), count_tasks(g), lanes(itemsize)
     numbers = _band_numbers(axes, g.input_shape, g.output_shape, itemsize, tasks)
     channels, rows, columns, band, taps = (numbers[name] for name in ("channels", "rows", "columns", "band", "taps"))

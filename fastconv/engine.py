@@ -264,9 +264,9 @@ def _gather_program(p: Pixels) -> Program:
 
 
 def _program(p: Pixels) -> Program:
-    if bands.fits(p):
-        return bands.pixels_program(p)
-    if bands.mixes(p):
+    if bands.computes_columns(p):
+        return bands.columns_program(p)
+    if bands.computes_filters(p):
         return bands.filters_program(p)
     if members_of(p.g, p.itemsize):
         return depthwise.pixels_program(p)
@@ -439,7 +439,7 @@ def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_las
 
 
 def _weights_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: bool, itemsize: int) -> Program:
-    if bands.takes(g, x_last, grad_last, itemsize):
+    if bands.computes_weights(g, x_last, grad_last, itemsize):
         return bands.weights_program(g, per_sample, itemsize)
     if members_of(g, itemsize):
         return depthwise.weights_program(g, per_sample, x_last, grad_last, itemsize)
@@ -484,7 +484,7 @@ def describe(computes: str, geometry: ConvGeometry, itemsize: int) -> str:
     if members := members_of(g, itemsize):
         lanes_are = "channels, as these do not mix" if members == 1 else f"filters of groups of {members}"
         slides = f"lanes are {lanes_are}, and tiles slide along rows of pixels"
-        if bands.takes(g, False, False, itemsize) and (computes != "grad_input" or max(g.stride) == 1):
+        if bands.computes_weights(g, False, False, itemsize) and (computes != "grad_input" or max(g.stride) == 1):
             return f"{slides}; if NCHW, lanes are pixels, and tiles slide down columns"
         return f"{slides}, packed unless channels-last"
     if computes == "grad_weight":
@@ -496,7 +496,7 @@ def describe(computes: str, geometry: ConvGeometry, itemsize: int) -> str:
     if lanes_are_pixels(g, step, used, itemsize):
         rows = what if used > 1 else f"{what}, or taps,"
         return f"tiles of {rows} times pixels, as so few ({used}) would leave most of {lanes(itemsize)} lanes empty{phases}"
-    if computes == "output" and bands.mixes(output_pixels(g, False, False, itemsize)):
+    if computes == "output" and bands.computes_filters(output_pixels(g, False, False, itemsize)):
         return f"tiles of pixels times {what}; if NCHW, of {what} times pixels"
     return f"tiles of pixels times {what}{phases}"
 

@@ -89,7 +89,7 @@ def run(script, *arguments, **environment):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="guard pages are made as on Linux")
 @pytest.mark.parametrize(
-    "every", [pytest.param(1, marks=pytest.mark.long), pytest.param(3, marks=pytest.mark.slow), 10]
+    "every", [pytest.param(1, marks=pytest.mark.long), pytest.param(3, marks=pytest.mark.slow), 30]
 )
 def test_guard_pages(every):
     """No row touches a page before or behind its arrays."""

@@ -200,7 +200,14 @@ def growth(model, image, batch):
 
 
 @pytest.mark.skipif(config.DISABLE_JIT, reason="networks take too long without the compiler")
-@pytest.mark.parametrize(("name", "image"), [("lenet", (1, 28, 28)), ("resnet8", (3, 32, 32)), ("vgg11", (3, 32, 32))])
+@pytest.mark.parametrize(
+    ("name", "image"),
+    [
+        ("lenet", (1, 28, 28)),
+        pytest.param("resnet8", (3, 32, 32), marks=pytest.mark.slow),
+        ("vgg11", (3, 32, 32)),
+    ],
+)
 def test_steps_allocate_nothing(name, image, monkeypatch):
     """From the second on, activations, gradients, sums and tables lie where those of a step before lay.
 

@@ -709,9 +709,7 @@ MACHINES = {
 }
 
 
-MACHINE = pytest.mark.parametrize(
-    "machine", [pytest.param(name, marks=[pytest.mark.slow] * (name != "NEON")) for name in MACHINES]
-)
+MACHINE = pytest.mark.parametrize("machine", [pytest.param(name, marks=pytest.mark.slow) for name in MACHINES])
 
 
 def assembly(machine, write, n_args, *arguments):
