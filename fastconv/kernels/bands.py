@@ -15,6 +15,7 @@ import numpy as np
 
 from ..jit import inner_kernel, linked_kernel, unsigned
 from ..simd import (
+    FETCH_AHEAD,
     VECTORS,
     clear,
     column_tile,
@@ -101,7 +102,8 @@ def pack_rows(numbers: Array, x: Array, at: int, planes: int, rows: int, room: A
             place = (first + left) // 2
             columns = min((width - first + 1) // 2, half - place)
             if columns > 0:
-                take_tile(x, here + first, width, room, there + odd * half + place, pitch, rows, columns, 0)
+                to_row = there + odd * half + place
+                take_tile(x, here + first, width, room, to_row, pitch, rows, columns, FETCH_AHEAD // x.itemsize)
 
 
 @task

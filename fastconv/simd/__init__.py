@@ -19,7 +19,7 @@ Each tile has a twin in plain Python with the same signature, which takes its pl
 
 from ..jit import ROWS, VECTORS
 from .columns import COLUMNS, column_tile, sum_column_tile
-from .copying import clear, copy, copy_tile, fetch, pad_tile, take_tile
+from .copying import FETCH_AHEAD, clear, copy, copy_tile, fetch, pad_tile, take_tile
 from .maps import gradient_map, input_map, output_map, weight_gradient_map, weight_map
 from .outer import AHEAD, FEW_ROWS, SHORT, far_tile, outer_tile, short_tile
 from .peak import ACCUMULATORS, peak_tile
@@ -45,6 +45,7 @@ __all__ = [
     "ACCUMULATORS",
     "AHEAD",
     "COLUMNS",
+    "FETCH_AHEAD",
     "FEW_ROWS",
     "GROUPED",
     "MEMBERS",

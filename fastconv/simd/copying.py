@@ -12,10 +12,10 @@ from numba.extending import intrinsic
 from ..jit import VECTORS
 from .words import I32, I64, LINE, Array, Words, address_of, lanes, private_function, tile_intrinsic
 
-__all__ = ["clear", "copy", "copy_tile", "fetch", "pad_tile", "take_tile"]
+__all__ = ["FETCH_AHEAD", "clear", "copy", "copy_tile", "fetch", "pad_tile", "take_tile"]
 
-PAD_AHEAD = 1024
-"""Bytes between what the padding tile copies and what it has brought into the cache: machines foresee no more than a page."""
+FETCH_AHEAD = 1024
+"""Bytes between what is copied of long rows and what is brought into the cache meanwhile: machines foresee no more than a page."""
 
 
 def _write_copy_tile(function: Any, dtype: Any) -> None:
@@ -104,7 +104,7 @@ def _write_pad_tile(function: Any, dtype: Any) -> None:
         here, there = w.at(source, b.mul(row.index, source_step)), w.at(target, b.mul(row.index, target_step))
         with cgutils.for_range(b, whole) as vector:
             at = b.mul(vector.index, I64(w.bytes))
-            w.prefetch(b.add(b.add(here, at), I64(PAD_AHEAD)))
+            w.prefetch(b.add(b.add(here, at), I64(FETCH_AHEAD)))
             w.store(w.load(b.add(here, at), w.vector), b.add(there, at))
         w.store(w.load_some(b.add(here, last), exist), b.add(there, last))
     b.ret_void()
