@@ -15,7 +15,7 @@ from .words import I32, I64, LINE, Array, Words, address_of, lanes, private_func
 __all__ = ["FETCH_AHEAD", "clear", "copy", "copy_tile", "fetch", "pad_tile", "take_tile"]
 
 FETCH_AHEAD = 1024
-"""Bytes between what is copied of long rows and what is brought into the cache meanwhile: machines foresee no more than a page."""
+"""Bytes between what is copied of rows and what is brought into the cache meanwhile: machines foresee no more than a page."""
 
 
 def _write_copy_tile(function: Any, dtype: Any) -> None:
