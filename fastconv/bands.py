@@ -27,7 +27,7 @@ from .programs import (
     unpacking,
 )
 from .simd import COLUMNS, lanes
-from .strips import Axis, Ints, Tables, fill_tiles, lay_numbers, make_source, tile_width, whole_lanes
+from .strips import Axis, Ints, Source, Tables, fill_tiles, lay_numbers, make_source, tile_width, whole_lanes
 
 __all__ = [
     "columns_program", "computes_columns", "computes_filters", "computes_weights", "filters_program", "weights_program",
@@ -117,6 +117,12 @@ def _boxes(numbers: dict[str, Any]) -> int:
     return ceil_div(numbers["together"] * numbers["plane"], 16) * 16
 
 
+def _source(axes: Sequence[Axis], in_shape: Ints, numbers: dict[str, Any], itemsize: int) -> Source:
+    """Describe the input of a band, which its task copies itself."""
+    strip = (1, 1, numbers["band"], max(1, numbers["columns"]))
+    return make_source(in_shape, False, itemsize, numbers["images"], axes, strip, False, False, False)
+
+
 def columns_program(p: Pixels) -> Program:
     """Compute equation (1), or (2) of stride 1, of channels that do not mix: tiles slide down columns."""
     numbers = _band_numbers(p.axes, p.in_shape, p.out_shape, p.itemsize, p.tasks)
@@ -132,9 +138,7 @@ def columns_program(p: Pixels) -> Program:
         "down": (down[1] - down[0]) * line * tap_step, "across": (across[1] - across[0]) * tap_step, "result_at": boxes,
         "streams": p.streams,
     }  # fmt: skip
-    source = make_source(
-        p.in_shape, False, p.itemsize, images, p.axes, (1, 1, band, max(1, columns)), False, False, False
-    )  # fmt: skip
+    source = _source(p.axes, p.in_shape, numbers, p.itemsize)
     return Program(
         gather_columns, bands * parts, lay_numbers(**numbers), Tables().whole(),
         boxes + ceil_div(band * columns + lanes(p.itemsize), 16) * 16, p.tasks == 1, source, (1, channels, channels, 0),
@@ -167,9 +171,7 @@ def filters_program(p: Pixels) -> Program:
         "targets_at": tables.add(rows * math.prod(p.out_shape[2:])), "tiles": rows.size, "weight_step": p.weight_steps[1],
         "panel_at": boxes, "streams": p.streams,
     }  # fmt: skip
-    source = make_source(
-        p.in_shape, False, p.itemsize, images, p.axes, (1, 1, band, max(1, columns)), False, False, False
-    )
+    source = _source(p.axes, p.in_shape, numbers, p.itemsize)
     return Program(
         gather_filters, images * ceil_div(numbers["rows"], band), lay_numbers(**numbers), tables.whole(),
         boxes + filters * terms, p.tasks == 1, source, (1, filters, filters, tile_width(p.itemsize)),
@@ -198,9 +200,7 @@ def weights_program(g: ConvGeometry, per_sample: bool, itemsize: int) -> Program
         "parts": parts, "per_chunk": per_chunk, "each": each, "gradient_at": boxes, "gradient_row": gradient_row,
         "sums_at": sums_at,
     }  # fmt: skip
-    source = make_source(
-        g.input_shape, False, itemsize, g.batch, axes, (1, 1, band, max(1, columns)), False, False, False
-    )
+    source = _source(axes, g.input_shape, numbers, itemsize)
     return Program(
         correlate_columns, chunks * parts, lay_numbers(**numbers), Tables().whole(),
         sums_at + 2 * n * whole_lanes(ceil_div(channels, parts) * terms, itemsize), tasks == 1, source, (1, 0, 0, 0), packing,

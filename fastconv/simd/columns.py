@@ -19,7 +19,7 @@ from numba import config
 from numba.core import cgutils
 
 from ..jit import VECTORS
-from .words import I64, Array, Words, address_of, call_first, lanes, private_function, tile_intrinsic
+from .words import I64, Array, Words, call_first, lanes, passed_arguments, private_function, tile_intrinsic
 
 __all__ = ["COLUMNS", "column_tile", "sum_column_tile"]
 
@@ -279,13 +279,7 @@ def _tile(names: str, name: str, write: Callable[..., None], passed: str) -> Any
     """Make a tile of all kinds: the one that has these taps and this stride is called."""
 
     def codegen(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]) -> None:
-        dtype = named["x"][0].dtype
-        w = Words(builder, dtype)
-        given = []
-        for argument in passed.split():
-            array, _, at = argument.partition("+")
-            kind, value = named[array]
-            given.append(w.at(address_of(context, builder, kind, value), named[at][1]) if at else value)
+        dtype, w, given = passed_arguments(context, builder, named, passed)
         calls = []
         for taps, stride in COLUMNS:
             this = (builder.icmp_signed("==", named[n][1], I64(k)) for n, k in (("taps", taps), ("stride", stride)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -80,17 +81,23 @@ def _take_tile_twin(
         target[there : there + count] = source[here : here + 2 * count - 1 : 2]
 
 
-def _call_take_tile(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]) -> None:
-    dtype = named["source"][0].dtype
-    w = Words(builder, dtype)
-    function, new = private_function(builder.module, f"take_tile_{w.suffix}", 7)
-    if new:
-        _write_take_tile(function, dtype)
-    first, second = (
-        w.at(address_of(context, builder, *named[name]), named[f"{name}_at"][1]) for name in ("source", "target")
-    )
-    rest = [named[name][1] for name in ("rows", "count", "ahead")]
-    builder.call(function, [first, named["source_step"][1], second, named["target_step"][1], *rest])
+def _rows_tile(name: str, write: Callable[..., None], rest: str) -> Any:
+    """Make a tile that copies ``rows``, which is told the ``rest``, too."""
+    names = f"source, source_at, source_step, target, target_at, target_step, {rest}"
+
+    def codegen(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]) -> None:
+        dtype = named["source"][0].dtype
+        w = Words(builder, dtype)
+        more = [named[key][1] for key in rest.split(", ")]
+        function, new = private_function(builder.module, f"{name}_{w.suffix}", 4 + len(more))
+        if new:
+            write(function, dtype)
+        first, second = (
+            w.at(address_of(context, builder, *named[key]), named[f"{key}_at"][1]) for key in ("source", "target")
+        )
+        builder.call(function, [first, named["source_step"][1], second, named["target_step"][1], *more])
+
+    return tile_intrinsic(names, codegen)
 
 
 def _write_pad_tile(function: Any, dtype: Any) -> None:
@@ -119,19 +126,6 @@ def _pad_tile_twin(
         here, there = source_at + row * source_step, target_at + row * target_step
         target[there : there + -(-count // n) * n] = 0
         target[there : there + count] = source[here : here + count]
-
-
-def _call_pad_tile(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]) -> None:
-    dtype = named["source"][0].dtype
-    w = Words(builder, dtype)
-    function, new = private_function(builder.module, f"pad_tile_{w.suffix}", 6)
-    if new:
-        _write_pad_tile(function, dtype)
-    first, second = (
-        w.at(address_of(context, builder, *named[name]), named[f"{name}_at"][1]) for name in ("source", "target")
-    )
-    rest = [named[name][1] for name in ("rows", "count")]
-    builder.call(function, [first, named["source_step"][1], second, named["target_step"][1], *rest])
 
 
 @intrinsic
@@ -212,13 +206,7 @@ copy_tile = _copy_tile_twin if config.DISABLE_JIT else _copy_tile_intrinsic
     target[target_at + row*target_step + k] = source[source_at + row*source_step + k]
 """
 
-take_tile = (
-    _take_tile_twin
-    if config.DISABLE_JIT
-    else tile_intrinsic(
-        "source, source_at, source_step, target, target_at, target_step, rows, count, ahead", _call_take_tile
-    )
-)
+take_tile = _take_tile_twin if config.DISABLE_JIT else _rows_tile("take_tile", _write_take_tile, "rows, count, ahead")
 """``rows`` times every second of 2*count - 1 numbers, for count > 0:
 
     target[target_at + row*target_step + k] = source[source_at + row*source_step + 2*k]
@@ -226,13 +214,7 @@ take_tile = (
 What lies ``ahead`` of these in memory is fetched.
 """
 
-pad_tile = (
-    _pad_tile_twin
-    if config.DISABLE_JIT
-    else tile_intrinsic(
-        "source, source_at, source_step, target, target_at, target_step, rows, count", _call_pad_tile
-    )
-)  # fmt: skip
+pad_tile = _pad_tile_twin if config.DISABLE_JIT else _rows_tile("pad_tile", _write_pad_tile, "rows, count")
 """``rows`` times ``count`` numbers, at least one, and zeros up to whole vectors:
 
     target[target_at + row*target_step + k] = source[source_at + row*source_step + k]

@@ -22,7 +22,7 @@ from numba import config
 from numba.core import cgutils
 
 from ..jit import VECTORS
-from .words import I64, LINE, Array, Words, address_of, call_first, private_function, tile_intrinsic
+from .words import I64, LINE, Array, Words, call_first, passed_arguments, private_function, tile_intrinsic
 
 __all__ = [
     "GROUPED",
@@ -288,23 +288,6 @@ def _slide_twin(
         out[end : end + channels] = np.where(acc < start[floor_at], start[floor_at], acc)
 
 
-def _slide_arguments(
-    context: Any, builder: Any, named: dict[str, tuple[Any, Any]], names: str
-) -> tuple[Any, Words, list[Any]]:
-    """Turn the arguments of a sliding tile into those of its LLVM function: addresses, and numbers as they are."""
-    dtype = named["x"][0].dtype
-    w, passed = Words(builder, dtype), []
-    for name in names.split():
-        array, _, at = name.partition("+")
-        kind, value = named[array]
-        passed.append(
-            w.at(address_of(context, builder, kind, value), named[at][1], 8 if array == "tables" else w.size)
-            if at
-            else value
-        )
-    return dtype, w, passed
-
-
 def _call_slides(
     builder: Any, named: dict[str, tuple[Any, Any]], w: Words, name: str, write: Callable[..., None], passed: list[Any],
     grouped: bool,
@@ -327,7 +310,7 @@ def _call_slide(context: Any, builder: Any, named: dict[str, tuple[Any, Any]], g
         f"weights+weights_at pitch tables+lines_at {IMAGE_PASSED} out+out_at out_step out_row count rows channels start+start_at "
         "start+floor_at streams"
     )
-    dtype, w, passed = _slide_arguments(context, builder, named, names)
+    dtype, w, passed = passed_arguments(context, builder, named, names)
     _call_slides(builder, named, w, "slide_tile", lambda f, *kind: _write_slide_tile(f, dtype, *kind), passed, grouped)
 
 
@@ -418,7 +401,7 @@ def _sum_slide_twin(
 
 def _call_sum_slide(context: Any, builder: Any, named: dict[str, tuple[Any, Any]], grouped: bool) -> None:
     names = f"tables+lines_at {IMAGE_PASSED} gradient+gradient_at gradient_step gradient_row out+out_at pitch count rows channels"
-    dtype, w, passed = _slide_arguments(context, builder, named, names)
+    dtype, w, passed = passed_arguments(context, builder, named, names)
     _call_slides(
         builder, named, w, "sum_slide_tile", lambda f, *kind: _write_sum_slide_tile(f, dtype, *kind), passed, grouped
     )

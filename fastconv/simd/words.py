@@ -18,7 +18,7 @@ from ..linking import link
 
 __all__ = [
     "I32", "I64", "LINE", "Array", "Words", "address_of", "call_first", "lanes", "line_parts", "linked_function",
-    "private_function", "tile_intrinsic",
+    "passed_arguments", "private_function", "tile_intrinsic",
 ]  # fmt: skip
 
 Array = np.ndarray[Any, Any]
@@ -220,6 +220,26 @@ class Words:
 def address_of(context: Any, builder: Any, kind: Any, array: Any) -> Any:
     """Return the address of an array's first number."""
     return builder.ptrtoint(context.make_array(kind)(context, builder, array).data, I64)
+
+
+def passed_arguments(
+    context: Any, builder: Any, named: dict[str, tuple[Any, Any]], names: str
+) -> tuple[Any, Words, list[Any]]:
+    """Turn a tile's arguments into those of its LLVM function: numbers as they are, and for ``array+offset`` an address.
+
+    Returns the dtype of ``x``, its words, and what is passed.
+    """
+    dtype = named["x"][0].dtype
+    w, passed = Words(builder, dtype), []
+    for name in names.split():
+        array, _, at = name.partition("+")
+        kind, value = named[array]
+        passed.append(
+            w.at(address_of(context, builder, kind, value), named[at][1], 8 if array == "tables" else w.size)
+            if at
+            else value
+        )
+    return dtype, w, passed
 
 
 def private_function(module: Any, name: str, n_args: int) -> tuple[Any, bool]:
