@@ -109,6 +109,7 @@ def _band_numbers(
         "images": images, "channels": channels, "depth": depth, "height": height, "width": width, "rows": rows,
         "columns": columns, "top": down.left, "left": left, "taps": taps, "stride": stride, "before": before, "half": half,
         "pitch": pitch, "plane": box, "band": band, "together": min(channels, together),
+        "edge": before - left if stride == 1 else 0,
     }  # fmt: skip
 
 

@@ -39,11 +39,12 @@ Array = np.ndarray[Any, Any]
 
 BANDS = (
     "images", "channels", "depth", "height", "width", "rows", "columns", "top", "left", "taps", "stride", "before", "half",
-    "pitch", "plane", "band", "together", "parts",
+    "pitch", "plane", "band", "together", "edge", "parts",
 )  # fmt: skip
 """Images, channels of each, planes of a channel, rows and columns of the input's and of the output's, padding above and beside
 the input, taps along rows and columns, their stride, numbers of a row in scratch before the first column and to the odd ones, and
-in all, numbers of a plane there, rows of outputs of a band, planes that are taken together, and parts of the channels."""
+in all, numbers of a plane there, rows of outputs of a band, planes that are taken together, numbers of a row in scratch before
+what the first output meets, and parts of the channels."""
 
 OWN = len(BANDS)
 
@@ -117,8 +118,8 @@ def gather_columns(
     channels, depth, height, width, rows, columns, top = (
         numbers[1], numbers[2], numbers[3], numbers[4], numbers[5], numbers[6], numbers[7],
     )  # fmt: skip
-    left, taps, stride, before, half, pitch, box, together, parts = (
-        numbers[8], numbers[9], numbers[10], numbers[11], numbers[12], numbers[13], numbers[14], numbers[16], numbers[17],
+    taps, stride, half, pitch, box, together, edge, parts = (
+        numbers[9], numbers[10], numbers[12], numbers[13], numbers[14], numbers[16], numbers[17], numbers[18],
     )  # fmt: skip
     weights_at, channel_step, down, across, result_at, streams = (
         numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3], numbers[OWN + 4], numbers[OWN + 5],
@@ -138,8 +139,7 @@ def gather_columns(
         target, place = (out, to) if straight else (room, result_at)
         column_tile(
             taps, stride, planes, count, columns, weight, weights_at + channel * channel_step, down, across, channel_step, room,
-            before - left if stride == 1 else 0, half, pitch, box, stride * y - top - begin, met, target, place, columns, size,
-            start, channel, channels + 1,
+            edge, half, pitch, box, stride * y - top - begin, met, target, place, columns, size, start, channel, channels + 1,
         )  # fmt: skip
         if not straight:
             lines = size // line if streams else 0
@@ -156,9 +156,9 @@ def gather_filters(
 
     Filters are the rows of tiles, pixels of a row their lanes.  The bias is the factor of one more channel, of ones.
     """
-    channels, height, width, rows, columns, top, left, stride, before, pitch, box = (
-        numbers[1], numbers[3], numbers[4], numbers[5], numbers[6], numbers[7], numbers[8], numbers[10], numbers[11],
-        numbers[13], numbers[14],
+    channels, height, width, rows, columns, top, stride, pitch, box, edge = (
+        numbers[1], numbers[3], numbers[4], numbers[5], numbers[6], numbers[7], numbers[10], numbers[13], numbers[14],
+        numbers[17],
     )  # fmt: skip
     filters, terms, pairs_at, rows_at, targets_at, tiles, weight_step, panel_at, streams = (
         numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3], numbers[OWN + 4], numbers[OWN + 5], numbers[OWN + 6],
@@ -176,9 +176,8 @@ def gather_filters(
         copy(weight, f * weight_step, room, panel_at + f * terms, terms - 1)
         room[unsigned(panel_at + f * terms + terms - 1)] = start[f]
     zeros, floor = filters, filters + VECTORS * n + 1
-    first = before - left if stride == 1 else 0
     for r in range(count):
-        here = stride * r * pitch + first
+        here = stride * r * pitch + edge
         to = (image * filters * rows + y + r) * columns
         q = 0
         while q < columns:
@@ -205,9 +204,8 @@ def correlate_columns(
     images, channels, depth, height, width, rows, columns, top = (
         numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5], numbers[6], numbers[7],
     )  # fmt: skip
-    left, taps, stride, before, half, pitch, box, band, together, parts = (
-        numbers[8], numbers[9], numbers[10], numbers[11], numbers[12], numbers[13], numbers[14], numbers[15], numbers[16],
-        numbers[17],
+    taps, stride, half, pitch, box, band, together, edge, parts = (
+        numbers[9], numbers[10], numbers[12], numbers[13], numbers[14], numbers[15], numbers[16], numbers[17], numbers[18],
     )  # fmt: skip
     per_chunk, each, gradient_at, gradient_row, sums_at = (
         numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3], numbers[OWN + 4],
@@ -227,9 +225,9 @@ def correlate_columns(
                 here, there = ((at + p) * rows + y) * columns, gradient_at + p * count * gradient_row
                 pad_tile(gradient, here, columns, room, there, gradient_row, count, columns)
             sum_column_tile(
-                taps, stride, planes, count, columns, room, before - left if stride == 1 else 0, half, pitch, box,
-                stride * y - top - begin, met, room, gradient_at, gradient_row, count * gradient_row, room,
-                sums_at + (plane // depth - channel) * terms * n, terms * n,
+                taps, stride, planes, count, columns, room, edge, half, pitch, box, stride * y - top - begin, met, room,
+                gradient_at, gradient_row, count * gradient_row, room, sums_at + (plane // depth - channel) * terms * n,
+                terms * n,
             )  # fmt: skip
     # Their lanes are added up side by side.
     count = many * terms
