@@ -93,7 +93,8 @@ READING_TERMS = 32 * VECTORS
 """Most terms of a weight for which gradients are read as they lie, however far apart: 1.05 to 1.25 times as fast with 24."""
 
 CROWDED_BYTES, FEW_SUMMED = 512, 128
-"""Bytes of a pixel from which on dW with 16 registers does not read it as it lies, and most pixels of the input in a strip then.
+"""Bytes of a pixel from which on dW with 16 registers does not read it as it lies, and most pixels of the input in a strip then;
+and where the next strip is fetched while tiles are at this one: both are to stay in the second-level cache.
 
 A tile takes six channels of each pixel.  Pixels so far apart compete for few places in the first-level cache, and lines come from
 the second-level one too slowly for tiles of six cycles a pixel: they do not wait for those that lie `line_by_line`.
@@ -249,6 +250,7 @@ def _gather_program(p: Pixels) -> Program:
         "parts": parts, "groups": groups, "pitch": pitch, "group_step": depth * source.pitches[1],
         "stages": max(1, ceil_div(depth, depths)), "depths": depths, "adds": p.adds, "own": room if own else 0,
         "rows_at": tables.add(in_order) if own else 0, "told": told, **p.window_numbers,
+        "passes": 2 * ROWS // T if groups == stages == 1 and source.follows else 0,
     }  # fmt: skip
     packing = None
     if not own:
@@ -346,8 +348,8 @@ def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_las
     axes, groups, T = tuple(map(thinned, forward_axes(g))), g.groups, math.prod(g.kernel)
     filters, depth, width = g.filters // groups, g.channels // groups, tile_width(itemsize)
     sizes = (g.batch, *g.output)
-    crowds = _crowds(g, itemsize)
-    most = FEW_SUMMED // math.prod(axis.step for axis in axes) if crowds else MOST_SUMMED
+    crowds, flows = _crowds(g, itemsize), x_last and grad_last and groups == T == 1 and g.input == g.output
+    most = FEW_SUMMED // math.prod(axis.step for axis in axes) if crowds or flows else MOST_SUMMED
     strip = choose_strip(sizes, g.channels * itemsize * math.prod(axis.step for axis in axes), most, count_tasks(g))
     if per_sample:
         strip = (1, *strip[1:])
@@ -428,7 +430,8 @@ def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_las
     room = whole_lanes(source.box_size + (0 if reads and whole else math.prod(strip) * width), 1) + FIRST_PANEL
     numbers |= {
         "own": room if own else 0, "rows_at": tables.add(rows) if own else 0, "per_task": per_task, "own_depths": own_depths,
-        "sums_at": 0,
+        "x_pixel": depth if flows and parts == 1 and source.follows else 0,
+        "gradient_pixel": filters if flows and blocks_of_tasks == 1 else 0, "sums_at": 0,
     }  # fmt: skip
     packing = None if own else unpacking(chunks, per_sample, groups, rows.reshape(-1), filters, pitch, each, itemsize)
     return Program(

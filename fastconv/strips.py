@@ -402,6 +402,12 @@ class Source:
         return self.box_steps if self.packs else self.steps
 
     @property
+    def follows(self) -> bool:
+        """Whether pixels of a strip, and then those of the next, are read as they follow each other in memory."""
+        rows = self.shape[2] * self.shape[3] == self.step[2] == 1 and not (self.packs or self.line)
+        return rows and self.steps[1] == 1 and self.steps[4] == self.shape[1]
+
+    @property
     def box_size(self) -> int:
         """Numbers of scratch memory for a box, whole cache lines."""
         return ceil_div(self.box[0] * self.box_steps[0] + self.slack, 16) * 16 if self.packs else 0

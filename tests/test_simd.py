@@ -300,11 +300,14 @@ def check_outer(dtype):
     )
     for number, (valid, count, add) in zip(cycle((12, 4, 8, 10, 14, 6, 16)), cases, strict=False):
         arguments, *results = sums_of(rng, dtype, number, width, valid, count, add)
-        compare(run_far, outer._tile_twin, in_order(outer.TILE, **arguments), *results)
         for streams, more in product((0, 1), (3, n)):  # rows begin with a line, or some do not
             arguments, *results = sums_of(rng, dtype, number, width, valid, count, add, more)
             given = [*in_order(outer.TILE, **arguments), streams]
             compare(run_outer, outer._tile_twin, given, *results, line=arguments["out_at"])
+            arguments, *results = sums_of(rng, dtype, number, width, valid, count, add, more)
+            coming = (arguments["scalars"], 3, 12, arguments["vectors"], -(2**40), -1)  # it need not exist
+            given = [*in_order(outer.TILE, **arguments), streams, *coming]
+            compare(run_far, outer._tile_twin, given, *results, line=arguments["out_at"])
 
 
 def check_short(dtype):
@@ -767,11 +770,11 @@ def test_machine_code(machine, dtype, monkeypatch):
     monkeypatch.setattr(words, "VECTOR_BYTES", vector_bytes)
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
-    tiles = [(height, vectors, ahead) for height in (ROWS, FEW_ROWS) for ahead in (0, outer.AHEAD)]
+    tiles = [(height, vectors, *kind) for height in (ROWS, FEW_ROWS) for kind in ((0, 13), (0, 17), (outer.AHEAD, 17))]
     monkeypatch.setattr(slide, "MEMBERS_AT_ONCE", vectors)
-    short = [(height, vectors if height == FEW_ROWS else width, 0) for height, width in SHORT.items()]
-    for height, width, ahead in (*tiles, *short):
-        products, spills = assemble(machine, outer._write_tile, 13, dtype, height, width, ahead)
+    short = [(height, vectors if height == FEW_ROWS else width, 0, 13) for height, width in SHORT.items()]
+    for height, width, ahead, n_args in (*tiles, *short):
+        products, spills = assemble(machine, outer._write_tile, n_args, dtype, height, width, ahead)
         assert products == 3 * height * width  # two terms in a turn, and one that may be left
         assert not spills or (machine == "AVX2" and height == 3), (height, width)
     kinds = [*((*kind, 1, 1) for kind in SLIDES), *([(3, 1, 3, 1)] if vectors == 4 else [])]

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..jit import inner_kernel, unsigned
-from ..simd import VECTORS, clear, compact, far_tile, lanes, outer_tile, short_tile
+from ..simd import ROWS, VECTORS, clear, compact, far_tile, lanes, outer_tile, short_tile
 from ..tasks import task
 from .pack import five, four, pack_box, pack_depths, pack_strip, three, two, unpack_rows, unpack_strip
 from .pooling import pool_strip
@@ -46,11 +46,12 @@ OWN = sum(n for _, n in STRIPS)
 
 GATHER = (
     "parts", "groups", "pitch", "group_step", "stages", "depths", "adds", "own", "rows_at", "depth", "taps", "lane_count",
-    "weight_steps", "weight_size", "window", "window_steps", "places_at",
+    "weight_steps", "weight_size", "window", "window_steps", "places_at", "passes",
 )  # fmt: skip
 """Parts of the lanes for tasks of their own, groups, numbers in a row of a panel, the distance in x of groups, how many stages a
 sum has and depths each of them, whether sums are added to what is there, where in its room a task packs its panels, or 0, then
-what `pack_depths` takes, and what `pool_strip` does, or 0."""
+what `pack_depths` takes, what `pool_strip` does, or 0, and how many numbers of x a tile passes in two terms, if it reads all that
+lies there, else 0."""
 
 WINDOW = OWN + 17
 """Where the numbers for `pool_strip` begin."""
@@ -67,12 +68,17 @@ rows these have, the distance of parts, and how many rows of the input above and
 
 CORRELATE = (
     "per_chunk", "parts", "groups", "lane_count", "pitch", "group_step", "depths", "depth", "taps", "each", "reads", "own",
-    "rows_at", "per_task", "own_depths", "sums_at",
+    "rows_at", "per_task", "own_depths", "x_pixel", "gradient_pixel", "sums_at",
 )  # fmt: skip
 """Strips of a chunk, parts of the rows for tasks of their own, groups, filters of each, numbers in a row of a panel, the
 distance in x of groups, depths of a part, depths in all, taps, the distance of chunks' panels, whether gradients are read as
 they lie, where in its room a task has its panels, or 0, where tables hold the row of each term, blocks of a task, the depths of a
-part if a box holds no others, else 0, and where behind the zeros the sums of gradients go, or 0."""
+part if a box holds no others, else 0, how many numbers of the input and of the gradients lie between pixels, if those of the next
+strip are behind these, else 0; and last, where `fastconv.programs` puts it, where behind the zeros the sums of gradients go, or
+0."""
+
+AHEAD = 4096
+"""Bytes between what is fetched of an image from memory and what tiles read of it."""
 
 
 @inner_kernel
@@ -139,7 +145,8 @@ def gather(
     image = room if packs else x
     pixels = out if writes else room
     panels = room if own else weight
-    for g_block in range(part * groups * blocks // parts, (part + 1) * groups * blocks // parts):
+    first_block, passes, ahead = part * groups * blocks // parts, numbers[OWN + 23], AHEAD // x.itemsize
+    for g_block in range(first_block, (part + 1) * groups * blocks // parts):
         g, block = divmod(g_block, blocks)
         valid = min(pitch, lane_count - block * pitch)
         stored = valid if writes else (valid + n - 1) // n * n  # in scratch there is room for whole vectors
@@ -159,6 +166,13 @@ def gather(
                 at = numbers[55] + 5 * run
                 terms = tables[at + 1]
                 if adds and terms == 0:
+                    continue
+                if passes and g_block == first_block:  # the others find in the caches what this one reads
+                    far_tile(
+                        panels, panel, tables, tables[at], taken * terms, image, base, tables[at + 2], pixels, target,
+                        tables[at + 3], tables[at + 4], start, lane, floor, adds, stored, streams * writes,
+                        image, base + ahead, passes, image, base + ahead, 0,
+                    )  # fmt: skip
                     continue
                 outer_tile(
                     panels, panel, tables, tables[at] + 2 * stage * depths * terms, taken * terms, image,
@@ -322,7 +336,9 @@ def correlate(
         numbers[OWN + 6], numbers[OWN + 7], numbers[OWN + 8], numbers[OWN + 9], numbers[OWN + 10], numbers[OWN + 11],
         numbers[OWN + 12], numbers[OWN + 13],
     )  # fmt: skip
-    own_depths, sums_at = numbers[OWN + 14], numbers[OWN + 15]
+    own_depths, x_pixel, gradient_pixel, sums_at = (
+        numbers[OWN + 14], numbers[OWN + 15], numbers[OWN + 16], numbers[OWN + 17],
+    )  # fmt: skip
     strip, counts, packs, box_size = four(numbers, 20), four(numbers, 24), numbers[34], numbers[35]
     out_shape, out_steps = five(numbers, 40), five(numbers, 45)
     n = lanes(out.itemsize)
@@ -366,9 +382,15 @@ def correlate(
                 at = numbers[55] + (4 + 3 * parts) * run
                 mine = at + 4 + 3 * part
                 pairs = tables[at + 2] if reading else tables[at] if whole == pitch else tables[at + 1]
+                # Each block fetches its share of the next strip.
+                pixels, share, shares = tables[at + 3], g_block - first_block, last_block - first_block
+                turns = shares * max(1, pixels // 2 * (tables[mine + 2] // ROWS))
                 far_tile(
-                    vectors, lane, tables, pairs, tables[at + 3], image, base + g * group_step, tables[mine], panels,
-                    panel + (g_block - first_block) * size, tables[mine + 1], tables[mine + 2], zeros, 0, width, 1, whole,
+                    vectors, lane, tables, pairs, pixels, image, base + g * group_step, tables[mine], panels,
+                    panel + share * size, tables[mine + 1], tables[mine + 2], zeros, 0, width, 1, whole, 0,
+                    image, base + pixels * x_pixel * (shares + share) // shares, (pixels * x_pixel + turns - 1) // turns,
+                    gradient, corner + pixels * gradient_pixel * (shares + share) // shares,
+                    (pixels * gradient_pixel + turns - 1) // turns,
                 )  # fmt: skip
             if sums_at and part == 0:
                 local = (strip[1] * strip[2] * strip[3] * whole, strip[2] * strip[3] * whole, strip[3] * whole, whole)

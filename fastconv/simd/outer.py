@@ -22,8 +22,11 @@ FEW_ROWS = 4
 """Rows of the tiles at the end of a column."""
 
 
-def _write_tile(function: Any, dtype: Any, height: int, vectors: int, ahead: int) -> None:
-    """Emit the tile with ``height`` rows of ``vectors`` vectors, which fetches what the first row meets so many terms later.
+def _write_tile(function: Any, dtype: Any, height: int, vectors: int, ahead: int = 0) -> None:
+    """Emit the tile with ``height`` rows of ``vectors`` vectors.
+
+    It fetches what the first row meets so many terms later; and with two addresses, and a step for each, what lies there, one
+    step further every two terms.
 
     Registers on AVX2 (16): 6x2 accumulators, 2 vectors, 1 scalar; 10 loads for 12 multiplications.
     On AVX-512 (32): 6x4 accumulators, 4 vectors, 1 scalar; 12 loads for 24.  Six rows, because each row holds an address in a
@@ -33,12 +36,15 @@ def _write_tile(function: Any, dtype: Any, height: int, vectors: int, ahead: int
     """
     b = ir.IRBuilder(function.append_basic_block("entry"))
     w = Words(b, dtype)
-    vector, pairs, count, scalar, rows, out, targets, tiles, start, floor, add, valid, streams = function.args
+    vector, pairs, count, scalar, rows, out, targets, tiles, start, floor, add, valid, streams, *fetches = function.args
     each = [(m, v) for m in range(height) for v in range(vectors)]
     acc = [w.variable(w.vector) for _ in each]
     total = [w.variable(w.vector) for _ in each]
     row = [w.variable(I64) for _ in range(height)]
     pair, until = w.variable(I64), w.variable(I64)
+    coming = [(w.variable(I64), step) for step in fetches[1::2]]
+    for (place, _), address in zip(coming, fetches[::2], strict=True):
+        b.store(address, place)
     zero = ir.Constant(w.vector, [0.0] * w.lanes)
     last = w.at(pairs, count, PAIR)
     is_long = b.icmp_signed(">", count, I64(TERMS))
@@ -74,6 +80,9 @@ def _write_tile(function: Any, dtype: Any, height: int, vectors: int, ahead: int
             chunk = b.select(b.icmp_signed("<", rest, I64(PAIR * TERMS)), rest, I64(PAIR * TERMS))
             b.store(b.add(b.load(pair), chunk), until)
             with w.repeat(lambda: b.icmp_signed("<", b.add(b.load(pair), I64(PAIR)), b.load(until))):
+                for place, step in coming:
+                    w.prefetch(b.load(place))
+                    b.store(b.add(b.load(place), step), place)
                 add_products(2)  # two in a turn, for half the cost of counting
             with b.if_then(b.icmp_signed("<", b.load(pair), b.load(until))):
                 add_products(1)
@@ -122,13 +131,16 @@ TILE = (
 )
 """What the outer tile is given."""
 
+COMING = "streams, first, first_at, first_step, second, second_at, second_step"
+"""What the far tile is given beside that."""
+
 
 def _tile_twin(
     vectors: Array, vector_at: int, tables: Array, pairs_at: int, count: int, scalars: Array, scalar_at: int, rows_at: int,
     out: Array, out_at: int, targets_at: int, rows: int, start: Array, start_at: int, floor_at: int, add: int, valid: int,
-    streams: int = 0,
+    streams: int = 0, *_: Any,
 ) -> None:  # fmt: skip
-    """The outer tile in plain Python."""
+    """The outer tile, and the far one, in plain Python."""
     width = -(-valid // lanes(out.itemsize)) * lanes(out.itemsize)
     pairs = tables[pairs_at : pairs_at + 2 * count].reshape(-1, 2)
     ends = [out_at + tables[targets_at + m] for m in range(rows)]
@@ -171,17 +183,21 @@ def _tile_arguments(context: Any, builder: Any, named: dict[str, tuple[Any, Any]
     def number(name: str) -> Any:
         return named[name][1]
 
+    coming = [
+        value
+        for name in (("first", "second") if "first" in named else ())
+        for value in (address(name, f"{name}_at"), builder.mul(number(f"{name}_step"), I64(w.size)))
+    ]
     return dtype, w, [
         address("vectors", "vector_at"), address("tables", "pairs_at", 8), number("count"), address("scalars", "scalar_at"),
         address("tables", "rows_at", 8), address("out", "out_at"), address("tables", "targets_at", 8), number("rows"),
         address("start", "start_at"), address("start", "floor_at"), number("add"), number("valid"),
-        number("streams") if "streams" in named else I64(0),
+        number("streams") if "streams" in named else I64(0), *coming,
     ]  # fmt: skip
 
 
-def _tile_function(module: Any, w: Words, dtype: Any, height: int, vectors: int, ahead: int = 0) -> Any:
-    name = f"{'far' if ahead else 'outer'}_tile_{w.suffix}_{height}x{vectors}"
-    function, new = private_function(module, name, 13)
+def _tile_function(module: Any, w: Words, dtype: Any, height: int, vectors: int, n_args: int, ahead: int = 0) -> Any:
+    function, new = private_function(module, f"outer_tile_{w.suffix}_{height}x{vectors}_{n_args}", n_args)
     if new:
         _write_tile(function, dtype, height, vectors, ahead)
     return function
@@ -199,7 +215,7 @@ def _write_column(function: Any, dtype: Any, ahead: int) -> None:
         calls = []
         for n in range(1, VECTORS + 1):
             enough = b.icmp_signed("<=", valid, I64(n * w.lanes))
-            calls.append((enough, _tile_function(b.module, w, dtype, height, n, ahead)))
+            calls.append((enough, _tile_function(b.module, w, dtype, height, n, len(passed), ahead)))
         call_first(b, calls, some)
 
     rest = b.srem(rows, I64(ROWS))  # 4 of one tile with four rows, 2 of two of them
@@ -215,7 +231,7 @@ def _write_column(function: Any, dtype: Any, ahead: int) -> None:
 def _call_tile(context: Any, builder: Any, named: dict[str, tuple[Any, Any]], ahead: int = 0) -> None:
     """Emit the call of a column of tiles."""
     dtype, w, passed = _tile_arguments(context, builder, named)
-    name = f"{'far' if ahead else 'outer'}_tile_{w.suffix}"
+    name = f"outer_tile_{w.suffix}_{len(passed)}"
     write = functools.partial(_write_column, dtype=dtype, ahead=ahead)
     builder.call(linked_function(context, builder.module, name, len(passed), write), passed)
 
@@ -228,7 +244,7 @@ def _call_short_tile(context: Any, builder: Any, named: dict[str, tuple[Any, Any
     calls = []
     for rows, vectors in (*SHORT.items(), (ROWS, VECTORS)):
         this = builder.icmp_signed("==", height, I64(rows))
-        calls.append((this, _tile_function(builder.module, w, dtype, rows, vectors)))
+        calls.append((this, _tile_function(builder.module, w, dtype, rows, vectors, len(passed))))
     call_first(builder, calls, passed)
 
 
@@ -264,12 +280,18 @@ streams : int
 far_tile = (
     _tile_twin
     if config.DISABLE_JIT
-    else tile_intrinsic(TILE, functools.partial(_call_tile, ahead=AHEAD if VECTORS == 4 else 0))
+    else tile_intrinsic(f"{TILE}, {COMING}", functools.partial(_call_tile, ahead=AHEAD if VECTORS == 4 else 0))
 )
-"""The same without ``streams`` for scalars that do not follow each other in memory: it fetches them AHEAD terms before they are
-used.  Not where registers are few, and loads take nearly as long as the products: one more for each term costs 6 to 14 %.
+"""The same for what comes from far.  Scalars that do not follow each other in memory are fetched AHEAD terms before they are
+used, but where registers are few, and loads take nearly as long as the products: one more for each term costs 6 to 14 %.
 
 For that it reads the table of pairs so many rows beyond its end; what it finds there it fetches, but does not use.
+
+Parameters
+----------
+first, first_at, first_step, second, second_at, second_step : flat arrays, offsets and distances
+    What is fetched from memory in the meantime, for tiles to come: with every two terms of a tile one number of each, so far
+    behind the one before it.  With a distance of 0 it is always the same.
 """
 
 short_tile = _short_tile_twin if config.DISABLE_JIT else tile_intrinsic(f"height, {TILE}", _call_short_tile)
