@@ -111,6 +111,8 @@ def unpacking(
 class StripSums:
     """Sums of the gradients of each strip, which the tasks of equation (3) take for equation (4) if they are told to.
 
+    The last of a program's numbers then says where these go, and is 0 else.
+
     Attributes
     ----------
     strips, groups, filters, pitch : int

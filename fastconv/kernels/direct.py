@@ -74,8 +74,7 @@ CORRELATE = (
 distance in x of groups, depths of a part, depths in all, taps, the distance of chunks' panels, whether gradients are read as
 they lie, where in its room a task has its panels, or 0, where tables hold the row of each term, blocks of a task, the depths of a
 part if a box holds no others, else 0, how many numbers of the input and of the gradients lie between pixels, if those of the next
-strip are behind these, else 0; and last, where `fastconv.programs` puts it, where behind the zeros the sums of gradients go, or
-0."""
+strip are behind these, else 0, and where behind the zeros the sums of gradients go, or 0."""
 
 AHEAD = 4096
 """Bytes between what is fetched of an image from memory and what tiles read of it."""
