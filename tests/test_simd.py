@@ -763,7 +763,7 @@ def test_machine_code(machine, dtype, monkeypatch):
     """The tiles assemble for each kind of machine, with accumulators in registers: none is spilled among the products.
 
     Not so where LLVM has no register to spare: with 16 of them, three short rows, and rows of three taps and more.  The LLVM of
-    the oldest Numba spills a vector of sums of tall tiles and of groups, too, and some of maps that fetch ahead.
+    the oldest Numba spills a vector of sums of tall tiles and of groups, too, some of maps that fetch ahead, two of far tiles.
     """
     old = llvm.llvm_version_info < (15,)
     vector_bytes, vectors = MACHINES[machine][3:5]
@@ -776,7 +776,8 @@ def test_machine_code(machine, dtype, monkeypatch):
     for height, width, ahead, n_args in (*tiles, *short):
         products, spills = assemble(machine, outer._write_tile, n_args, dtype, height, width, ahead)
         assert products == 3 * height * width  # two terms in a turn, and one that may be left
-        assert not spills or (machine == "AVX2" and height == 3), (height, width)
+        few = 2 if old and n_args == 17 else 0
+        assert len(spills) <= few or (machine == "AVX2" and height == 3), (height, width, ahead, n_args)
     kinds = [*((*kind, 1, 1) for kind in SLIDES), *([(3, 1, 3, 1)] if vectors == 4 else [])]
     for kind in (*kinds, *(kind for kind in slide.GROUP_KINDS if kind[3] <= vector_bytes // (dtype.bitwidth // 8))):
         _, spills = assemble(machine, slide._write_slide_tile, 22, dtype, *kind)
