@@ -299,7 +299,6 @@ def check_outer(dtype):
         (1, n, width), (outer.TERMS - 1, outer.TERMS, outer.TERMS + 1, 2 * outer.TERMS, 2 * outer.TERMS + 3), (0, 1)
     )
     for number, (valid, count, add) in zip(cycle((12, 4, 8, 10, 14, 6, 16)), cases, strict=False):
-        arguments, *results = sums_of(rng, dtype, number, width, valid, count, add)
         for streams, more in product((0, 1), (3, n)):  # rows begin with a line, or some do not
             arguments, *results = sums_of(rng, dtype, number, width, valid, count, add, more)
             given = [*in_order(outer.TILE, **arguments), streams]
@@ -794,7 +793,7 @@ def test_machine_code(machine, dtype, monkeypatch):
             machine, columns._write_sum_lines, 11, dtype, *kind, columns._lines_at_once(kind[0])
         )
         assert products
-        assert len(spills) <= 3 * (machine == "NEON"), kind
+        assert len(spills) <= (2 + old) * (machine == "NEON"), kind
     for _, of_sizes, starts in MAPS:
         for size, map_ in of_sizes.items():
             _, spills = assemble(machine, maps._write_map, 10 if starts else 11, dtype, map_, starts)
