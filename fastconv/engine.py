@@ -42,7 +42,7 @@ from .programs import (
     tap_numbers,
     unpacking,
 )
-from .simd import ROWS, VECTORS, lanes
+from .simd import FETCH_TERMS, ROWS, VECTORS, lanes
 from .strips import (
     FEWEST_PIXELS,
     MOST_PIXELS,
@@ -94,7 +94,7 @@ READING_TERMS = 32 * VECTORS
 
 CROWDED_BYTES, FEW_SUMMED = 512, 128
 """Bytes of a pixel from which on dW with 16 registers does not read it as it lies, and most pixels of the input in a strip then;
-and where the next strip is fetched while tiles are at this one: both are to stay in the second-level cache.
+and where with these the next strip is fetched while tiles are at this one: both are to stay in the second-level cache.
 
 A tile takes six channels of each pixel.  Pixels so far apart compete for few places in the first-level cache, and lines come from
 the second-level one too slowly for tiles of six cycles a pixel: they do not wait for those that lie `line_by_line`.
@@ -250,7 +250,7 @@ def _gather_program(p: Pixels) -> Program:
         "parts": parts, "groups": groups, "pitch": pitch, "group_step": depth * source.pitches[1],
         "stages": max(1, ceil_div(depth, depths)), "depths": depths, "adds": p.adds, "own": room if own else 0,
         "rows_at": tables.add(in_order) if own else 0, "told": told, **p.window_numbers,
-        "passes": 2 * ROWS // T if groups == stages == 1 and source.follows else 0,
+        "passes": FETCH_TERMS * ROWS // T if groups == stages == 1 and source.follows else 0,
     }  # fmt: skip
     packing = None
     if not own:
@@ -349,7 +349,8 @@ def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_las
     filters, depth, width = g.filters // groups, g.channels // groups, tile_width(itemsize)
     sizes = (g.batch, *g.output)
     crowds, flows = _crowds(g, itemsize), x_last and grad_last and groups == T == 1 and g.input == g.output
-    most = FEW_SUMMED // math.prod(axis.step for axis in axes) if crowds or flows else MOST_SUMMED
+    few_pixels = crowds or (flows and VECTORS == 2)
+    most = FEW_SUMMED // math.prod(axis.step for axis in axes) if few_pixels else MOST_SUMMED
     strip = choose_strip(sizes, g.channels * itemsize * math.prod(axis.step for axis in axes), most, count_tasks(g))
     if per_sample:
         strip = (1, *strip[1:])

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..jit import inner_kernel, unsigned
-from ..simd import ROWS, VECTORS, clear, compact, far_tile, lanes, outer_tile, short_tile
+from ..simd import FETCH_TERMS, ROWS, VECTORS, clear, compact, far_tile, lanes, outer_tile, short_tile
 from ..tasks import task
 from .pack import five, four, pack_box, pack_depths, pack_strip, three, two, unpack_rows, unpack_strip
 from .pooling import pool_strip
@@ -50,8 +50,8 @@ GATHER = (
 )  # fmt: skip
 """Parts of the lanes for tasks of their own, groups, numbers in a row of a panel, the distance in x of groups, how many stages a
 sum has and depths each of them, whether sums are added to what is there, where in its room a task packs its panels, or 0, then
-what `pack_depths` takes, what `pool_strip` does, or 0, and how many numbers of x a tile passes in two terms, if it reads all that
-lies there, else 0."""
+what `pack_depths` takes, what `pool_strip` does, or 0, and how many numbers of x a tile passes between fetches, if it reads all
+that lies there, else 0."""
 
 WINDOW = OWN + 17
 """Where the numbers for `pool_strip` begin."""
@@ -383,7 +383,7 @@ def correlate(
                 pairs = tables[at + 2] if reading else tables[at] if whole == pitch else tables[at + 1]
                 # Each block fetches its share of the next strip.
                 pixels, share, shares = tables[at + 3], g_block - first_block, last_block - first_block
-                turns = shares * max(1, pixels // 2 * (tables[mine + 2] // ROWS))
+                turns = shares * max(1, pixels // FETCH_TERMS * (tables[mine + 2] // ROWS))
                 far_tile(
                     vectors, lane, tables, pairs, pixels, image, base + g * group_step, tables[mine], panels,
                     panel + share * size, tables[mine + 1], tables[mine + 2], zeros, 0, width, 1, whole, 0,

@@ -21,7 +21,7 @@ from ..jit import ROWS, VECTORS
 from .columns import COLUMNS, column_tile, sum_column_tile
 from .copying import FETCH_AHEAD, clear, copy, copy_tile, fetch, pad_tile, take_tile
 from .maps import gradient_map, input_map, output_map, weight_gradient_map, weight_map
-from .outer import AHEAD, FEW_ROWS, SHORT, far_tile, outer_tile, short_tile
+from .outer import AHEAD, FETCH_TERMS, FEW_ROWS, SHORT, far_tile, outer_tile, short_tile
 from .peak import ACCUMULATORS, peak_tile
 from .pooling import NOWHERE, pool_tile
 from .slide import (
@@ -46,6 +46,7 @@ __all__ = [
     "AHEAD",
     "COLUMNS",
     "FETCH_AHEAD",
+    "FETCH_TERMS",
     "FEW_ROWS",
     "GROUPED",
     "MEMBERS",

@@ -16,7 +16,7 @@ from numba.core import cgutils
 from ..jit import ROWS, VECTORS
 from .words import I64, Array, Words, address_of, call_first, lanes, linked_function, private_function, tile_intrinsic
 
-__all__ = ["AHEAD", "FEW_ROWS", "SHORT", "TERMS", "far_tile", "outer_tile", "short_tile"]
+__all__ = ["AHEAD", "FETCH_TERMS", "FEW_ROWS", "SHORT", "TERMS", "far_tile", "outer_tile", "short_tile"]
 
 FEW_ROWS = 4
 """Rows of the tiles at the end of a column."""
@@ -26,7 +26,7 @@ def _write_tile(function: Any, dtype: Any, height: int, vectors: int, ahead: int
     """Emit the tile with ``height`` rows of ``vectors`` vectors.
 
     It fetches what the first row meets so many terms later; and with two addresses, and a step for each, what lies there, one
-    step further every two terms.
+    step further every FETCH_TERMS terms.
 
     Registers on AVX2 (16): 6x2 accumulators, 2 vectors, 1 scalar; 10 loads for 12 multiplications.
     On AVX-512 (32): 6x4 accumulators, 4 vectors, 1 scalar; 12 loads for 24.  Six rows, because each row holds an address in a
@@ -80,10 +80,11 @@ def _write_tile(function: Any, dtype: Any, height: int, vectors: int, ahead: int
             chunk = b.select(b.icmp_signed("<", rest, I64(PAIR * TERMS)), rest, I64(PAIR * TERMS))
             b.store(b.add(b.load(pair), chunk), until)
             with w.repeat(lambda: b.icmp_signed("<", b.add(b.load(pair), I64(PAIR)), b.load(until))):
-                for place, step in coming:
-                    w.prefetch(b.load(place))
-                    b.store(b.add(b.load(place), step), place)
-                add_products(2)  # two in a turn, for half the cost of counting
+                for _ in range(2 // FETCH_TERMS):  # two terms in a turn, for half the cost of counting
+                    for place, step in coming:
+                        w.prefetch(b.load(place))
+                        b.store(b.add(b.load(place), step), place)
+                    add_products(FETCH_TERMS)
             with b.if_then(b.icmp_signed("<", b.load(pair), b.load(until))):
                 add_products(1)
             with b.if_then(is_long, likely=False):
@@ -121,6 +122,9 @@ PAIR = 16
 
 AHEAD = 32
 """Terms between fetching a scalar from memory and its use: behind a table of pairs must be room for so many."""
+
+FETCH_TERMS = 4 // VECTORS
+"""Terms of a tile, 1 or 2, in which it fetches one number of each kind to come: 24 multiply-adds."""
 
 SHORT = {1: 8, 2: 4, 3: 3, FEW_ROWS: VECTORS}
 """Vectors in the tiles with fewer rows: as many accumulators as hide the time that a multiply-add takes, with 16 registers."""
@@ -290,7 +294,7 @@ For that it reads the table of pairs so many rows beyond its end; what it finds 
 Parameters
 ----------
 first, first_at, first_step, second, second_at, second_step : flat arrays, offsets and distances
-    What is fetched from memory in the meantime, for tiles to come: with every two terms of a tile one number of each, so far
+    What is fetched from memory in the meantime, for tiles to come: with every FETCH_TERMS terms one number of each, so far
     behind the one before it.  With a distance of 0 it is always the same.
 """
 
