@@ -64,6 +64,10 @@ MOST_IN_PARTS = 1536
 """Most bytes of a pixel that goes to memory past the caches where a vector is part of a line: lines of pixels further apart take
 longer that way."""
 
+PHASES_BYTES = 16 << 20
+"""Fewest bytes of an output that goes to memory past the caches where phases write it, each some pixels of a row: that takes
+longer than what is written side by side, and smaller outputs may stay in the third-level cache."""
+
 DEPTHWISE_PIXELS, DEPTHWISE_BYTES = 392, 392 << 10
 """Most pixels of a depthwise strip, and bytes of a block of them: their box and the results share the second-level cache."""
 
@@ -143,7 +147,9 @@ def pixels_program(p: Pixels) -> Program:
     tables = Tables()
     boxes = 0 if reads else width // lanes(itemsize) * source.box_steps[1]
     out_steps = steps_of_image(p.out_shape, p.out_last)
-    streams = p.streams and not (line_parts() > 1 and p.out_last and p.channels * itemsize > MOST_IN_PARTS)
+    far = line_parts() > 1 and p.out_last and p.channels * itemsize > MOST_IN_PARTS
+    near = math.prod(p.out_step) > 1 and math.prod(p.out_shape) * itemsize < PHASES_BYTES
+    streams = p.streams and not (far or near)
     numbers = strip_numbers(source, kinds, tables, p.out_shape, out_steps, p.out_step, streams)
     rows, runs, term = np.full((members, T), -1, np.int64), [], 0
     for phases in itertools.product(*(axis.phases for axis in axes)):

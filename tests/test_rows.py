@@ -22,7 +22,7 @@ from cases import (
 )
 
 import fastconv
-from fastconv import plan, programs, scratch
+from fastconv import depthwise, plan, programs, scratch
 from fastconv.algorithm import _plan_pixels
 from fastconv.simd import NOWHERE
 
@@ -210,6 +210,7 @@ def test_large_outputs_pass_the_caches(row, case, dtype, monkeypatch, request):
         results = []
         for least in (10**12, 0):
             monkeypatch.setattr(programs, "STREAM_BYTES", least)
+            monkeypatch.setattr(depthwise, "PHASES_BYTES", least)
             _plan_pixels.cache_clear()
             room = scratch.aligned(math.prod(shape) + 2 * MARGIN, np.dtype(dtype))
             room[:] = np.nan
