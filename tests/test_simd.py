@@ -761,8 +761,9 @@ def optimise(module, target):
 def test_machine_code(machine, dtype, monkeypatch):
     """The tiles assemble for each kind of machine, with accumulators in registers: none is spilled among the products.
 
-    Not so where LLVM has no register to spare: with 16 of them, three short rows, and rows of three taps and more.  The LLVM of
-    the oldest Numba spills a vector of sums of tall tiles and of groups, too, some of maps that fetch ahead, two of far tiles.
+    Not so where LLVM has no register to spare: with 16 of them, three short rows, and rows of three taps and more; with 32, one
+    of 25 sums and six vectors, and more of these on NEON, which multiplies nothing in memory.  The LLVM of the oldest Numba
+    spills a vector of sums of tall tiles and of groups, too, some of maps that fetch ahead, two of far tiles.
     """
     old = llvm.llvm_version_info < (15,)
     vector_bytes, vectors = MACHINES[machine][3:5]
@@ -789,11 +790,10 @@ def test_machine_code(machine, dtype, monkeypatch):
             products, spills = assemble(machine, columns._write_columns, 13, dtype, *kind, width)
             assert products >= kind[0] ** 2 * width  # LLVM may repeat some
             assert len(spills) <= (machine == "NEON"), (kind, width)  # which multiplies nothing in memory
-        products, spills = assemble(
-            machine, columns._write_sum_lines, 11, dtype, *kind, columns._lines_at_once(kind[0])
-        )
-        assert products
-        assert len(spills) <= (2 + old) * (machine == "NEON"), kind
+        for lines in set(columns._lines_at_once(*kind)):
+            products, spills = assemble(machine, columns._write_sum_lines, 11, dtype, *kind, lines)
+            assert products >= kind[0] * lines
+            assert len(spills) <= 1 or machine == "NEON", (kind, lines)
     for _, of_sizes, starts in MAPS:
         for size, map_ in of_sizes.items():
             _, spills = assemble(machine, maps._write_map, 10 if starts else 11, dtype, map_, starts)

@@ -2,8 +2,8 @@
 
 A step is ``stride`` rows of the input, and the row of outputs that they complete.  Each row meets the outputs of several steps,
 which stay in registers until the last of their taps has come: so a row is loaded once for all of them.  Of weights it is the
-sums of some rows of taps that stay in registers.  Rows that do not exist are left out; columns that do not are zeros in what the
-tiles are given.
+sums of some rows of taps that stay in registers, with the gradients that a row of the input meets.  Rows that do not exist are
+left out; columns that do not are zeros in what the tiles are given.
 """
 
 from __future__ import annotations
@@ -59,9 +59,11 @@ def _widths(taps: int, stride: int) -> list[int]:
     return [v for v in (4, 2, 1) if v == 1 or (_depth(taps, stride) + 1) * v < REGISTERS]
 
 
-def _lines_at_once(taps: int) -> int:
-    """Count the rows of taps that are summed at once: registers hold their sums and a gradient."""
-    return max(1, min(taps, (REGISTERS - 1) // taps))
+def _lines_at_once(taps: int, stride: int) -> list[int]:
+    """Share the rows of taps out over sums: beside these, registers hold the gradients that a row meets, and a vector of it."""
+    most = max(n for n in range(1, taps + 1) if n == 1 or n * taps < REGISTERS - 4)
+    parts = -(-taps // most)
+    return [(taps + part) // parts for part in range(parts)]
 
 
 def _column(w: Words, half: Any, stride: int, k: int) -> Any:
@@ -161,19 +163,47 @@ def _write_sum_lines(function: Any, dtype: Any, taps: int, stride: int, lines: i
     w = Words(b, dtype)
     rows, vectors, used, x, half, x_row, row, row_end, gradient, gradient_row, out = function.args
     acc = [[w.variable(w.vector) for _ in range(taps)] for _ in range(lines)]
+    depth = _depth(lines, stride)
+    held = [w.variable(w.vector) for _ in range(depth)]  # gradients that came so many steps before
     zero = ir.Constant(w.vector, [0.0] * w.lanes)
     for a in itertools.chain(*acc):
         b.store(zero, a)
-    with cgutils.for_range(b, vectors) as vector, cgutils.for_range(b, rows) as r:
+
+    def take(source: Any, meets: list[tuple[int, int]]) -> None:
+        """Add a row's products with the gradients that came so many steps before, each for a row of taps."""
+        for k in range(taps):
+            value = w.load(b.add(source, _column(w, half, stride, k)), w.vector)
+            for before, line in meets:
+                a = acc[line][k]
+                b.store(w.multiply_add(b.load(held[before]), value, b.load(a)), a)
+
+    with cgutils.for_range(b, vectors) as vector:
         across = b.mul(vector.index, I64(w.bytes))
-        factor = w.load(b.add(b.add(gradient, across), b.mul(r.index, gradient_row)), w.vector)
-        for line, sums in enumerate(acc):
-            here = b.add(row, b.add(b.mul(r.index, I64(stride)), I64(line)))
-            with b.if_then(b.icmp_unsigned("<", here, row_end), likely=True):
-                source = b.add(b.add(x, across), b.mul(here, x_row))
-                for k, a in enumerate(sums):
-                    value = w.load(b.add(source, _column(w, half, stride, k)), w.vector)
-                    b.store(w.multiply_add(factor, value, b.load(a)), a)
+        pixels, factors = b.add(x, across), b.add(gradient, across)
+        with cgutils.for_range(b, b.add(rows, I64(depth - 1))) as step:
+            for older, newer in itertools.pairwise(held[::-1]):
+                b.store(b.load(newer), older)
+            last = b.sub(rows, I64(1))
+            come = b.select(b.icmp_signed("<", step.index, last), step.index, last)
+            b.store(w.load(b.add(factors, b.mul(come, gradient_row)), w.vector), held[0])
+            begun = [b.icmp_unsigned("<", b.sub(step.index, I64(before)), rows) for before in range(depth)]
+            for j in range(stride):
+                meets = [(before, j + stride * before) for before in range(depth) if j + stride * before < lines]
+                here = b.add(row, b.add(b.mul(step.index, I64(stride)), I64(j)))
+                if not meets:
+                    continue
+                with b.if_then(b.icmp_unsigned("<", here, row_end), likely=True):
+                    source = b.add(pixels, b.mul(here, x_row))
+                    if depth == 1:
+                        take(source, meets)
+                        continue
+                    with b.if_else(b.and_(begun[0], begun[-1]), likely=True) as (all_of_them, some):
+                        with all_of_them:
+                            take(source, meets)
+                        with some:
+                            for before, line in meets:
+                                with b.if_then(begun[before]):
+                                    take(source, [(before, line)])
     exist = w.before_lane(used)
     for n, a in enumerate(itertools.chain(*acc)):
         end = b.add(out, I64(n * w.bytes))
@@ -211,12 +241,13 @@ def _write_sum_column_tile(function: Any, dtype: Any, taps: int, stride: int) ->
             b.add(a, b.mul(plane.index, step))
             for a, step in ((x, x_plane), (gradient, gradient_plane), (out, out_plane))
         )
-        for first in range(0, taps, _lines_at_once(taps)):
-            lines = min(_lines_at_once(taps), taps - first)
+        first = 0
+        for lines in _lines_at_once(taps, stride):
             sums, new = private_function(b.module, f"sum_lines_{w.suffix}_{taps}_{stride}_{lines}", 11)
             if new:
                 _write_sum_lines(sums, dtype, taps, stride, lines)
             line, to = b.add(row, I64(first)), b.add(end, I64(first * taps * w.bytes))
+            first += lines
             for vectors, used, here in (
                 (whole, I64(w.lanes), I64(0)),
                 (b.zext(b.icmp_signed(">", rest, I64(0)), I64), rest, at),
