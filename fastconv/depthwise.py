@@ -60,9 +60,8 @@ MOST_SLID = 1024
 PART_VECTORS = 4
 """Fewest vectors of channels that a task of a depthwise convolution reads as they lie."""
 
-MOST_IN_PARTS = 1536
-"""Most bytes of a pixel that goes to memory past the caches where a vector is part of a line: lines of pixels further apart take
-longer that way."""
+MOST_STREAMED = 3072 // line_parts()
+"""Most bytes of a pixel that goes to memory past the caches: lines of pixels further apart take longer that way."""
 
 PHASES_BYTES = 16 << 20
 """Fewest bytes of an output that goes to memory past the caches where phases write it, each some pixels of a row: that takes
@@ -147,7 +146,7 @@ def pixels_program(p: Pixels) -> Program:
     tables = Tables()
     boxes = 0 if reads else width // lanes(itemsize) * source.box_steps[1]
     out_steps = steps_of_image(p.out_shape, p.out_last)
-    far = line_parts() > 1 and p.out_last and p.channels * itemsize > MOST_IN_PARTS
+    far = p.out_last and p.channels * itemsize > MOST_STREAMED
     near = math.prod(p.out_step) > 1 and math.prod(p.out_shape) * itemsize < PHASES_BYTES
     streams = p.streams and not (far or near)
     numbers = strip_numbers(source, kinds, tables, p.out_shape, out_steps, p.out_step, streams)

@@ -191,9 +191,9 @@ def _write_slide_tile(function: Any, dtype: Any, taps: int, stride: int, height:
     acc = [[w.variable(w.vector) for _ in range(SPAN)] for _ in range(height)]
     done = w.variable(I64)
     least = w.splat(w.load(floor, w.scalar))
-    # Where a vector is part of a line of the cache, lines that go past it are held until all their parts can follow each other:
-    # what is written in between would end them early.
-    parts, by_lines = LINE // w.bytes, None
+    # Only whole lines of the cache go past it: vectors then begin where lines of the output do.  Where a vector is part of one,
+    # lines are held until all their parts can follow each other: what is written in between would end them early.
+    parts, by_lines = LINE // w.bytes, b.icmp_signed("!=", streams, I64(0))
     if parts > 1:
         by_lines = w.fill_lines([out, out_step, out_row, b.mul(channels, I64(w.size))], streams)
         held = b.ptrtoint(cgutils.alloca_once(b, ir.ArrayType(w.vector, height * SPAN * parts)), I64)
