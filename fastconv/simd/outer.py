@@ -14,7 +14,17 @@ from numba import config
 from numba.core import cgutils
 
 from ..jit import ROWS, VECTORS
-from .words import I64, Array, Words, address_of, call_first, lanes, linked_function, private_function, tile_intrinsic
+from .words import (
+    I64,
+    Array,
+    Words,
+    call_first,
+    lanes,
+    linked_function,
+    passed_arguments,
+    private_function,
+    tile_intrinsic,
+)
 
 __all__ = ["AHEAD", "FETCH_TERMS", "FEW_ROWS", "SHORT", "TERMS", "far_tile", "outer_tile", "short_tile"]
 
@@ -42,7 +52,7 @@ def _write_tile(function: Any, dtype: Any, height: int, vectors: int, ahead: int
     total = [w.variable(w.vector) for _ in each]
     row = [w.variable(I64) for _ in range(height)]
     pair, until = w.variable(I64), w.variable(I64)
-    coming = [(w.variable(I64), step) for step in fetches[1::2]]
+    coming = [(w.variable(I64), b.mul(step, I64(w.size))) for step in fetches[1::2]]
     for (place, _), address in zip(coming, fetches[::2], strict=True):
         b.store(address, place)
     zero = ir.Constant(w.vector, [0.0] * w.lanes)
@@ -138,6 +148,12 @@ TILE = (
 COMING = "streams, first, first_at, first_step, second, second_at, second_step"
 """What the far tile is given beside that."""
 
+PASSED = (
+    "vectors+vector_at tables+pairs_at count scalars+scalar_at tables+rows_at out+out_at tables+targets_at rows start+start_at "
+    "start+floor_at add valid"
+)
+COMING_PASSED = "streams first+first_at first_step second+second_at second_step"
+
 
 def _tile_twin(
     vectors: Array, vector_at: int, tables: Array, pairs_at: int, count: int, scalars: Array, scalar_at: int, rows_at: int,
@@ -176,30 +192,6 @@ def _short_tile_twin(
     )  # fmt: skip
 
 
-def _tile_arguments(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]) -> tuple[Any, Words, list[Any]]:
-    """Turn the arguments of an outer tile into those of its LLVM function."""
-    dtype = named["vectors"][0].dtype
-    w = Words(builder, dtype)
-
-    def address(name: str, at: str, size: int = w.size) -> Any:
-        return w.at(address_of(context, builder, *named[name]), named[at][1], size)
-
-    def number(name: str) -> Any:
-        return named[name][1]
-
-    coming = [
-        value
-        for name in (("first", "second") if "first" in named else ())
-        for value in (address(name, f"{name}_at"), builder.mul(number(f"{name}_step"), I64(w.size)))
-    ]
-    return dtype, w, [
-        address("vectors", "vector_at"), address("tables", "pairs_at", 8), number("count"), address("scalars", "scalar_at"),
-        address("tables", "rows_at", 8), address("out", "out_at"), address("tables", "targets_at", 8), number("rows"),
-        address("start", "start_at"), address("start", "floor_at"), number("add"), number("valid"),
-        number("streams") if "streams" in named else I64(0), *coming,
-    ]  # fmt: skip
-
-
 def _tile_function(module: Any, w: Words, dtype: Any, height: int, vectors: int, n_args: int, ahead: int = 0) -> Any:
     function, new = private_function(module, f"outer_tile_{w.suffix}_{height}x{vectors}_{n_args}", n_args)
     if new:
@@ -232,9 +224,9 @@ def _write_column(function: Any, dtype: Any, ahead: int) -> None:
     b.ret_void()
 
 
-def _call_tile(context: Any, builder: Any, named: dict[str, tuple[Any, Any]], ahead: int = 0) -> None:
-    """Emit the call of a column of tiles."""
-    dtype, w, passed = _tile_arguments(context, builder, named)
+def _call_tile(context: Any, builder: Any, named: dict[str, tuple[Any, Any]], more: str, ahead: int = 0) -> None:
+    """Emit the call of a column of tiles, which is given some more than all are."""
+    dtype, w, passed = passed_arguments(context, builder, named, f"{PASSED} {more}")
     name = f"outer_tile_{w.suffix}_{len(passed)}"
     write = functools.partial(_write_column, dtype=dtype, ahead=ahead)
     builder.call(linked_function(context, builder.module, name, len(passed), write), passed)
@@ -242,7 +234,8 @@ def _call_tile(context: Any, builder: Any, named: dict[str, tuple[Any, Any]], ah
 
 def _call_short_tile(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]) -> None:
     """Emit the call of the tile with ``height`` rows."""
-    dtype, w, passed = _tile_arguments(context, builder, named)
+    dtype, w, passed = passed_arguments(context, builder, named, PASSED)
+    passed.append(I64(0))  # nothing goes past the caches
     height = named["height"][1]
     passed[7] = builder.sdiv(passed[7], height)
     calls = []
@@ -252,7 +245,11 @@ def _call_short_tile(context: Any, builder: Any, named: dict[str, tuple[Any, Any
     call_first(builder, calls, passed)
 
 
-outer_tile = _tile_twin if config.DISABLE_JIT else tile_intrinsic(f"{TILE}, streams", _call_tile)
+outer_tile = (
+    _tile_twin
+    if config.DISABLE_JIT
+    else tile_intrinsic(f"{TILE}, streams", functools.partial(_call_tile, more="streams"))
+)
 """A column of tiles of vectors times scalars, with 1 to VECTORS vectors as ``valid`` lanes need.
 
 Parameters
@@ -284,7 +281,9 @@ streams : int
 far_tile = (
     _tile_twin
     if config.DISABLE_JIT
-    else tile_intrinsic(f"{TILE}, {COMING}", functools.partial(_call_tile, ahead=AHEAD if VECTORS == 4 else 0))
+    else tile_intrinsic(
+        f"{TILE}, {COMING}", functools.partial(_call_tile, more=COMING_PASSED, ahead=AHEAD if VECTORS == 4 else 0)
+    )
 )
 """The same for what comes from far.  Scalars that do not follow each other in memory are fetched AHEAD terms before they are
 used, but where registers are few, and loads take nearly as long as the products: one more for each term costs 6 to 14 %.

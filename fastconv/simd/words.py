@@ -227,9 +227,9 @@ def passed_arguments(
 ) -> tuple[Any, Words, list[Any]]:
     """Turn a tile's arguments into those of its LLVM function: numbers as they are, and for ``array+offset`` an address.
 
-    Returns the dtype of ``x``, its words, and what is passed.
+    Returns the dtype of ``out``, its words, and what is passed.
     """
-    dtype = named["x"][0].dtype
+    dtype = named["out"][0].dtype
     w, passed = Words(builder, dtype), []
     for name in names.split():
         array, _, at = name.partition("+")
