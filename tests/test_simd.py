@@ -790,7 +790,7 @@ def test_machine_code(machine, dtype, monkeypatch):
             products, spills = assemble(machine, columns._write_columns, 13, dtype, *kind, width)
             assert products >= kind[0] ** 2 * width  # LLVM may repeat some
             assert len(spills) <= (machine == "NEON"), (kind, width)  # which multiplies nothing in memory
-        for lines in set(columns._lines_at_once(*kind)):
+        for lines in set(columns._lines_at_once(kind[0])):
             products, spills = assemble(machine, columns._write_sum_lines, 11, dtype, *kind, lines)
             assert products >= kind[0] * lines
             assert len(spills) <= 1 or machine == "NEON", (kind, lines)

@@ -59,7 +59,7 @@ def _widths(taps: int, stride: int) -> list[int]:
     return [v for v in (4, 2, 1) if v == 1 or (_depth(taps, stride) + 1) * v < REGISTERS]
 
 
-def _lines_at_once(taps: int, stride: int) -> list[int]:
+def _lines_at_once(taps: int) -> list[int]:
     """Share the rows of taps out over sums: beside these, registers hold the gradients that a row meets, and a vector of it."""
     most = max(n for n in range(1, taps + 1) if n == 1 or n * taps < REGISTERS - 4)
     parts = -(-taps // most)
@@ -158,7 +158,11 @@ def _write_column_tile(function: Any, dtype: Any, taps: int, stride: int) -> Non
 
 
 def _write_sum_lines(function: Any, dtype: Any, taps: int, stride: int, lines: int) -> None:
-    """Emit the sums for some rows of taps over some vectors of a row, of which only so many lanes count."""
+    """Emit the sums for some rows of taps over some vectors of a row, of which only so many lanes count.
+
+    In a step one more row of gradients comes, but not in the last ones; a row of the input meets those that have come, each at a
+    row of taps of its own.
+    """
     b = ir.IRBuilder(function.append_basic_block("entry"))
     w = Words(b, dtype)
     rows, vectors, used, x, half, x_row, row, row_end, gradient, gradient_row, out = function.args
@@ -186,7 +190,7 @@ def _write_sum_lines(function: Any, dtype: Any, taps: int, stride: int, lines: i
             last = b.sub(rows, I64(1))
             come = b.select(b.icmp_signed("<", step.index, last), step.index, last)
             b.store(w.load(b.add(factors, b.mul(come, gradient_row)), w.vector), held[0])
-            begun = [b.icmp_unsigned("<", b.sub(step.index, I64(before)), rows) for before in range(depth)]
+            exists = [b.icmp_unsigned("<", b.sub(step.index, I64(before)), rows) for before in range(depth)]
             for j in range(stride):
                 meets = [(before, j + stride * before) for before in range(depth) if j + stride * before < lines]
                 here = b.add(row, b.add(b.mul(step.index, I64(stride)), I64(j)))
@@ -197,17 +201,17 @@ def _write_sum_lines(function: Any, dtype: Any, taps: int, stride: int, lines: i
                     if depth == 1:
                         take(source, meets)
                         continue
-                    with b.if_else(b.and_(begun[0], begun[-1]), likely=True) as (all_of_them, some):
+                    with b.if_else(b.and_(exists[0], exists[-1]), likely=True) as (all_of_them, some):
                         with all_of_them:
                             take(source, meets)
                         with some:
                             for before, line in meets:
-                                with b.if_then(begun[before]):
+                                with b.if_then(exists[before]):
                                     take(source, [(before, line)])
-    exist = w.before_lane(used)
+    counts = w.before_lane(used)
     for n, a in enumerate(itertools.chain(*acc)):
         end = b.add(out, I64(n * w.bytes))
-        w.store(b.fadd(w.load(end, w.vector), b.select(exist, b.load(a), zero)), end)
+        w.store(b.fadd(w.load(end, w.vector), b.select(counts, b.load(a), zero)), end)
     b.ret_void()
 
 
@@ -242,7 +246,7 @@ def _write_sum_column_tile(function: Any, dtype: Any, taps: int, stride: int) ->
             for a, step in ((x, x_plane), (gradient, gradient_plane), (out, out_plane))
         )
         first = 0
-        for lines in _lines_at_once(taps, stride):
+        for lines in _lines_at_once(taps):
             sums, new = private_function(b.module, f"sum_lines_{w.suffix}_{taps}_{stride}_{lines}", 11)
             if new:
                 _write_sum_lines(sums, dtype, taps, stride, lines)
