@@ -763,7 +763,8 @@ def test_machine_code(machine, dtype, monkeypatch):
 
     Not so where LLVM has no register to spare: with 16 of them, three short rows, and rows of three taps and more; with 32, one
     of 25 sums and six vectors, and more of these on NEON, which multiplies nothing in memory.  The LLVM of the oldest Numba
-    spills a vector of sums of tall tiles and of groups, too, some of maps that fetch ahead, two of far tiles.
+    spills a vector of sums of tall tiles and of groups, too, one more of 25 sums, some of maps that fetch ahead, two of far
+    tiles.
     """
     old = llvm.llvm_version_info < (15,)
     vector_bytes, vectors = MACHINES[machine][3:5]
@@ -771,6 +772,7 @@ def test_machine_code(machine, dtype, monkeypatch):
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     tiles = [(height, vectors, *kind) for height in (ROWS, FEW_ROWS) for kind in ((0, 13), (0, 17), (outer.AHEAD, 17))]
+    monkeypatch.setattr(outer, "FETCH_TERMS", 4 // vectors)
     monkeypatch.setattr(slide, "MEMBERS_AT_ONCE", vectors)
     short = [(height, vectors if height == FEW_ROWS else width, 0, 13) for height, width in SHORT.items()]
     for height, width, ahead, n_args in (*tiles, *short):
@@ -793,7 +795,7 @@ def test_machine_code(machine, dtype, monkeypatch):
         for lines in set(columns._lines_at_once(kind[0])):
             products, spills = assemble(machine, columns._write_sum_lines, 11, dtype, *kind, lines)
             assert products >= kind[0] * lines
-            assert len(spills) <= 1 or machine == "NEON", (kind, lines)
+            assert len(spills) <= 1 + old or machine == "NEON", (kind, lines)
     for _, of_sizes, starts in MAPS:
         for size, map_ in of_sizes.items():
             _, spills = assemble(machine, maps._write_map, 10 if starts else 11, dtype, map_, starts)
