@@ -124,7 +124,7 @@ together."""
 
 NEAR_BYTES, READ_AGAIN = 1 << 19, 9
 """Bytes of a weight that stays in the second-level cache, and numbers of a larger one that a strip reads again in the time of a
-term: it comes too slowly for tiles with 16 registers."""
+term: it comes too slowly for tiles with 16 registers, and for those of few pixels."""
 
 MOST_AT_ONCE = 450
 """Most pixels that may be one strip, however many channels they have, if the weight is so large: tasks, which differ in lanes,
@@ -175,7 +175,9 @@ def _gather_program(p: Pixels) -> Program:
     g, axes, itemsize, T = p.g, p.axes, p.itemsize, p.T
     width, depth, groups = tile_width(itemsize), p.depth, p.g.groups
     lane_count, size = p.channels // groups, math.prod(g.weight_shape)
-    is_far = VECTORS == 2 and size * itemsize > NEAR_BYTES
+    is_large = size * itemsize > NEAR_BYTES
+    at_once = is_large and 0 < math.prod(p.out_shape) <= MOST_AT_ONCE * p.channels
+    is_far = is_large and (VECTORS == 2 or at_once)
     # A box lies channels-last but for images of few planes: tiles that read planes as they lie were slower than turning
     # the planes over.
     last = p.in_last or lanes(itemsize) <= p.in_shape[1]
@@ -204,7 +206,7 @@ def _gather_program(p: Pixels) -> Program:
         p.sizes, p.in_shape[1] * itemsize * math.prod(p.stride), MOST_PIXELS, p.tasks, max(ROWS, least),
         math.lcm(ROWS, LINE // itemsize) if p.streams and not p.out_last else ROWS,  # parts of planes begin with a line
     )  # fmt: skip
-    if is_far and 0 < math.prod(p.out_shape) <= MOST_AT_ONCE * p.channels:
+    if at_once:
         strips.append(p.sizes)
     strips = list(dict.fromkeys(map(p.along_windows, strips)))
     widest = panel_pitch(lane_count, itemsize)
