@@ -193,9 +193,9 @@ def _write_sum_lines(function: Any, dtype: Any, taps: int, stride: int, lines: i
             exists = [b.icmp_unsigned("<", b.sub(step.index, I64(before)), rows) for before in range(depth)]
             for j in range(stride):
                 meets = [(before, j + stride * before) for before in range(depth) if j + stride * before < lines]
-                here = b.add(row, b.add(b.mul(step.index, I64(stride)), I64(j)))
                 if not meets:
                     continue
+                here = b.add(row, b.add(b.mul(step.index, I64(stride)), I64(j)))
                 with b.if_then(b.icmp_unsigned("<", here, row_end), likely=True):
                     source = b.add(pixels, b.mul(here, x_row))
                     if depth == 1:
