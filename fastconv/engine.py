@@ -19,7 +19,7 @@ import numpy as np
 from . import bands, depthwise, planes
 from .algorithm import Algorithm
 from .arrays import LINE, Array
-from .geometry import ConvGeometry, ceil_div
+from .geometry import ConvGeometry, ceil_div, even_part
 from .kernels.direct import correlate, gather
 from .kernels.pack import pack_panel
 from .kernels.sums import sum_of_pixels, sums
@@ -56,7 +56,7 @@ from .strips import (
     by_tap,
     candidate_strips,
     choose_padding,
-    choose_strip,
+    choose_summed_strip,
     fill_tiles,
     filled,
     grid_offsets,
@@ -66,6 +66,7 @@ from .strips import (
     make_source,
     panel_pitch,
     runs_of,
+    steps_of_box,
     steps_of_image,
     strip_numbers,
     thinned,
@@ -99,6 +100,10 @@ and where with these the next strip is fetched while tiles are at this one: both
 A tile takes six channels of each pixel.  Pixels so far apart compete for few places in the first-level cache, and lines come from
 the second-level one too slowly for tiles of six cycles a pixel: they do not wait for those that lie `line_by_line`.
 """
+
+CACHE_BYTES, WAY_BYTES, FEWEST_SUMMED = 32 << 10, 4 << 10, 48
+"""Bytes of the first-level cache and of a way of it: lines that lie a multiple of these apart share as few places as it has ways.
+And fewest pixels to sum over at once, for the sake of that."""
 
 SWAPPED = 0.9
 """Work with channels for lanes, in proportion to that with filters, for which dW of one tap is computed so."""
@@ -331,6 +336,26 @@ def _crowds(g: ConvGeometry, itemsize: int) -> bool:
     return VECTORS == 2 and by_lines and g.channels * itemsize >= CROWDED_BYTES
 
 
+def _most_summed(pixel_bytes: int) -> int:
+    """Return how many pixels of dW are summed over at once, if those of the input lie so far apart.
+
+    With few registers a line of each, and one of its gradients, are to stay in the first-level cache from tile to tile.
+    """
+    places = CACHE_BYTES // max(LINE, math.gcd(WAY_BYTES, pixel_bytes))
+    return MOST_SUMMED if VECTORS == 4 else min(MOST_SUMMED, max(FEWEST_SUMMED, places // 2))
+
+
+def _even_blocks(blocks: int, most: int) -> int:
+    """Return how many blocks a task of dW takes, of the ``most`` that it may: as many as all others, if it is more than half.
+
+    >>> _even_blocks(8, 3), _even_blocks(8, 7), _even_blocks(7, 3), _even_blocks(7, 0)
+    (2, 4, 3, 1)
+    """
+    most = max(1, min(blocks, most))
+    even = max(n for n in range(1, most + 1) if blocks % n == 0)
+    return even if 2 * even > most else even_part(blocks, most)
+
+
 def _parts_that_pack(g: ConvGeometry, strips: int, panels_bytes: int, parts: int) -> int:
     """Count the parts of the depths for tasks that take all blocks of filters, and pack their own part of the input.
 
@@ -351,9 +376,14 @@ def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_las
     filters, depth, width = g.filters // groups, g.channels // groups, tile_width(itemsize)
     sizes = (g.batch, *g.output)
     crowds, flows = _crowds(g, itemsize), x_last and grad_last and groups == T == 1 and g.input == g.output
-    few_pixels = crowds or (flows and VECTORS == 2)
-    most = FEW_SUMMED // math.prod(axis.step for axis in axes) if few_pixels else MOST_SUMMED
-    strip = choose_strip(sizes, g.channels * itemsize * math.prod(axis.step for axis in axes), most, count_tasks(g))
+    last = x_last or lanes(itemsize) <= g.channels
+    step = math.prod(axis.step for axis in axes)
+    if crowds or (flows and VECTORS == 2):
+        most = FEW_SUMMED // step
+    else:
+        pixel = g.channels if x_last else steps_of_box((1, g.channels, 1, 1, 1), True, itemsize)[4]
+        most = _most_summed(pixel * itemsize) if last and step == 1 else MOST_SUMMED
+    strip = choose_summed_strip(sizes, g.channels * itemsize * step, most, count_tasks(g))
     if per_sample:
         strip = (1, *strip[1:])
     counts = [ceil_div(n, m) for n, m in zip(sizes, strip, strict=True)]
@@ -361,7 +391,7 @@ def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_las
     few = blocks * math.prod(sizes) < 4 * CHUNK_PIXELS
     fewest = PART_TILES // 4 if few else PART_TILES
     panel_bytes = depth * T * pitch * itemsize
-    per_task = max(1, min(blocks, PANELS_BYTES // panel_bytes)) if math.prod(sizes) >= TASKS * CHUNK_PIXELS else 1
+    per_task = _even_blocks(blocks, PANELS_BYTES // panel_bytes) if math.prod(sizes) >= TASKS * CHUNK_PIXELS else 1
     blocks_of_tasks = ceil_div(blocks, per_task)
     parts = (
         max(1, min(ceil_div(count_tasks(g), blocks), ceil_div(depth * T, ROWS) // fewest, depth))
@@ -371,7 +401,6 @@ def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_las
     packers = REPACKED // max(1, math.prod(g.input_shape)) + 1
     if few and packers >= ENOUGH_TASKS:  # a few more would have to wait for what one packs for all
         parts = min(parts, max(1, packers // blocks))
-    last = x_last or lanes(itemsize) <= g.channels
     wanted = count_tasks(g)
     if x_last != last and not per_sample and (blocks_of_tasks * parts - 1) * math.prod(g.input_shape) > REPACKED:
         own_parts = _parts_that_pack(g, math.prod(counts), blocks * panel_bytes, parts)
@@ -429,12 +458,15 @@ def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_las
         "per_chunk": per_chunk, "parts": parts, "groups": groups, "lane_count": filters, "pitch": pitch,
         "group_step": depth * source.pitches[1], "depths": depths, "depth": depth, "taps": T, "each": each, "reads": reads,
     }  # fmt: skip
+    as_it_lies = source.pitches[1] == 1 and not source.packs and source.whole is None
+    follows = as_it_lies and groups == parts == 1 and g.input == g.output
     own = per_sample or chunks == 1
     room = whole_lanes(source.box_size + (0 if reads and whole else math.prod(strip) * width), 1) + FIRST_PANEL
     numbers |= {
         "own": room if own else 0, "rows_at": tables.add(rows) if own else 0, "per_task": per_task, "own_depths": own_depths,
-        "x_pixel": depth if flows and parts == 1 and source.follows else 0,
-        "gradient_pixel": filters if flows and blocks_of_tasks == 1 else 0, "sums_at": 0,
+        "coming": axes[0].span * source.steps[2] + axes[1].span * source.steps[3],
+        "x_pixel": source.steps[4] if follows else 0,
+        "gradient_pixel": filters if follows and reads and blocks_of_tasks == 1 else 0, "sums_at": 0,
     }  # fmt: skip
     packing = None if own else unpacking(chunks, per_sample, groups, rows.reshape(-1), filters, pitch, each, itemsize)
     return Program(

@@ -30,6 +30,7 @@ __all__ = [
     "ceil_div",
     "checked_shape",
     "conv_geometry",
+    "even_part",
     "gather_range",
     "is_exact",
     "named_padding",
@@ -52,6 +53,15 @@ LARGEST = 2**31 - 1
 def ceil_div(a: int, b: int) -> int:
     """Round ``a / b`` up, for any ``a`` and positive ``b``."""
     return -((-a) // b)
+
+
+def even_part(n: int, largest: int) -> int:
+    """Return the size of the parts that n is cut into: as few as can be, of about one size, at least 1.
+
+    >>> even_part(9, 4), even_part(14, 4)
+    (3, 4)
+    """
+    return ceil_div(n, max(1, ceil_div(n, largest))) or 1
 
 
 @shared

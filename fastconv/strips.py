@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from .arrays import LINE, Array
-from .geometry import ceil_div
+from .geometry import ceil_div, even_part
 from .simd import AHEAD, FEW_ROWS, ROWS, VECTORS, lanes
 
 Ints = tuple[int, ...]
@@ -334,6 +334,22 @@ def choose_strip(sizes: Ints, pixel_bytes: int, most: int, tasks: int, height: i
             choices or (min(about, n),), key=lambda size: (_waste(n, size, inside, math.prod(sizes[:axis])), -size)
         )
         break
+    return tuple(strip)
+
+
+def choose_summed_strip(sizes: Ints, pixel_bytes: int, most: int, tasks: int) -> Ints:
+    """Choose (images, planes, rows, columns) of a strip that is summed over: whole rows, planes, images, or even parts of one.
+
+    >>> choose_summed_strip((4, 1, 56, 56), 256, 64, 16), choose_summed_strip((4, 1, 28, 28), 256, 256, 8)
+    ((1, 1, 1, 56), (1, 1, 7, 28))
+    """
+    wanted = min(max(ceil_div(math.prod(sizes), tasks), FEWEST_PIXELS), most, max(1, STRIP_BYTES // pixel_bytes))
+    strip = [1, 1, 1, 1]
+    for axis in (3, 2, 1, 0):
+        inside = math.prod(strip)
+        strip[axis] = even_part(sizes[axis], max(1, wanted // inside))
+        if strip[axis] < sizes[axis]:
+            break
     return tuple(strip)
 
 

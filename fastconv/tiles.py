@@ -13,14 +13,13 @@ import numpy as np
 
 from .arrays import Array
 from .cook_toom import KERNELS, Filter, slots
-from .geometry import ConvGeometry, ceil_div
+from .geometry import ConvGeometry, ceil_div, even_part
 from .strips import Axis, AxisPhase, Ints, filled
 
 __all__ = [
     "Form",
     "Side",
     "cells",
-    "even_tile",
     "form_of",
     "meetings_of",
     "phases_of",
@@ -179,16 +178,7 @@ def form_of(g: ConvGeometry, transposed: bool = False) -> Form:
 @functools.lru_cache(maxsize=1024)
 def _form(kernel: tuple[int, int], stride: tuple[int, int], sizes: tuple[int, int], transposed: bool) -> Form:
     down, across = map(Filter, kernel, stride)
-    return Form(down, across, (even_tile(sizes[0], down.tile), even_tile(sizes[1], across.tile)), transposed)
-
-
-def even_tile(n: int, largest: int) -> int:
-    """Return the size of the tiles that n outputs are cut into: as few as can be, of about one size.
-
-    >>> even_tile(9, 4), even_tile(14, 4)
-    (3, 4)
-    """
-    return ceil_div(n, max(1, ceil_div(n, largest))) or 1
+    return Form(down, across, (even_part(sizes[0], down.tile), even_part(sizes[1], across.tile)), transposed)
 
 
 def tile_sizes(n: int, tile: int) -> list[int]:

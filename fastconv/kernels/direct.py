@@ -68,13 +68,14 @@ rows these have, the distance of parts, and how many rows of the input above and
 
 CORRELATE = (
     "per_chunk", "parts", "groups", "lane_count", "pitch", "group_step", "depths", "depth", "taps", "each", "reads", "own",
-    "rows_at", "per_task", "own_depths", "x_pixel", "gradient_pixel", "sums_at",
+    "rows_at", "per_task", "own_depths", "coming", "x_pixel", "gradient_pixel", "sums_at",
 )  # fmt: skip
 """Strips of a chunk, parts of the rows for tasks of their own, groups, filters of each, numbers in a row of a panel, the
 distance in x of groups, depths of a part, depths in all, taps, the distance of chunks' panels, whether gradients are read as
 they lie, where in its room a task has its panels, or 0, where tables hold the row of each term, blocks of a task, the depths of a
-part if a box holds no others, else 0, how many numbers of the input and of the gradients lie between pixels, if those of the next
-strip are behind these, else 0, and where behind the zeros the sums of gradients go, or 0."""
+part if a box holds no others, else 0, how far behind the first row that a pixel meets the last one lies, how many numbers of the
+input and of the gradients lie between pixels, if those of the next strip are behind these, else 0, and where behind the zeros the
+sums of gradients go, or 0."""
 
 AHEAD = 4096
 """Bytes between what is fetched of an image from memory and what tiles read of it."""
@@ -335,8 +336,8 @@ def correlate(
         numbers[OWN + 6], numbers[OWN + 7], numbers[OWN + 8], numbers[OWN + 9], numbers[OWN + 10], numbers[OWN + 11],
         numbers[OWN + 12], numbers[OWN + 13],
     )  # fmt: skip
-    own_depths, x_pixel, gradient_pixel, sums_at = (
-        numbers[OWN + 14], numbers[OWN + 15], numbers[OWN + 16], numbers[OWN + 17],
+    own_depths, coming, x_pixel, gradient_pixel, sums_at = (
+        numbers[OWN + 14], numbers[OWN + 15], numbers[OWN + 16], numbers[OWN + 17], numbers[OWN + 18],
     )  # fmt: skip
     strip, counts, packs, box_size = four(numbers, 20), four(numbers, 24), numbers[34], numbers[35]
     out_shape, out_steps = five(numbers, 40), five(numbers, 45)
@@ -387,7 +388,7 @@ def correlate(
                 far_tile(
                     vectors, lane, tables, pairs, pixels, image, base + g * group_step, tables[mine], panels,
                     panel + share * size, tables[mine + 1], tables[mine + 2], zeros, 0, width, 1, whole, 0,
-                    image, base + pixels * x_pixel * (shares + share) // shares, (pixels * x_pixel + turns - 1) // turns,
+                    image, base + coming + pixels * x_pixel * (shares + share) // shares, (pixels * x_pixel + turns - 1) // turns,
                     gradient, corner + pixels * gradient_pixel * (shares + share) // shares,
                     (pixels * gradient_pixel + turns - 1) // turns,
                 )  # fmt: skip
