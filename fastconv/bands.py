@@ -187,8 +187,7 @@ def weights_program(g: ConvGeometry, per_sample: bool, itemsize: int) -> Program
     terms, per_image = taps * taps, ceil_div(rows, band)
     parts = min(channels, max(tasks, ceil_div(channels * terms * n * itemsize, SUM_BYTES)))
     pixels = g.batch * math.prod(g.output)
-    wanted = ceil_div(tasks, parts)
-    chunks, per_chunk = choose_chunks(g.batch * per_image, per_image, pixels, g.batch, wanted, per_sample)
+    chunks = choose_chunks(g.batch * per_image, pixels, g.batch, ceil_div(tasks, parts), per_sample)
     size = channels * terms
     adds = chunks > 1 and not per_sample
     each = whole_lanes(size, itemsize) if adds else size
@@ -198,7 +197,7 @@ def weights_program(g: ConvGeometry, per_sample: bool, itemsize: int) -> Program
     boxes, gradient_row = _boxes(numbers), whole_lanes(columns, itemsize)
     sums_at = boxes + ceil_div(numbers["together"] * band * gradient_row, 16) * 16
     numbers |= {
-        "parts": parts, "per_chunk": per_chunk, "each": each, "gradient_at": boxes, "gradient_row": gradient_row,
+        "parts": parts, "chunks": chunks, "each": each, "gradient_at": boxes, "gradient_row": gradient_row,
         "sums_at": sums_at,
     }  # fmt: skip
     source = _source(axes, g.input_shape, numbers, itemsize)

@@ -198,9 +198,7 @@ def weights_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: 
     if per_sample:
         strip = (1, *strip[1:])
     counts = [ceil_div(n, m) for n, m in zip(sizes, strip, strict=True)]
-    chunks, per_chunk = choose_chunks(
-        math.prod(counts), math.prod(counts[1:]), pixels, g.batch, ceil_div(tasks, parts), per_sample
-    )  # fmt: skip
+    chunks = choose_chunks(math.prod(counts), pixels, g.batch, ceil_div(tasks, parts), per_sample)
     kinds = find_kinds(g.batch, axes, strip, (False,) * 3, by_tap)
     source = make_source(
         g.input_shape, x_last, itemsize, g.batch, axes, strip, True, not reads, False, channels=lanes(itemsize)
@@ -216,7 +214,7 @@ def weights_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: 
     sums_at = boxes + (0 if reads else math.prod(strip) * width)
     numbers |= {"box_size": boxes, "runs_at": 0, "run_list_at": 0}
     numbers |= {
-        "channels": channels, "width": width, "terms": terms, "parts": parts, "reads": reads, "per_chunk": per_chunk,
+        "channels": channels, "width": width, "terms": terms, "parts": parts, "reads": reads, "chunks": chunks,
         "each": panels * terms * width, "row_taps": row_taps, "stride": stride, "height": height, "lines": len(lines),
         "lines_at": tables.add(lines), "sums_at": sums_at, "members": members,
     }  # fmt: skip

@@ -411,9 +411,7 @@ def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_las
     wanted = ceil_div(wanted, blocks_of_tasks * parts)
     if wanted * blocks * panel_bytes > 8 * PANELS_BYTES:  # fewer chunks, whose sums all have to be added up
         wanted = ceil_div(wanted, 2)
-    chunks, per_chunk = choose_chunks(
-        math.prod(counts), math.prod(counts[1:]), math.prod(sizes), g.batch, wanted, per_sample
-    )
+    chunks = choose_chunks(math.prod(counts), math.prod(sizes), g.batch, wanted, per_sample)
 
     def work(pixels: int, taps: int) -> int:
         return filled(taps * depths) * (pixels + TILE_TERMS) * parts * blocks // ROWS
@@ -455,7 +453,7 @@ def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_las
     numbers |= {"runs_at": tables.add(first_run), "run_list_at": tables.add(runs)}
     each = blocks * depth * T * pitch
     numbers |= {
-        "per_chunk": per_chunk, "parts": parts, "groups": groups, "lane_count": filters, "pitch": pitch,
+        "chunks": chunks, "parts": parts, "groups": groups, "lane_count": filters, "pitch": pitch,
         "group_step": depth * source.pitches[1], "depths": depths, "depth": depth, "taps": T, "each": each, "reads": reads,
     }  # fmt: skip
     as_it_lies = source.pitches[1] == 1 and not source.packs and source.whole is None

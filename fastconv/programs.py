@@ -439,12 +439,6 @@ def grad_input_pixels(
     )  # fmt: skip
 
 
-def choose_chunks(
-    strips: int, strips_per_image: int, pixels: int, batch: int, wanted: int, per_sample: bool
-) -> tuple[int, int]:
-    """Chunks of strips that have sums of their own, and strips of each."""
-    if per_sample:
-        return max(1, batch), strips_per_image
-    chunks = max(1, min(strips, wanted, pixels // CHUNK_PIXELS))
-    each = max(1, ceil_div(strips, chunks))
-    return max(1, ceil_div(strips, each)), each
+def choose_chunks(strips: int, pixels: int, batch: int, wanted: int, per_sample: bool) -> int:
+    """Choose how many chunks of consecutive strips have sums of their own: the images, or as many as share the work evenly."""
+    return max(1, batch if per_sample else min(strips, wanted, pixels // CHUNK_PIXELS))

@@ -272,12 +272,12 @@ def _correlate_program(
     counts = [ceil_div(a, b) for a, b in zip(sizes, strip, strict=True)]
     strips = math.prod(counts)
     wanted = ceil_div(min(count_tasks(g), max(FEW_TASKS, g.flops // TASK_FLOPS)), blocks * parts)
-    chunks, per_chunk = choose_chunks(strips, math.prod(counts[1:]), math.prod(sizes), g.batch, wanted, per_sample)
+    chunks = choose_chunks(strips, math.prod(sizes), g.batch, wanted, per_sample)
     kinds, source = _kinds_and_source(g, axes, g.input_shape, x_last, itemsize, strip, blocks * parts > 1)
     tables = Tables()
     numbers = strip_numbers(source, kinds, tables, g.output_shape, steps_of_image(g.output_shape, grad_last), (1, 1, 1))
     pixel = whole_lanes(depths, itemsize)
-    turn = min(depths, TURN) if per_chunk == 1 else depths
+    turn = min(depths, TURN) if chunks == strips else depths
     turns = ceil_div(depths, turn)
     rows_of_turns = []
     for part, some in itertools.product(range(parts), range(turns)):
@@ -316,7 +316,7 @@ def _correlate_program(
         "columns_at": room.take(rows_of_tiles(form, strip) * n),
         "pixels_at": room.take(0 if grad_last else math.prod(strip) * pitch),
         "group_step": depth * source.pitches[1], **form.numbers(),
-        "gradients_at": room.take(math.prod(form.points) * gradients), "gradients": gradients, "per_chunk": per_chunk,
+        "gradients_at": room.take(math.prod(form.points) * gradients), "gradients": gradients, "chunks": chunks,
         "parts": parts, "groups": groups, "depths": depths, "depth": depth, "filters": filters, "pitch": pitch, "each": each,
         "own": own, "rows_at": tables.add(np.arange(turn * form.terms)),
         "taps_at": values_at if turns == 1 else room.take(taps),

@@ -66,8 +66,8 @@ GATHER_FILTERS = (
 """Filters, terms of each and one more, where tables hold their pairs, the rows of tiles and where these go, how many rows there
 are, the distance of filters in the weight, where scratch holds these, and whether results go to memory past the caches."""
 
-CORRELATE_COLUMNS = ("per_chunk", "each", "gradient_at", "gradient_row", "sums_at")
-"""Bands of a chunk, the distance of chunks' sums, where scratch holds gradients, the distance of their rows, and where sums."""
+CORRELATE_COLUMNS = ("chunks", "each", "gradient_at", "gradient_row", "sums_at")
+"""Chunks of bands, the distance of their sums, where scratch holds gradients, the distance of their rows, and where sums."""
 
 
 @inner_kernel
@@ -207,7 +207,7 @@ def correlate_columns(
     taps, stride, half, pitch, box, band, together, edge, parts = (
         numbers[9], numbers[10], numbers[12], numbers[13], numbers[14], numbers[15], numbers[16], numbers[17], numbers[18],
     )  # fmt: skip
-    per_chunk, each, gradient_at, gradient_row, sums_at = (
+    chunks, each, gradient_at, gradient_row, sums_at = (
         numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3], numbers[OWN + 4],
     )  # fmt: skip
     n, terms = lanes(x.itemsize), taps * taps
@@ -216,7 +216,7 @@ def correlate_columns(
     channel, many = first // depth, (last - first) // depth
     clear(room, 0, sums_at + many * terms * n)
     bands = images * ((rows + band - 1) // band)
-    for number in range(chunk * per_chunk, min((chunk + 1) * per_chunk, bands)):
+    for number in range(chunk * bands // chunks, (chunk + 1) * bands // chunks):
         image, y, count, begin, met = band_of(number, numbers)
         for plane in range(first, last, together):
             planes, at = min(together, last - plane), image * channels * depth + plane

@@ -34,11 +34,11 @@ GATHER_DEPTHWISE = ("channels", "width", "terms", "phases", "parts", "reads", "m
 lie: then there is one panel, else one for each part; and the channels of a group."""
 
 CORRELATE_DEPTHWISE = (
-    "channels", "width", "terms", "parts", "reads", "per_chunk", "each", "row_taps", "stride", "height", "lines", "lines_at",
+    "channels", "width", "terms", "parts", "reads", "chunks", "each", "row_taps", "stride", "height", "lines", "lines_at",
     "sums_at", "members",
 )  # fmt: skip
 """Channels, numbers in a row of a panel, its rows, parts of the channels, and whether images are read as they lie;
-strips of a chunk, the distance of chunks' panels, taps of a line, the stride and the rows that a tile slides with, lines, where
+chunks of strips, the distance of their panels, taps of a line, the stride and the rows that a tile slides with, lines, where
 tables hold their offsets, where in its room a task sums up a strip, and the channels of a group."""
 
 
@@ -153,7 +153,7 @@ def correlate_sliding(name: str, tile: Any, text: str) -> Task:
     def correlate(
         task: int, room: Array, numbers: Array, tables: Array, x: Array, gradient: Array, panels: Array, _: Array
     ) -> None:  # fmt: skip
-        channels, width, terms, parts, reads, per_chunk, row_taps, height, sums_at = (
+        channels, width, terms, parts, reads, chunks, row_taps, height, sums_at = (
             numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3], numbers[OWN + 4], numbers[OWN + 5],
             numbers[OWN + 7], numbers[OWN + 9], numbers[OWN + 12],
         )  # fmt: skip
@@ -168,7 +168,7 @@ def correlate_sliding(name: str, tile: Any, text: str) -> Task:
         for term in range(terms):
             clear(panels, panel + term * width, panel + term * width + whole)
         strips = counts[0] * counts[1] * counts[2] * counts[3]
-        for number in range(s * per_chunk, min((s + 1) * per_chunk, strips)):
+        for number in range(s * strips // chunks, (s + 1) * strips // chunks):
             n0, z0, y0, x0, _kind = place_strip(number, numbers, tables)
             images, Z, Y, X = (
                 min(strip[0], out_shape[0] - n0), min(strip[1], out_shape[2] - z0), min(strip[2], out_shape[3] - y0),

@@ -67,10 +67,10 @@ TAPS = (
 rows these have, the distance of parts, and how many rows of the input above and below its own a strip meets."""
 
 CORRELATE = (
-    "per_chunk", "parts", "groups", "lane_count", "pitch", "group_step", "depths", "depth", "taps", "each", "reads", "own",
+    "chunks", "parts", "groups", "lane_count", "pitch", "group_step", "depths", "depth", "taps", "each", "reads", "own",
     "rows_at", "per_task", "own_depths", "coming", "x_pixel", "gradient_pixel", "sums_at",
 )  # fmt: skip
-"""Strips of a chunk, parts of the rows for tasks of their own, groups, filters of each, numbers in a row of a panel, the
+"""Chunks of strips, parts of the rows for tasks of their own, groups, filters of each, numbers in a row of a panel, the
 distance in x of groups, depths of a part, depths in all, taps, the distance of chunks' panels, whether gradients are read as
 they lie, where in its room a task has its panels, or 0, where tables hold the row of each term, blocks of a task, the depths of a
 part if a box holds no others, else 0, how far behind the first row that a pixel meets the last one lies, how many numbers of the
@@ -331,7 +331,7 @@ def correlate(
 
     Behind the ``zeros`` is room for equation (4), if that is asked for: those that have the first depths also sum the gradients.
     """
-    per_chunk, parts, groups, filters, pitch, group_step, depths, depth, taps, each, reads, own, rows_at, per_task = (
+    chunks, parts, groups, filters, pitch, group_step, depths, depth, taps, each, reads, own, rows_at, per_task = (
         numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3], numbers[OWN + 4], numbers[OWN + 5],
         numbers[OWN + 6], numbers[OWN + 7], numbers[OWN + 8], numbers[OWN + 9], numbers[OWN + 10], numbers[OWN + 11],
         numbers[OWN + 12], numbers[OWN + 13],
@@ -356,7 +356,7 @@ def correlate(
         clear(panels, at + before * pitch, at + (before + terms) * pitch)
     image = room if packs else x
     strips = counts[0] * counts[1] * counts[2] * counts[3]
-    for number in range(s * per_chunk, min((s + 1) * per_chunk, strips)):
+    for number in range(s * strips // chunks, (s + 1) * strips // chunks):
         n0, z0, y0, x0, kind = place_strip(number, numbers, tables)
         base = open_strip(numbers, x, n0, z0, y0, x0, room, part * own_depths)
         corner = n0 * out_steps[0] + z0 * out_steps[2] + y0 * out_steps[3] + x0 * out_steps[4]

@@ -74,10 +74,10 @@ WINDOW = PLACED + 19
 """Where the numbers for `pool_strip` begin."""
 
 CORRELATE = (
-    "gradients_at", "gradients", "per_chunk", "parts", "groups", "depths", "depth", "filters", "pitch", "each", "own", "rows_at",
+    "gradients_at", "gradients", "chunks", "parts", "groups", "depths", "depth", "filters", "pitch", "each", "own", "rows_at",
     "taps_at", "turns_at", "turn", "turns", "sums_at",
 )  # fmt: skip
-"""Behind PLACES: the gradient at the points and the distance of its points, strips of a chunk, parts of the depths for tasks of
+"""Behind PLACES: the gradient at the points and the distance of its points, chunks of strips, parts of the depths for tasks of
 their own, groups, depths of a part and of a group, filters of a group, numbers in a row of a panel, the distance of chunks'
 panels, whether the task writes the weight itself, where tables hold the row of each term, where in its room the taps' gradients
 lie, where tables hold the rows of each turn of each part, that of their targets, and how many, depths of a turn, how many turns
@@ -398,7 +398,7 @@ def correlate(
     )  # fmt: skip
     taps, weights, tile = two(numbers, OWN + 8), two(numbers, OWN + 10), two(numbers, OWN + 12)
     made_steps, made_more, made_values = two(numbers, OWN + 20), two(numbers, OWN + 22), two(numbers, OWN + 24)
-    gradients_at, gradients, per_chunk, parts, groups, depths, depth, filters, pitch, each, own, rows_at, taps_at = (
+    gradients_at, gradients, chunks, parts, groups, depths, depth, filters, pitch, each, own, rows_at, taps_at = (
         numbers[PLACED], numbers[PLACED + 1], numbers[PLACED + 2], numbers[PLACED + 3], numbers[PLACED + 4], numbers[PLACED + 5],
         numbers[PLACED + 6], numbers[PLACED + 7], numbers[PLACED + 8], numbers[PLACED + 9], numbers[PLACED + 10],
         numbers[PLACED + 11], numbers[PLACED + 12],
@@ -419,7 +419,7 @@ def correlate(
     whole = (valid + n - 1) // n * n
     pixel = (depths + n - 1) // n * n
     strips = counts[0] * counts[1] * counts[2] * counts[3]
-    first, last = s * per_chunk, min((s + 1) * per_chunk, strips)
+    first, last = s * strips // chunks, (s + 1) * strips // chunks
     for number in range(first, last):
         n0, z0, y0, x0, kind = place_strip(number, numbers, tables)
         base = open_strip(numbers, x, n0, z0, y0, x0, room, 0) + g * group_step + part * depths
