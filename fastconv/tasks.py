@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 from numba import carray, config, types
 
+from .arrays import LINE
+from .geometry import ceil_div
 from .jit import callback, kernel, linked_kernel, parallel_kernel, prange, signed
 from .scratch import buffer
 from .simd import run_tasks
 from .threads import sharing
 
-__all__ = ["Task", "task"]
+__all__ = ["Task", "room_pitch", "task"]
 
 Array = np.ndarray[Any, Any]
 
@@ -28,6 +30,14 @@ NOTHING = {char: np.zeros(1, char) for char in "fd"}
 
 ENDLESS = 2**60
 """Length of an array of which only the address is passed."""
+
+GAP_BYTES = 32 << 10
+"""Bytes between the rooms of two workers: a core fetches ahead what lies behind its own, and takes it from the other."""
+
+
+def room_pitch(room: int, itemsize: int) -> int:
+    """Return how many numbers the rooms of workers, of so many numbers each, lie apart: whole lines of the cache."""
+    return (ceil_div(room * itemsize, LINE) * LINE + GAP_BYTES) // itemsize if room else 0
 
 
 class Task:
@@ -77,9 +87,9 @@ class Task:
             scratch = buffer("room", room, dtype) if room else NOTHING[dtype.char]
             run_alone(address, tasks, numbers, tables, a, b, c, d, scratch, room)
         else:
-            workers = min(sharing(), tasks)
-            scratch = buffer("room", workers * room, dtype) if room else NOTHING[dtype.char]
-            run_together(address, tasks, workers, numbers, tables, a, b, c, d, scratch, room)
+            workers, pitch = min(sharing(), tasks), room_pitch(room, dtype.itemsize)
+            scratch = buffer("room", workers * pitch, dtype) if room else NOTHING[dtype.char]
+            run_together(address, tasks, workers, numbers, tables, a, b, c, d, scratch, pitch)
 
 
 def task(func: Callable[..., None]) -> Task:
