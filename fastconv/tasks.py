@@ -21,7 +21,7 @@ from .scratch import buffer
 from .simd import run_tasks
 from .threads import sharing
 
-__all__ = ["Task", "room_pitch", "task"]
+__all__ = ["Task", "rooms_size", "task"]
 
 Array = np.ndarray[Any, Any]
 
@@ -35,9 +35,11 @@ GAP_BYTES = 32 << 10
 """Bytes between the rooms of two workers: a core fetches ahead what lies behind its own, and takes it from the other."""
 
 
-def room_pitch(room: int, itemsize: int) -> int:
-    """Return how many numbers the rooms of workers, of so many numbers each, lie apart: whole lines of the cache."""
-    return (ceil_div(room * itemsize, LINE) * LINE + GAP_BYTES) // itemsize if room else 0
+def rooms_size(workers: int, room: int, itemsize: int) -> int:
+    """Return how many numbers the rooms of workers take, of so many numbers each: whole lines, and gaps behind them."""
+    if workers == 1 or room == 0:
+        return room
+    return workers * (ceil_div(room * itemsize, LINE) * LINE + GAP_BYTES) // itemsize
 
 
 class Task:
@@ -87,9 +89,10 @@ class Task:
             scratch = buffer("room", room, dtype) if room else NOTHING[dtype.char]
             run_alone(address, tasks, numbers, tables, a, b, c, d, scratch, room)
         else:
-            workers, pitch = min(sharing(), tasks), room_pitch(room, dtype.itemsize)
-            scratch = buffer("room", workers * pitch, dtype) if room else NOTHING[dtype.char]
-            run_together(address, tasks, workers, numbers, tables, a, b, c, d, scratch, pitch)
+            workers = min(sharing(), tasks)
+            rooms = rooms_size(workers, room, dtype.itemsize)
+            scratch = buffer("room", rooms, dtype) if room else NOTHING[dtype.char]
+            run_together(address, tasks, workers, numbers, tables, a, b, c, d, scratch, rooms // workers)
 
 
 def task(func: Callable[..., None]) -> Task:

@@ -10,7 +10,7 @@ from fastconv import jit, scratch, threads
 from fastconv.jit import kernel
 from fastconv.scratch import buffer
 from fastconv.simd import run_tasks
-from fastconv.tasks import task
+from fastconv.tasks import GAP_BYTES, rooms_size, task
 
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 ROOM, TURNS = 11, 200
@@ -83,7 +83,13 @@ def test_room_is_taken_for_the_threads_that_share(n):
     with fastconv.num_threads(n):
         assert threads.sharing() == fastconv.get_num_threads() == n
         count(100, NUMBERS, NUMBERS, runs, room=ROOM)
-    assert scratch._local.buffers["room", "f"].size == n * ROOM
+    assert scratch._local.buffers["room", "f"].size == rooms_size(n, ROOM, 4)
+
+
+def test_rooms_lie_apart():
+    """A core fetches ahead what lies behind its room; a worker alone needs no gap, and no room none either."""
+    assert rooms_size(1, ROOM, 4) == ROOM and rooms_size(3, 0, 4) == 0
+    assert rooms_size(3, 16, 4) == rooms_size(3, 1, 4) == 3 * (64 + GAP_BYTES) // 4
 
 
 @DTYPES
