@@ -21,7 +21,7 @@ from .prepared import PreparedWeight
 from .scratch import aligned, buffer
 from .simd import MEMBERS, lanes
 from .strips import TASKS, Axis, AxisPhase, Ints, Source, steps_of_image
-from .tasks import Task, rooms_size
+from .tasks import Task
 from .threads import sharing
 
 __all__ = [
@@ -263,7 +263,7 @@ class Program:
         panels = self.packing.panels if self.packing else 0
         sums = self.sums.size(itemsize) if self.sums else 0
         turned = math.prod(self.turns) if self.turns else 0
-        return int(itemsize * (panels + image + sums + turned + rooms_size(workers, self.room, itemsize)))
+        return int(itemsize * (panels + image + sums + turned + workers * self.room))
 
     def begin(self, bias: Array | None, dtype: np.dtype[Any], floor: float = -math.inf) -> Array:
         """Return what sums begin with: the bias or zeros, up to whole vectors, and a tile's zeros.

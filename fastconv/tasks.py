@@ -32,7 +32,8 @@ ENDLESS = 2**60
 """Length of an array of which only the address is passed."""
 
 GAP_BYTES = 32 << 10
-"""Bytes between the rooms of two workers: a core fetches ahead what lies behind its own, and takes it from the other."""
+"""Bytes between the rooms of two workers, which nobody uses: a core fetches ahead what lies behind its own, and would take it
+from the other."""
 
 
 def rooms_size(workers: int, room: int, itemsize: int) -> int:

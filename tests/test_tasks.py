@@ -64,13 +64,13 @@ def test_tasks_have_arrays_and_a_room(alone, dtype, rng):
     workers = 1 if alone else threads.sharing()
     source, tables = rng.permutation(tasks).astype(dtype), rng.permutation(tasks)
     runs, faults, target = np.zeros((3, tasks), dtype)
-    rooms = buffer("room", workers * ROOM, np.dtype(dtype))
+    rooms = buffer("room", rooms_size(workers, ROOM, np.dtype(dtype).itemsize), np.dtype(dtype))
     rooms[:] = -1
     work(tasks, NUMBERS, tables, runs, faults, source, target, room=ROOM, alone=alone)
     np.testing.assert_array_equal(runs, 1)
     np.testing.assert_array_equal(faults, 0)
     np.testing.assert_array_equal(target, source[tables])
-    left = rooms.reshape(workers, ROOM)  # what each worker's last task has left, if it had any
+    left = rooms.reshape(workers, -1)[:, :ROOM]  # what each worker's last task has left, if it had any
     np.testing.assert_array_equal(left, np.repeat(left[:, :1], ROOM, 1))
     assert left.max() == tasks - 1 + TURNS
 
@@ -88,7 +88,8 @@ def test_room_is_taken_for_the_threads_that_share(n):
 
 def test_rooms_lie_apart():
     """A core fetches ahead what lies behind its room; a worker alone needs no gap, and no room none either."""
-    assert rooms_size(1, ROOM, 4) == ROOM and rooms_size(3, 0, 4) == 0
+    assert rooms_size(1, ROOM, 4) == ROOM
+    assert rooms_size(3, 0, 4) == 0
     assert rooms_size(3, 16, 4) == rooms_size(3, 1, 4) == 3 * (64 + GAP_BYTES) // 4
 
 
