@@ -91,7 +91,7 @@ MOST_APART = 2
 in the cache.  Where few terms meet a gradient, that costs less than to pack it."""
 
 READING_TERMS = 32 * VECTORS
-"""Most terms of a weight for which gradients are read as they lie, however far apart: 1.05 to 1.25 times as fast with 24."""
+"""Most terms of a weight for which gradients are read as they lie, however far apart: to pack them takes longer than it saves."""
 
 CROWDED_BYTES, FEW_SUMMED = 512, 128
 """Bytes of a pixel from which on dW with 16 registers does not read it as it lies, and most pixels of the input in a strip then;
@@ -227,7 +227,7 @@ def _gather_program(p: Pixels) -> Program:
     depths = max(1, ceil_div(depth, stages))
     rows = _term_rows(depth, T, depths, source.pitches[1] == 1)
     if p.transposed:
-        rows = rows[:, ::-1]  # the last tap meets what lies first: to read in order takes up to 5 % less
+        rows = rows[:, ::-1]  # the last tap meets what lies first, and reading in order is faster
     out_steps = steps_of_image(p.out_shape, p.out_last)
     writes = p.writes and not (p.streams and depths < depth)
     steps = out_steps if writes else p.scratch_steps(strip, pitch)

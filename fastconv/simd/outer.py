@@ -286,7 +286,7 @@ far_tile = (
     )
 )
 """The same for what comes from far.  Scalars that do not follow each other in memory are fetched AHEAD terms before they are
-used, but where registers are few, and loads take nearly as long as the products: one more for each term costs 6 to 14 %.
+used, but where registers are few: loads then take nearly as long as the products, and there is no time for one more.
 
 For that it reads the table of pairs so many rows beyond its end; what it finds there it fetches, but does not use.
 

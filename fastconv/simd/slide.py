@@ -48,11 +48,11 @@ kernels are taken as rows of one tap."""
 TALL = 3 if VECTORS == 4 else 1
 """Rows of outputs that a tile of three by three taps computes at once, where there are 32 registers: 3x7 accumulators, nine taps
 and a pixel.  It loads 45 pixels for 189 products, not 27 for 63.  Where pixels lie 2 KiB apart nearly all loads are from the
-second-level cache, as those of a vector of channels share two sets of the first: 142 GFLOP/s, not 110."""
+second-level cache, as those of a vector of channels share two sets of the first."""
 
 MANY = 16
-"""Vectors of channels from which on one more is worth it, if the others then do not lie in two lines of the cache each: 95
-GFLOP/s, not 82, with 1024 channels in float32, of an array that does not begin with a line."""
+"""Vectors of channels from which on one more is worth it, if the others then do not lie in two lines of the cache each: in an
+array that does not begin with a line."""
 
 TALLER = ((3, 1, TALL),) if TALL > 1 else ()
 """(taps in a row, stride, rows of outputs) of the sliding tiles for several rows."""
@@ -161,7 +161,7 @@ class _Walk:
             b.store(b.add(b.load(lane), n), lane)
 
     def fetch(self, source: Any, row: Any, first: Any) -> None:
-        """Have the rows that the next outputs add brought into the cache: 132 GFLOP/s, not 116, from outside of it."""
+        """Have the rows that the next outputs add brought into the cache."""
         b = self.b
         for n in range(max(self.height, self.stride)):
             line = b.sub(self.lines, I64(1 if self.height > 1 else 1 + n))
