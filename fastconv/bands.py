@@ -14,7 +14,14 @@ import numpy as np
 
 from .arrays import LINE
 from .geometry import ConvGeometry, ceil_div
-from .kernels.bands import correlate_columns, gather_columns, gather_filters
+from .kernels.bands import (
+    CORRELATE_COLUMNS,
+    GATHER_COLUMNS,
+    GATHER_FILTERS,
+    correlate_columns,
+    gather_columns,
+    gather_filters,
+)
 from .programs import (
     Packing,
     Pixels,
@@ -27,7 +34,7 @@ from .programs import (
     unpacking,
 )
 from .simd import COLUMNS, lanes
-from .strips import Axis, Ints, Source, Tables, fill_tiles, lay_numbers, make_source, tile_width, whole_lanes
+from .strips import Axis, Ints, Source, Tables, fill_tiles, make_source, tile_width, whole_lanes
 
 __all__ = [
     "columns_program", "computes_columns", "computes_filters", "computes_weights", "filters_program", "weights_program",
@@ -141,7 +148,7 @@ def columns_program(p: Pixels) -> Program:
     }  # fmt: skip
     source = _source(p.axes, p.in_shape, numbers, p.itemsize)
     return Program(
-        gather_columns, bands * parts, lay_numbers(**numbers), Tables().whole(),
+        gather_columns, bands * parts, GATHER_COLUMNS.lay(**numbers), Tables().whole(),
         boxes + ceil_div(band * columns + lanes(p.itemsize), 16) * 16, p.tasks == 1, source, (1, channels, channels, 0),
     )  # fmt: skip
 
@@ -174,7 +181,7 @@ def filters_program(p: Pixels) -> Program:
     }  # fmt: skip
     source = _source(p.axes, p.in_shape, numbers, p.itemsize)
     return Program(
-        gather_filters, images * ceil_div(numbers["rows"], band), lay_numbers(**numbers), tables.whole(),
+        gather_filters, images * ceil_div(numbers["rows"], band), GATHER_FILTERS.lay(**numbers), tables.whole(),
         boxes + filters * terms, p.tasks == 1, source, (1, filters, filters, tile_width(p.itemsize)),
     )  # fmt: skip
 
@@ -202,6 +209,6 @@ def weights_program(g: ConvGeometry, per_sample: bool, itemsize: int) -> Program
     }  # fmt: skip
     source = _source(axes, g.input_shape, numbers, itemsize)
     return Program(
-        correlate_columns, chunks * parts, lay_numbers(**numbers), Tables().whole(),
+        correlate_columns, chunks * parts, CORRELATE_COLUMNS.lay(**numbers), Tables().whole(),
         sums_at + 2 * n * whole_lanes(ceil_div(channels, parts) * terms, itemsize), tasks == 1, source, (1, 0, 0, 0), packing,
     )  # fmt: skip

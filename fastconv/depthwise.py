@@ -16,8 +16,17 @@ import numpy as np
 
 from .arrays import Array
 from .geometry import ConvGeometry, ceil_div
-from .kernels.depthwise import correlate_depthwise, correlate_groups, gather_depthwise, gather_groups, pack_groups
-from .kernels.pack import pack_panel
+from .kernels.depthwise import (
+    CORRELATE_DEPTHWISE,
+    GATHER_DEPTHWISE,
+    PACK_GROUPS,
+    correlate_depthwise,
+    correlate_groups,
+    gather_depthwise,
+    gather_groups,
+    pack_groups,
+)
+from .kernels.pack import PANEL, pack_panel
 from .programs import (
     CHUNK_PIXELS,
     Packing,
@@ -41,7 +50,6 @@ from .strips import (
     by_tap,
     choose_strip,
     find_kinds,
-    lay_numbers,
     make_source,
     panel_of_lines,
     steps_of_image,
@@ -169,14 +177,20 @@ def pixels_program(p: Pixels) -> Program:
         "members": members,
     }  # fmt: skip
     panels = 1 if reads else parts
-    pack, told = pack_groups, (width, p.channels, members, T, *p.weight_steps)
     if members == 1:
-        pack, told = pack_panel, (width, 1, 1, T, p.channels, *p.weight_steps, math.prod(g.weight_shape))
+        pack, told = pack_panel, PANEL.lay(
+            pitch=width, chunk=1, depth=1, taps=T, lane_count=p.channels, weight_steps=p.weight_steps,
+            weight_size=math.prod(g.weight_shape),
+        )  # fmt: skip
+    else:
+        pack, told = pack_groups, PACK_GROUPS.lay(
+            pitch=width, channels=p.channels, members=members, taps=T, weight_steps=p.weight_steps
+        )  # fmt: skip
     return Program(
-        gather_depthwise if members == 1 else gather_groups, source.strips * parts, lay_numbers(**numbers), tables.whole(),
-        0 if reads else boxes + strip[0] * p.scratch_steps(strip, width)[0], p.tasks == 1, source,
+        gather_depthwise if members == 1 else gather_groups, source.strips * parts, GATHER_DEPTHWISE.lay(**numbers),
+        tables.whole(), 0 if reads else boxes + strip[0] * p.scratch_steps(strip, width)[0], p.tasks == 1, source,
         (1, p.channels, panels * width, 0),
-        Packing(pack, panels, np.array(told, np.int64), rows.reshape(-1), panels * terms * width),
+        Packing(pack, panels, told, rows.reshape(-1), panels * terms * width),
     )  # fmt: skip
 
 
@@ -219,7 +233,7 @@ def weights_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: 
         "lines_at": tables.add(lines), "sums_at": sums_at, "members": members,
     }  # fmt: skip
     return Program(
-        correlate_depthwise if members == 1 else correlate_groups, chunks * parts, lay_numbers(**numbers), tables.whole(),
-        sums_at + terms * width, tasks == 1, source, (1, 0, 0, 0),
+        correlate_depthwise if members == 1 else correlate_groups, chunks * parts, CORRELATE_DEPTHWISE.lay(**numbers),
+        tables.whole(), sums_at + terms * width, tasks == 1, source, (1, 0, 0, 0),
         unpacking(chunks, per_sample, 1, rows.reshape(-1), channels, width, panels * terms * width, itemsize),
     )  # fmt: skip

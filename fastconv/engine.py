@@ -20,9 +20,9 @@ from . import bands, depthwise, planes
 from .algorithm import Algorithm
 from .arrays import LINE, Array
 from .geometry import ConvGeometry, ceil_div, even_part
-from .kernels.direct import correlate, gather
-from .kernels.pack import pack_panel
-from .kernels.sums import sum_of_pixels, sums
+from .kernels.direct import CORRELATE, GATHER, correlate, gather
+from .kernels.pack import PANEL, pack_panel
+from .kernels.sums import PLANES, sum_of_pixels, sums
 from .planes import lanes_are_pixels
 from .programs import (
     CHUNK_PIXELS,
@@ -61,7 +61,6 @@ from .strips import (
     filled,
     grid_offsets,
     imbalance,
-    lay_numbers,
     line_by_line,
     make_source,
     panel_pitch,
@@ -251,23 +250,23 @@ def _gather_program(p: Pixels) -> Program:
     numbers |= {"runs_at": tables.add(first_run), "run_list_at": tables.add(runs)}
     own = owns(source.strips)
     room = whole_lanes(source.box_size + (0 if writes else p.scratch_size(strip, pitch)), 1) + FIRST_PANEL
-    told = (depth, T, lane_count, *p.weight_steps, size)
+    told = {"depth": depth, "taps": T, "lane_count": lane_count, "weight_steps": p.weight_steps, "weight_size": size}
     in_order = p.in_order(rows)
     numbers |= {
         "parts": parts, "groups": groups, "pitch": pitch, "group_step": depth * source.pitches[1],
         "stages": max(1, ceil_div(depth, depths)), "depths": depths, "adds": p.adds, "own": room if own else 0,
-        "rows_at": tables.add(in_order) if own else 0, "told": told, **p.window_numbers,
+        "rows_at": tables.add(in_order) if own else 0, **told, **p.window_numbers,
         "passes": FETCH_TERMS * ROWS // T if groups == stages == 1 and source.follows else 0,
     }  # fmt: skip
     packing = None
     if not own:
         chunk = max(1, min(depths, ceil_div(depth, ceil_div(TASKS, groups * blocks))), ceil_div(PACK_TERMS, T))
         packing = Packing(
-            pack_panel, groups * blocks * ceil_div(depth, chunk), np.array((pitch, chunk, *told), np.int64), in_order,
+            pack_panel, groups * blocks * ceil_div(depth, chunk), PANEL.lay(pitch=pitch, chunk=chunk, **told), in_order,
             groups * blocks * depth * T * pitch,
         )  # fmt: skip
     return Program(
-        gather, source.strips * parts, lay_numbers(**numbers), tables.whole(), room + (depths * T * pitch if own else 0),
+        gather, source.strips * parts, GATHER.lay(**numbers), tables.whole(), room + (depths * T * pitch if own else 0),
         p.tasks == 1, source, (groups, lane_count, padded, width), packing,
     )  # fmt: skip
 
@@ -468,9 +467,9 @@ def _correlate_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_las
     }  # fmt: skip
     packing = None if own else unpacking(chunks, per_sample, groups, rows.reshape(-1), filters, pitch, each, itemsize)
     return Program(
-        correlate, chunks * blocks_of_tasks * parts, lay_numbers(**numbers), tables.whole(),
+        correlate, chunks * blocks_of_tasks * parts, CORRELATE.lay(**numbers), tables.whole(),
         room + (per_task * depths * T * pitch if own else 0), count_tasks(g) == 1, source, (1, width, width, 0), packing,
-        StripSums(math.prod(counts), groups, filters, pitch),
+        StripSums(CORRELATE.place("sums_at"), math.prod(counts), groups, filters, pitch),
     )  # fmt: skip
 
 
@@ -504,7 +503,7 @@ def bind_grad_bias(g: ConvGeometry, grad_output: Array, out: Array) -> Callable[
 
         return add_pixels
     per_task = min(64, ceil_div(g.filters, TASKS))
-    told = np.array((g.batch, g.filters, math.prod(g.output), per_task), np.int64)
+    told = PLANES.lay(batch=g.batch, channels=g.filters, pixels=math.prod(g.output), per_task=per_task)
     alone = grad_output.nbytes <= SERIAL_BYTES
     return lambda out, grad_output: sums(ceil_div(g.filters, per_task), told, NO_TABLE, grad_output, out, alone=alone)
 

@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from .geometry import ConvGeometry, ceil_div
-from .kernels.direct import gather_planes, gather_taps
+from .kernels.direct import PLANES, TAPS, gather_planes, gather_taps
 from .programs import Pixels, Program, members_of, tap_numbers
 from .simd import ROWS, SHORT, VECTORS, lanes
 from .strips import (
@@ -22,7 +22,6 @@ from .strips import (
     fill_tiles,
     filled,
     find_kinds,
-    lay_numbers,
     make_source,
     runs_of,
     steps_of_image,
@@ -84,7 +83,7 @@ def _channels_program(p: Pixels) -> Program:
         "width": width, "plane": plane, "weight_step": p.weight_steps[0],
     }  # fmt: skip
     return Program(
-        gather_planes, source.strips, lay_numbers(**numbers), tables.whole(), source.box_size + tiles * height * plane,
+        gather_planes, source.strips, PLANES.lay(**numbers), tables.whole(), source.box_size + tiles * height * plane,
         p.tasks == 1, source, (groups, lane_count, lane_count, width),
     )  # fmt: skip
 
@@ -140,7 +139,7 @@ def _taps_program(p: Pixels) -> Program:
         "below": max(down.shifts),
     }  # fmt: skip
     return Program(
-        gather_taps, source.strips, lay_numbers(**numbers), tables.whole(), rows.size * pitch + strip[3], p.tasks == 1, source,
+        gather_taps, source.strips, TAPS.lay(**numbers), tables.whole(), rows.size * pitch + strip[3], p.tasks == 1, source,
         (groups, 1, 1, width),
     )  # fmt: skip
 

@@ -15,7 +15,7 @@ import numpy as np
 from .arrays import LINE, Array
 from .geometry import ConvGeometry, ceil_div, phase_taps
 from .kernels.layout import turn
-from .kernels.pack import pack_image, unpack_panel
+from .kernels.pack import SUMS, pack_image, unpack_panel
 from .kernels.sums import add_strips
 from .prepared import PreparedWeight
 from .scratch import aligned, buffer
@@ -103,7 +103,7 @@ def unpacking(
     sums, units = (1, chunks * groups) if per_sample else (chunks, groups)
     blocks, terms, n = units * ceil_div(filters, pitch), len(rows), lanes(itemsize)
     each_takes = n * ceil_div(ceil_div(terms, n), ceil_div(2 * TASKS, blocks))
-    told = np.array((sums, each, filters, terms, pitch, each_takes), np.int64)
+    told = SUMS.lay(sums=sums, each=each, lane_count=filters, terms=terms, pitch=pitch, chunk=each_takes)
     return Packing(unpack_panel, blocks * ceil_div(terms, each_takes), told, rows, chunks * each)
 
 
@@ -111,14 +111,15 @@ def unpacking(
 class StripSums:
     """Sums of the gradients of each strip, which the tasks of equation (3) take for equation (4) if they are told to.
 
-    The last of a program's numbers then says where these go, and is 0 else.
-
     Attributes
     ----------
+    told_at : int
+        Where a program's numbers say where these go; it is 0 if nowhere.
     strips, groups, filters, pitch : int
         Strips, groups, filters of a group, and those of a block, up to whole vectors.
     """
 
+    told_at: int
     strips: int
     groups: int
     filters: int
@@ -157,7 +158,7 @@ class Program:
     packing : Packing or None
         None if the tasks take the weight as it lies, or each has panels of its own.
     sums : StripSums or None
-        Of equation (3), where tasks can sum gradients, too: their last number then says where to, and is 0.
+        Of equation (3), where tasks can sum gradients, too.
     turns : tuple of int or None
         Matrices, rows and columns of a weight that has to be turned over: before equation (1) or (2), or after equation (3), if
         it lies channels-last, or if this ``swaps``.
@@ -200,7 +201,7 @@ class Program:
             start = buffer("start", sums_at + sums.size(out.itemsize), out.dtype)
             start[: zeros.size] = zeros
             numbers = numbers.copy()
-            numbers[-1] = sums_at
+            numbers[sums.told_at] = sums_at
         self.run(numbers, self.prepared(x), grad_output, panels, start)
         if self.packing is not None:
             self.packing.run(panels, target)

@@ -23,6 +23,7 @@ import numpy as np
 
 from .arrays import LINE, Array
 from .geometry import ceil_div, even_part
+from .kernels.pack import IMAGE
 from .simd import AHEAD, FEW_ROWS, ROWS, VECTORS, lanes
 
 Ints = tuple[int, ...]
@@ -85,12 +86,6 @@ def panel_of_lines(count: int, itemsize: int) -> int:
     """Numbers in a row of a panel that has all lanes: an odd number of lines, as in `steps_of_box`."""
     line = 64 // itemsize
     return (ceil_div(whole_lanes(count, itemsize), line) | 1) * line
-
-
-def lay_numbers(**values: Any) -> Array:
-    """Lay a task's numbers out in the order in which they are given, which is that of the names in its file."""
-    flat = [int(n) for value in values.values() for n in (value if isinstance(value, tuple) else (value,))]
-    return np.array(flat, np.int64)
 
 
 class Tables:
@@ -473,7 +468,7 @@ def make_source(
     if packs and together:
         everything = box(sizes)
         inside = steps_of_box(everything, last, itemsize)
-        told = np.array((*shape, *steps, *left, *everything, *inside), np.int64)
+        told = IMAGE.lay(shape=shape, steps=steps, left=left, box=everything, box_steps=inside)
         whole = everything[0] * everything[2] * everything[3], everything[0] * inside[0], told
         shape, steps, left, packs = everything, inside, (0, 0, 0), False
     return Source(
@@ -487,15 +482,19 @@ def line_by_line(source: Source, itemsize: int) -> Source:
     A tile that reads few channels of many pixels then finds them in lines that follow each other.  There are no other planes.
     """
     assert source.whole is not None
-    told = source.whole[2].copy()  # the shape of the image, its steps, the padding in front, the box and its steps
-    images, channels, _, rows, columns = map(int, told[13:18])
+    told = IMAGE.read(source.whole[2])
+    images, channels, _, rows, columns = told.box
     line = LINE // itemsize
     planes, plane = channels // line, rows * columns * line
     inside = (planes * plane, 1, plane, columns * line, line)
-    told[1:3] = told[14:16] = line, planes
-    told[7] = told[6] * line
-    told[18:] = inside
-    whole = images * planes * rows, images * inside[0], told
+    # The image's planes are of so many channels, too.
+    batch, _, _, *size = told.shape
+    image, channel, _, *steps = told.steps
+    numbers = IMAGE.lay(
+        shape=(batch, line, planes, *size), steps=(image, channel, channel * line, *steps), left=told.left,
+        box=(images, line, planes, rows, columns), box_steps=inside,
+    )  # fmt: skip
+    whole = images * planes * rows, images * inside[0], numbers
     return dataclasses.replace(source, steps=inside, whole=whole, line=line)
 
 

@@ -146,7 +146,7 @@ class Form:
 
     def numbers(self) -> dict[str, Any]:
         """Return what `fastconv.kernels.winograd.PLACES` names of the form."""
-        numbers = {"kernel": self.number, "terms": self.taps, "weights": self.weights, "tile": self.tile}
+        numbers = {"kernel": self.number, "kernel_taps": self.taps, "weights": self.weights, "tile": self.tile}
         for name, side in (("read", self.read), ("made", self.made)):
             numbers |= {f"{name}_steps": side.steps, f"{name}_more": side.more, f"{name}_values": side.values}
         return numbers

@@ -43,7 +43,6 @@ from .strips import (
     by_output,
     fill_tiles,
     find_kinds,
-    lay_numbers,
     make_source,
     panel_pitch,
     steps_of_image,
@@ -214,7 +213,9 @@ def _cut_program(p: Pixels, work: Work, stage_bytes: int) -> Program:
     # The row of each (depth, tap): in the order in which the input meets the taps.
     place = np.arange(form.terms)[:: -1 if p.transposed else 1]
     in_order = p.in_order(np.arange(depth)[:, None] * form.terms + place)
-    told = (depth, form.terms, lane_count, *p.weight_steps, size)
+    told = {
+        "depth": depth, "taps": form.terms, "lane_count": lane_count, "weight_steps": p.weight_steps, "weight_size": size,
+    }  # fmt: skip
     numbers |= {
         "values_at": room.take(planes * values), "values": values,
         "products_at": room.take(math.prod(form.made.values) * products), "products": products,
@@ -225,18 +226,20 @@ def _cut_program(p: Pixels, work: Work, stage_bytes: int) -> Program:
         "stages": ceil_div(depth, depths), "depths": depths,
         "own": room.take(weights * plane) if own else 0, "plane": plane,
         "taps_at": room.take(form.terms * kernels.DEPTHS * pitch if own else 0),
-        "rows_at": tables.add(in_order) if own else 0, "pitch": pitch, "told": told, **p.window_numbers,
+        "rows_at": tables.add(in_order) if own else 0, "pitch": pitch, **told, **p.window_numbers,
     }  # fmt: skip
     packing = None
     if not own:
         chunk = max(kernels.DEPTHS, ceil_div(depth, ceil_div(TASKS, groups * blocks)))
         packing = Packing(
             kernels.transform_weight, groups * blocks * ceil_div(depth, chunk),
-            np.array((pitch, chunk, plane, form.number, *form.taps, *form.weights, *told), np.int64),
+            kernels.TRANSFORM.lay(
+                pitch=pitch, chunk=chunk, plane=plane, kernel=form.number, kernel_taps=form.taps, weights=form.weights, **told
+            ),
             in_order, groups * blocks * weights * plane, form.terms * kernels.DEPTHS * pitch,
         )  # fmt: skip
     return Program(
-        kernels.multiply, source.strips * parts, lay_numbers(**numbers), tables.whole(), room.size, p.tasks == 1, source,
+        kernels.multiply, source.strips * parts, kernels.MULTIPLY.lay(**numbers), tables.whole(), room.size, p.tasks == 1, source,
         (groups, lane_count, whole_lanes(lane_count, itemsize), tile_width(itemsize)), packing,
     )  # fmt: skip
 
@@ -325,8 +328,9 @@ def _correlate_program(
     rows = np.arange(depth * form.terms)
     packing = None if own else unpacking(chunks, per_sample, groups, rows, filters, pitch, each, itemsize)
     return Program(
-        kernels.correlate, chunks * blocks * parts, lay_numbers(**numbers), tables.whole(), room.size, count_tasks(g) == 1,
-        source, (1, pitch, whole_lanes(pitch, itemsize), 0), packing, StripSums(strips, groups, filters, pitch),
+        kernels.correlate, chunks * blocks * parts, kernels.CORRELATE.lay(**numbers), tables.whole(), room.size,
+        count_tasks(g) == 1, source, (1, pitch, whole_lanes(pitch, itemsize), 0), packing,
+        StripSums(kernels.CORRELATE.place("sums_at"), strips, groups, filters, pitch),
     )  # fmt: skip
 
 

@@ -18,28 +18,36 @@ import numpy as np
 from ..jit import inner_kernel, linked_kernel, unsigned
 from ..simd import clear, compact, group_slide_tile, lanes, slide_tile, sum_group_slide_tile, sum_slide_tile
 from ..tasks import Task, task
-from .direct import OWN, place_strip
-from .pack import five, four, pack_box, pack_strip, three, unpack_strip
+from .direct import STRIPS, place_strip, read_strips
+from .fields import Fields
+from .pack import pack_box, pack_strip, unpack_strip
 
 __all__ = [
-    "CORRELATE_DEPTHWISE", "GATHER_DEPTHWISE", "correlate_depthwise", "correlate_groups", "gather_depthwise", "gather_groups",
-    "pack_groups",
+    "CORRELATE_DEPTHWISE", "GATHER_DEPTHWISE", "PACK_GROUPS", "correlate_depthwise", "correlate_groups", "gather_depthwise",
+    "gather_groups", "pack_groups",
 ]  # fmt: skip
 
 Array = np.ndarray[Any, Any]
 Ints = tuple[int, ...]
 
-GATHER_DEPTHWISE = ("channels", "width", "terms", "phases", "parts", "reads", "members")
+GATHER_DEPTHWISE = Fields("GatherDepthwise", "channels width terms phases parts reads members", STRIPS)
 """Channels, numbers in a row of a panel, its rows, phases, parts of the channels, whether images are read and written as they
 lie: then there is one panel, else one for each part; and the channels of a group."""
 
-CORRELATE_DEPTHWISE = (
-    "channels", "width", "terms", "parts", "reads", "chunks", "each", "row_taps", "stride", "height", "lines", "lines_at",
-    "sums_at", "members",
-)  # fmt: skip
+CORRELATE_DEPTHWISE = Fields(
+    "CorrelateDepthwise",
+    "channels width terms parts reads chunks each row_taps stride height lines lines_at sums_at members",
+    STRIPS,
+)
 """Channels, numbers in a row of a panel, its rows, parts of the channels, and whether images are read as they lie;
 chunks of strips, the distance of their panels, taps of a line, the stride and the rows that a tile slides with, lines, where
 tables hold their offsets, where in its room a task sums up a strip, and the channels of a group."""
+
+PACK_GROUPS = Fields("PackGroups", "pitch channels members taps weight_steps:4")
+"""Numbers in a row of a panel, the lanes in all, those of a group, the taps, and the distances in the weight of groups, lanes,
+channels and taps."""
+
+read_gather, read_correlate, read_groups = GATHER_DEPTHWISE.reader(), CORRELATE_DEPTHWISE.reader(), PACK_GROUPS.reader()
 
 
 def with_name(func: Callable[..., None], name: str, text: str) -> Callable[..., None]:
@@ -69,12 +77,13 @@ def pack_vectors(
     """Pack a box of ``valid`` channels from pixel (n0, z_in, y_in, x_in) on: one box for each vector of them."""
     compact()
     n = lanes(x.itemsize)
-    steps, box, box_steps = five(numbers, 5), five(numbers, 10), five(numbers, 15)
+    s = read_strips(numbers)
+    steps, box, box_steps = s.steps, s.box, s.box_steps
     for lane in range(0, valid, n):
         one = (box[0], min(n, valid - lane), box[2], box[3], box[4])
         one_steps = (box_steps[0], 1, box_steps[2], box_steps[3], box_steps[4])
         pack_box(
-            x, (first + lane) * steps[1], five(numbers, 0), steps, n0, z_in, y_in, x_in, room, lane // n * box_steps[1], one,
+            x, (first + lane) * steps[1], s.shape, steps, n0, z_in, y_in, x_in, room, lane // n * box_steps[1], one,
             one_steps,
         )  # fmt: skip
 
@@ -85,17 +94,15 @@ def gather_sliding(name: str, tile: Any, text: str) -> Task:
     def gather(
         task: int, room: Array, numbers: Array, tables: Array, x: Array, panels: Array, start: Array, out: Array
     ) -> None:  # fmt: skip
-        channels, width, terms, phases, parts, reads, members = (
-            numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3], numbers[OWN + 4], numbers[OWN + 5],
-            numbers[OWN + 6],
-        )  # fmt: skip
-        shape, steps, box, box_steps = five(numbers, 0), five(numbers, 5), five(numbers, 10), five(numbers, 15)
-        strip, left, x_step, box_size = four(numbers, 20), three(numbers, 28), three(numbers, 31), numbers[35]
-        out_shape, out_steps, out_step = five(numbers, 40), five(numbers, 45), three(numbers, 50)
-        n, streams = lanes(out.itemsize), numbers[53]
+        s, t = read_strips(numbers), read_gather(numbers)
+        shape, steps, box, box_steps = s.shape, s.steps, s.box, s.box_steps
+        strip, left, x_step = s.strip, s.left, s.x_step
+        out_shape, out_steps, out_step, streams = s.out_shape, s.out_steps, s.out_step, s.streams
+        width, terms, parts, reads = t.width, t.terms, t.parts, t.reads
+        n = lanes(out.itemsize)
         number, part = divmod(task, parts)
         n0, z0, y0, x0, _ = place_strip(number, numbers, tables)
-        first, valid = channels_of(part, parts, channels, width, reads, n)
+        first, valid = channels_of(part, parts, t.channels, width, reads, n)
         images = min(strip[0], out_shape[0] - n0)
         corner = n0 * out_steps[0] + out_step[0] * z0 * out_steps[2] + out_step[1] * y0 * out_steps[3]
         corner += out_step[2] * x0 * out_steps[4]
@@ -113,11 +120,11 @@ def gather_sliding(name: str, tile: Any, text: str) -> Task:
             row = min(out_step[2] * strip[3], out_shape[4]) * n
             plane = min(out_step[1] * strip[2], out_shape[3]) * row
             volume = min(out_step[0] * strip[1], out_shape[2]) * plane
-            target, to, there = room, box_size, (volume, strip[0] * volume, plane, row, n)
-        for p in range(phases):
+            target, to, there = room, s.box_size, (volume, strip[0] * volume, plane, row, n)
+        for p in range(t.phases):
             # A phase: how many along each axis, its first pixel, taps of a line, the stride and the rows that the tile slides
             # with, lines, their offsets, and its terms.
-            run = numbers[54] + 12 * p
+            run = s.runs_at + 12 * p
             Z, Y, X = (
                 min(strip[1], tables[run] - z0), min(strip[2], tables[run + 1] - y0), min(strip[3], tables[run + 2] - x0)
             )  # fmt: skip
@@ -129,7 +136,7 @@ def gather_sliding(name: str, tile: Any, text: str) -> Task:
                 for index in range(images * Z):
                     b, z = divmod(index, Z)
                     tile(
-                        tables[run + 6], tables[run + 7], tables[run + 8], members, panels,
+                        tables[run + 6], tables[run + 7], tables[run + 8], t.members, panels,
                         panel + tables[run + 11] * width + lane, width, tables, tables[run + 10], tables[run + 9], image,
                         at + b * pitches[0] + lane // n * pitches[1], x_step[0] * (z0 + z) * pitches[2], ends[0] * pitches[2],
                         x_step[1] * y0 * pitches[3], x_step[1] * pitches[3], ends[1] * pitches[3], x_step[2] * x0 * pitches[4],
@@ -153,22 +160,21 @@ def correlate_sliding(name: str, tile: Any, text: str) -> Task:
     def correlate(
         task: int, room: Array, numbers: Array, tables: Array, x: Array, gradient: Array, panels: Array, _: Array
     ) -> None:  # fmt: skip
-        channels, width, terms, parts, reads, chunks, row_taps, height, sums_at = (
-            numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3], numbers[OWN + 4], numbers[OWN + 5],
-            numbers[OWN + 7], numbers[OWN + 9], numbers[OWN + 12],
+        s, t = read_strips(numbers), read_correlate(numbers)
+        shape, steps, box, box_steps, strip, counts = s.shape, s.steps, s.box, s.box_steps, s.strip, s.counts
+        left, x_step, out_shape, out_steps, box_size = s.left, s.x_step, s.out_shape, s.out_steps, s.box_size
+        width, terms, parts, reads, chunks, height, sums_at = (
+            t.width, t.terms, t.parts, t.reads, t.chunks, t.height, t.sums_at
         )  # fmt: skip
-        shape, steps, box, box_steps = five(numbers, 0), five(numbers, 5), five(numbers, 10), five(numbers, 15)
-        strip, counts, left, x_step = four(numbers, 20), four(numbers, 24), three(numbers, 28), three(numbers, 31)
-        out_shape, out_steps, box_size = five(numbers, 40), five(numbers, 45), numbers[35]
         n = lanes(panels.itemsize)
-        s, part = divmod(task, parts)
-        first, valid = channels_of(part, parts, channels, width, reads, n)
+        chunk, part = divmod(task, parts)
+        first, valid = channels_of(part, parts, t.channels, width, reads, n)
         whole = (valid + n - 1) // n * n
-        panel = s * numbers[OWN + 6] + (first if reads else first * terms)
+        panel = chunk * t.each + (first if reads else first * terms)
         for term in range(terms):
             clear(panels, panel + term * width, panel + term * width + whole)
         strips = counts[0] * counts[1] * counts[2] * counts[3]
-        for number in range(s * strips // chunks, (s + 1) * strips // chunks):
+        for number in range(chunk * strips // chunks, (chunk + 1) * strips // chunks):
             n0, z0, y0, x0, _kind = place_strip(number, numbers, tables)
             images, Z, Y, X = (
                 min(strip[0], out_shape[0] - n0), min(strip[1], out_shape[2] - z0), min(strip[2], out_shape[3] - y0),
@@ -193,14 +199,14 @@ def correlate_sliding(name: str, tile: Any, text: str) -> Task:
                 there = (strip[1] * strip[2] * row, 1, strip[2] * row, row, whole)
             clear(room, sums_at, sums_at + terms * width)
             tall = Y - Y % height
-            column = pitches[4] if row_taps > 1 else x_step[2] * pitches[4]
+            column = pitches[4] if t.row_taps > 1 else x_step[2] * pitches[4]
             for lane in range(0, valid, each):
                 for index in range(2 * images * Z):
                     # The rows that tall tiles take, and those that are left.
                     b, z = divmod(index // 2, Z)
                     y, rows, taken = (0, tall, height) if index % 2 == 0 else (tall, Y - tall, 1)
                     tile(
-                        row_taps, numbers[OWN + 8], taken, numbers[OWN + 13], tables, numbers[OWN + 11], numbers[OWN + 10], image,
+                        t.row_taps, t.stride, taken, t.members, tables, t.lines_at, t.lines, image,
                         at + b * pitches[0] + lane // n * pitches[1], x_step[0] * (z0 + z) * pitches[2], ends[0] * pitches[2],
                         x_step[1] * (y0 + y) * pitches[3], x_step[1] * pitches[3], ends[1] * pitches[3],
                         x_step[2] * x0 * pitches[4], column, ends[2] * pitches[4], factors,
@@ -248,11 +254,11 @@ def pack_groups(
 ) -> None:  # fmt: skip
     """Write the taps of a block of lanes into its panel, those of groups one behind the other.
 
-    ``numbers`` are the numbers in a row of a panel, the lanes in all, those of a group, the taps, and the distances in the weight
-    of groups, lanes, channels and taps; ``tables`` holds the row of a panel for each (channel, tap).
+    ``tables`` holds the row of a panel for each (channel, tap).
     """
-    pitch, channels, members, taps = four(numbers, 0)
-    group_step, lane_step, member_step, tap_step = four(numbers, 4)
+    told = read_groups(numbers)
+    pitch, channels, members, taps = told.pitch, told.channels, told.members, told.taps
+    group_step, lane_step, member_step, tap_step = told.weight_steps
     panel = task * members * taps * pitch
     for lane in range(min(pitch, channels - task * pitch)):
         g, a = divmod(task * pitch + lane, members)

@@ -11,7 +11,7 @@ The output's pixels are cut into strips, (images, planes, rows, columns), few en
 the second-level cache.  Strips of one *kind* meet the padding alike, and share their tables: a kind is a list of *runs*, pixels
 that meet the same taps.
 
-A task's numbers begin with what STRIPS names; its own follow.
+A task's numbers are `fastconv.kernels.fields.Fields`: STRIPS, and then its own.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ import numpy as np
 from ..jit import inner_kernel, unsigned
 from ..simd import FETCH_TERMS, ROWS, VECTORS, clear, compact, far_tile, lanes, outer_tile, short_tile
 from ..tasks import task
-from .pack import five, four, pack_box, pack_depths, pack_strip, three, two, unpack_rows, unpack_strip
+from .fields import Fields
+from .pack import pack_box, pack_depths, pack_strip, unpack_rows, unpack_strip
 from .pooling import pool_strip
 from .sums import sum_strip
 
@@ -32,44 +33,41 @@ __all__ = ["CORRELATE", "GATHER", "PLANES", "STRIPS", "TAPS", "correlate", "gath
 Array = np.ndarray[Any, Any]
 Ints = tuple[int, ...]
 
-STRIPS = (
-    ("shape", 5), ("steps", 5), ("box", 5), ("box_steps", 5), ("strip", 4), ("counts", 4), ("left", 3), ("x_step", 3),
-    ("packs", 1), ("box_size", 1), ("kinds_at", 4), ("out_shape", 5), ("out_steps", 5), ("out_step", 3), ("streams", 1),
-    ("runs_at", 1), ("run_list_at", 1),
-)  # fmt: skip
+STRIPS = Fields(
+    "Strips",
+    "shape:5 steps:5 box:5 box_steps:5 strip:4 counts:4 left:3 x_step:3 packs box_size kinds_at:4 out_shape:5 out_steps:5 "
+    "out_step:3 streams runs_at run_list_at",
+)
 """The input and its steps, the box of a strip and its steps, a strip and how many there are along (images, planes, rows,
 columns), the padding in front, the distance in the input of neighbouring outputs, whether a strip's box is packed, its size,
 where tables hold for each strip along each axis its part of the kind, the output, its steps, the distance in it of neighbouring
 pixels of a strip, whether it goes to memory past the caches, and where tables hold for each kind its first run, and the runs."""
 
-OWN = sum(n for _, n in STRIPS)
-
-GATHER = (
-    "parts", "groups", "pitch", "group_step", "stages", "depths", "adds", "own", "rows_at", "depth", "taps", "lane_count",
-    "weight_steps", "weight_size", "window", "window_steps", "places_at", "passes",
-)  # fmt: skip
+GATHER = Fields(
+    "Gather",
+    "parts groups pitch group_step stages depths adds own rows_at depth taps lane_count weight_steps:4 weight_size window:2 "
+    "window_steps:3 places_at passes",
+    STRIPS,
+)
 """Parts of the lanes for tasks of their own, groups, numbers in a row of a panel, the distance in x of groups, how many stages a
 sum has and depths each of them, whether sums are added to what is there, where in its room a task packs its panels, or 0, then
 what `pack_depths` takes, what `pool_strip` does, or 0, and how many numbers of x a tile passes between fetches, if it reads all
 that lies there, else 0."""
 
-WINDOW = OWN + 17
-"""Where the numbers for `pool_strip` begin."""
-
-PLANES = ("groups", "lane_count", "group_step", "height", "width", "plane", "weight_step")
+PLANES = Fields("Planes", "groups lane_count group_step height width plane weight_step", STRIPS)
 """Groups, channels of each, the distance in x of groups, rows and lanes of a tile, numbers of a plane in scratch, and the
 distance in the weight of groups."""
 
-TAPS = (
-    "groups", "group_step", "weight_step", "depth", "pairs_at", "rows_at", "targets_at", "rows", "pitch", "above", "below",
-)  # fmt: skip
+TAPS = Fields("Taps", "groups group_step weight_step depth pairs_at rows_at targets_at rows pitch above below", STRIPS)
 """Groups, the distance in x and in the weight of groups, depths, where tables hold the pairs, rows and targets of tiles, how many
 rows these have, the distance of parts, and how many rows of the input above and below its own a strip meets."""
 
-CORRELATE = (
-    "chunks", "parts", "groups", "lane_count", "pitch", "group_step", "depths", "depth", "taps", "each", "reads", "own",
-    "rows_at", "per_task", "own_depths", "coming", "x_pixel", "gradient_pixel", "sums_at",
-)  # fmt: skip
+CORRELATE = Fields(
+    "Correlate",
+    "chunks parts groups lane_count pitch group_step depths depth taps each reads own rows_at per_task own_depths coming x_pixel "
+    "gradient_pixel sums_at",
+    STRIPS,
+)
 """Chunks of strips, parts of the rows for tasks of their own, groups, filters of each, numbers in a row of a panel, the
 distance in x of groups, depths of a part, depths in all, taps, the distance of chunks' panels, whether gradients are read as
 they lie, where in its room a task has its panels, or 0, where tables hold the row of each term, blocks of a task, the depths of a
@@ -80,12 +78,17 @@ sums of gradients go, or 0."""
 AHEAD = 4096
 """Bytes between what is fetched of an image from memory and what tiles read of it."""
 
+read_strips, read_gather, read_planes, read_taps, read_correlate = (
+    fields.reader() for fields in (STRIPS, GATHER, PLANES, TAPS, CORRELATE)
+)
+
 
 @inner_kernel
 def place_strip(number: int, numbers: Array, tables: Array) -> tuple[int, int, int, int, int]:
     """First image, plane, row and column of a strip, and its kind."""
     compact()
-    strip, counts, kinds_at = four(numbers, 20), four(numbers, 24), four(numbers, 36)
+    s = read_strips(numbers)
+    strip, counts, kinds_at = s.strip, s.counts, s.kinds_at
     rest, column = divmod(number, counts[3])
     rest, row = divmod(rest, counts[2])
     image, plane = divmod(rest, counts[1])
@@ -101,11 +104,11 @@ def place_strip(number: int, numbers: Array, tables: Array) -> tuple[int, int, i
 @inner_kernel
 def open_strip(numbers: Array, x: Array, n: int, z: int, y: int, x0: int, room: Array, first: int) -> int:
     """Where the input of a strip begins: in x, or in its box, which holds the channels from ``first`` on and is packed here."""
-    shape, steps, box, box_steps = five(numbers, 0), five(numbers, 5), five(numbers, 10), five(numbers, 15)
-    left, x_step = three(numbers, 28), three(numbers, 31)
+    s = read_strips(numbers)
+    shape, steps, box, box_steps, left, x_step = s.shape, s.steps, s.box, s.box_steps, s.left, s.x_step
     z_in, y_in, x_in = x_step[0] * z - left[0], x_step[1] * y - left[1], x_step[2] * x0 - left[2]
-    base = n * steps[0] + z_in * steps[2] + y_in * steps[3] + x_in * steps[4]
-    if numbers[34]:
+    base: int = n * steps[0] + z_in * steps[2] + y_in * steps[3] + x_in * steps[4]
+    if s.packs:
         part = (box[0], min(box[1], shape[1] - first), box[2], box[3], box[4])
         pack_box(x, first * steps[1], shape, steps, n, z_in, y_in, x_in, room, 0, part, box_steps)
         base = -first * box_steps[1]
@@ -125,27 +128,28 @@ def gather(
     the output is not channels-last, or is to go past the caches after several stages, a block's pixels are written to scratch and
     turned over, or copied, from there.
     """
-    parts, groups, pitch, group_step, stages, depths, adds, own, rows_at, depth, taps, lane_count = (
-        numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3], numbers[OWN + 4], numbers[OWN + 5],
-        numbers[OWN + 6], numbers[OWN + 7], numbers[OWN + 8], numbers[OWN + 9], numbers[OWN + 10], numbers[OWN + 11],
+    s, t = read_strips(numbers), read_gather(numbers)
+    strip, out_shape, out_steps, out_step, box_size, packs, streams = (
+        s.strip, s.out_shape, s.out_steps, s.out_step, s.box_size, s.packs, s.streams
     )  # fmt: skip
-    strip, out_shape, out_steps, out_step = four(numbers, 20), five(numbers, 40), five(numbers, 45), three(numbers, 50)
+    parts, groups, pitch, group_step, stages, depths, adds, own, depth, taps, lane_count, window, passes = (
+        t.parts, t.groups, t.pitch, t.group_step, t.stages, t.depths, t.adds, t.own, t.depth, t.taps, t.lane_count, t.window,
+        t.passes,
+    )  # fmt: skip
     number, part = divmod(task, parts)
     n0, z0, y0, x0, kind = place_strip(number, numbers, tables)
     base = open_strip(numbers, x, n0, z0, y0, x0, room, 0)
     n = lanes(out.itemsize)
     blocks = (lane_count + pitch - 1) // pitch
     padded = (lane_count + n - 1) // n * n
-    box_size, packs, streams = numbers[35], numbers[34], numbers[53]
-    window = two(numbers, WINDOW)
     writes = out_steps[1] == 1 and (stages == 1 or not streams) and not window[0]  # pixels as they lie
-    first_run, last_run = tables[numbers[54] + kind], tables[numbers[54] + kind + 1]
+    first_run, last_run = tables[s.runs_at + kind], tables[s.runs_at + kind + 1]
     z_out, y_out, x_out = out_step[0] * z0, out_step[1] * y0, out_step[2] * x0
     corner = n0 * out_steps[0] + z_out * out_steps[2] + y_out * out_steps[3] + x_out * out_steps[4]
     image = room if packs else x
     pixels = out if writes else room
     panels = room if own else weight
-    first_block, passes, ahead = part * groups * blocks // parts, numbers[OWN + 23], AHEAD // x.itemsize
+    first_block, ahead = part * groups * blocks // parts, AHEAD // x.itemsize
     for g_block in range(first_block, (part + 1) * groups * blocks // parts):
         g, block = divmod(g_block, blocks)
         valid = min(pitch, lane_count - block * pitch)
@@ -159,11 +163,11 @@ def gather(
             if own:
                 panel = own - stage * depths * taps * pitch
                 pack_depths(
-                    numbers, OWN + 9, tables, rows_at, weight, g_block, stage * depths, stage * depths + taken, room, panel,
-                    pitch, blocks,
+                    (depth, taps, lane_count), t.weight_steps, t.weight_size, tables, t.rows_at, weight, g_block,
+                    stage * depths, stage * depths + taken, room, panel, pitch, blocks,
                 )  # fmt: skip
             for run in range(first_run, last_run):
-                at = numbers[55] + 5 * run
+                at = s.run_list_at + 5 * run
                 terms = tables[at + 1]
                 if adds and terms == 0:
                     continue
@@ -183,7 +187,7 @@ def gather(
             pool_strip(
                 room, box_size, pitch, min(strip[0], out_shape[0] - n0), (strip[2], strip[3]),
                 (min(strip[2], out_shape[3] - y_out), min(strip[3], out_shape[4] - x_out)), valid, out, (n0, y_out, x_out),
-                g * lane_count + block * pitch, numbers, WINDOW, start, groups * padded + VECTORS * n + 1,
+                g * lane_count + block * pitch, window, t.window_steps, t.places_at, start, groups * padded + VECTORS * n + 1,
             )  # fmt: skip
         elif not writes:
             unpack_strip(
@@ -202,27 +206,25 @@ def gather_planes(
     A strip's box is packed plane by plane, and its pixels are computed as one run, ends of rows included: what stands between
     the rows of the box is left in scratch.  The weight is read as it lies.
     """
-    groups, lane_count, group_step, height, width, plane, weight_step = (
-        numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3], numbers[OWN + 4], numbers[OWN + 5],
-        numbers[OWN + 6],
+    s, t = read_strips(numbers), read_planes(numbers)
+    box, box_steps, strip, box_size, out_shape, out_steps, out_step = (
+        s.box, s.box_steps, s.strip, s.box_size, s.out_shape, s.out_steps, s.out_step
     )  # fmt: skip
-    box, box_steps, strip = five(numbers, 10), five(numbers, 15), four(numbers, 20)
-    out_shape, out_steps, out_step = five(numbers, 40), five(numbers, 45), three(numbers, 50)
+    groups, lane_count, height, width, plane = t.groups, t.lane_count, t.height, t.width, t.plane
     n0, z0, y0, x0, kind = place_strip(task, numbers, tables)
     open_strip(numbers, x, n0, z0, y0, x0, room, 0)
-    box_size = numbers[35]
     rows, floor = (lane_count + height - 1) // height * height, start[groups * lane_count + width + 1]
     for b in range(min(strip[0], out_shape[0] - n0)):
         for g in range(groups):
-            for run in range(tables[numbers[54] + kind], tables[numbers[54] + kind + 1]):
+            for run in range(tables[s.runs_at + kind], tables[s.runs_at + kind + 1]):
                 # A run is a phase: its pairs, how many, its rows, their targets, its first pixel and how many along each axis.
-                at = numbers[55] + 10 * run
+                at = s.run_list_at + 10 * run
                 Z, Y, X = tables[at + 7], tables[at + 8], tables[at + 9]
                 pixels = ((Z - 1) * box[3] + Y - 1) * box[4] + X
                 for q in range(0, pixels, width):
                     short_tile(
-                        height, room, b * box_steps[0] + g * group_step + q, tables, tables[at], tables[at + 1], weight,
-                        g * weight_step, tables[at + 2], room, box_size + q, tables[at + 3], rows, start,
+                        height, room, b * box_steps[0] + g * t.group_step + q, tables, tables[at], tables[at + 1], weight,
+                        g * t.weight_step, tables[at + 2], room, box_size + q, tables[at + 3], rows, start,
                         groups * lane_count, groups * lane_count + width, 0, width,
                     )  # fmt: skip
                 to = (n0 + b) * out_steps[0] + (out_step[0] * z0 + tables[at + 4]) * out_steps[2]
@@ -252,17 +254,15 @@ def gather_taps(
 
     Planes are read as they lie, and each number of them once; taps that lead out of a row are left out of the second sum.
     """
-    groups, group_step, weight_step, depth, pairs_at, rows_at, targets_at, rows, pitch, above, below = (
-        numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3], numbers[OWN + 4], numbers[OWN + 5],
-        numbers[OWN + 6], numbers[OWN + 7], numbers[OWN + 8], numbers[OWN + 9], numbers[OWN + 10],
-    )  # fmt: skip
-    shape, steps, strip = five(numbers, 0), five(numbers, 5), four(numbers, 20)
-    out_shape, out_steps, out_step = five(numbers, 40), five(numbers, 45), three(numbers, 50)
+    s, t = read_strips(numbers), read_taps(numbers)
+    shape, steps, strip = s.shape, s.steps, s.strip
+    out_shape, out_steps, out_step = s.out_shape, s.out_steps, s.out_step
+    groups, rows, pitch = t.groups, t.rows, t.pitch
     n0, _, y0, _, kind = place_strip(task, numbers, tables)
     n = lanes(out.itemsize)
     width, H, W = VECTORS * n, shape[3], shape[4]
     floor = start[groups + width + 1]
-    first, last = max(0, y0 - above), min(H, y0 + strip[2] + below)
+    first, last = max(0, y0 - t.above), min(H, y0 + strip[2] + t.below)
     last = max(last, min(H, first + (n + W - 1) // W))  # at least a vector, of which the plane has one
     first = max(0, min(first, last - (n + W - 1) // W))
     pixels, sums = (last - first) * W, rows * pitch
@@ -274,13 +274,13 @@ def gather_taps(
                 at = done if valid > 0 else pixels - n  # the last vector overlaps
                 valid = max(valid, n)
                 outer_tile(
-                    x, (n0 + b) * steps[0] + g * group_step + first * W + at, tables, pairs_at, depth, weight, g * weight_step,
-                    rows_at, room, at, targets_at, rows, start, groups, groups + width, 0, valid, 0,
+                    x, (n0 + b) * steps[0] + g * t.group_step + first * W + at, tables, t.pairs_at, t.depth, weight,
+                    g * t.weight_step, t.rows_at, room, at, t.targets_at, rows, start, groups, groups + width, 0, valid, 0,
                 )  # fmt: skip
                 done = at + valid
-            for run in range(tables[numbers[54] + kind], tables[numbers[54] + kind + 1]):
+            for run in range(tables[s.runs_at + kind], tables[s.runs_at + kind + 1]):
                 # A run is a phase: its taps, how many, its first pixel and how many along each axis.
-                at = numbers[55] + 6 * run
+                at = s.run_list_at + 6 * run
                 Y, X = tables[at + 4], tables[at + 5]
                 to = (n0 + b) * out_steps[0] + g * out_steps[1] + tables[at + 3] * out_steps[4]
                 for y in range(Y):
@@ -331,34 +331,30 @@ def correlate(
 
     Behind the ``zeros`` is room for equation (4), if that is asked for: those that have the first depths also sum the gradients.
     """
-    chunks, parts, groups, filters, pitch, group_step, depths, depth, taps, each, reads, own, rows_at, per_task = (
-        numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3], numbers[OWN + 4], numbers[OWN + 5],
-        numbers[OWN + 6], numbers[OWN + 7], numbers[OWN + 8], numbers[OWN + 9], numbers[OWN + 10], numbers[OWN + 11],
-        numbers[OWN + 12], numbers[OWN + 13],
+    s, t = read_strips(numbers), read_correlate(numbers)
+    strip, counts, packs, box_size = s.strip, s.counts, s.packs, s.box_size
+    out_shape, out_steps = s.out_shape, s.out_steps
+    chunks, parts, groups, filters, pitch, depths, depth, taps, own, per_task = (
+        t.chunks, t.parts, t.groups, t.lane_count, t.pitch, t.depths, t.depth, t.taps, t.own, t.per_task
     )  # fmt: skip
-    own_depths, coming, x_pixel, gradient_pixel, sums_at = (
-        numbers[OWN + 14], numbers[OWN + 15], numbers[OWN + 16], numbers[OWN + 17], numbers[OWN + 18],
-    )  # fmt: skip
-    strip, counts, packs, box_size = four(numbers, 20), four(numbers, 24), numbers[34], numbers[35]
-    out_shape, out_steps = five(numbers, 40), five(numbers, 45)
     n = lanes(out.itemsize)
     width = VECTORS * n
     blocks = (filters + width - 1) // width
     rest, part = divmod(task, parts)
-    s, number = divmod(rest, (groups * blocks + per_task - 1) // per_task)
+    chunk, number = divmod(rest, (groups * blocks + per_task - 1) // per_task)
     first_block, last_block = number * per_task, min((number + 1) * per_task, groups * blocks)
     before, terms = part * depths * taps, min(depths, depth - part * depths) * taps
     panels = room if own else out
     # Panels of blocks that follow each other lie one behind the other; rows are counted from the first part's.
     size = (depths if own else depth) * taps * pitch
-    panel = own - before * pitch if own else s * each + first_block * size
+    panel = own - before * pitch if own else chunk * t.each + first_block * size
     for at in range(panel, panel + (last_block - first_block) * size, size):
         clear(panels, at + before * pitch, at + (before + terms) * pitch)
     image = room if packs else x
     strips = counts[0] * counts[1] * counts[2] * counts[3]
-    for number in range(s * strips // chunks, (s + 1) * strips // chunks):
+    for number in range(chunk * strips // chunks, (chunk + 1) * strips // chunks):
         n0, z0, y0, x0, kind = place_strip(number, numbers, tables)
-        base = open_strip(numbers, x, n0, z0, y0, x0, room, part * own_depths)
+        base = open_strip(numbers, x, n0, z0, y0, x0, room, part * t.own_depths)
         corner = n0 * out_steps[0] + z0 * out_steps[2] + y0 * out_steps[3] + x0 * out_steps[4]
         sizes = (
             min(strip[0], out_shape[0] - n0), min(strip[1], out_shape[2] - z0), min(strip[2], out_shape[3] - y0),
@@ -371,38 +367,40 @@ def correlate(
             lane = corner + (g * filters + block * width) * out_steps[1]
             # Vectors that are not whole may be read as they lie but at the array's end.
             last = (sizes[0] - 1) * out_steps[0] + (sizes[1] - 1) * out_steps[2] + (sizes[2] - 1) * out_steps[3]
-            reading = reads != 0 and lane + last + (sizes[3] - 1) * out_steps[4] + whole <= out_shape[0] * out_steps[0]
+            last += lane + (sizes[3] - 1) * out_steps[4]
+            reading = t.reads != 0 and last + whole <= out_shape[0] * out_steps[0]
             if not reading:
                 pack_strip(gradient, lane, out_shape, out_steps, sizes, strip, valid, whole, room, box_size)
                 lane = box_size
             vectors = gradient if reading else room
-            for run in range(tables[numbers[54] + kind], tables[numbers[54] + kind + 1]):
+            for run in range(tables[s.runs_at + kind], tables[s.runs_at + kind + 1]):
                 # A run are taps that meet the same pixels: their pairs in two widths and as gradients lie, how many, and for
                 # each part the table of rows, that of their targets, and how many.
-                at = numbers[55] + (4 + 3 * parts) * run
+                at = s.run_list_at + (4 + 3 * parts) * run
                 mine = at + 4 + 3 * part
                 pairs = tables[at + 2] if reading else tables[at] if whole == pitch else tables[at + 1]
                 # Each block fetches its share of the next strip.
                 pixels, share, shares = tables[at + 3], g_block - first_block, last_block - first_block
                 turns = shares * max(1, pixels // FETCH_TERMS * (tables[mine + 2] // ROWS))
                 far_tile(
-                    vectors, lane, tables, pairs, pixels, image, base + g * group_step, tables[mine], panels,
+                    vectors, lane, tables, pairs, pixels, image, base + g * t.group_step, tables[mine], panels,
                     panel + share * size, tables[mine + 1], tables[mine + 2], zeros, 0, width, 1, whole, 0,
-                    image, base + coming + pixels * x_pixel * (shares + share) // shares, (pixels * x_pixel + turns - 1) // turns,
-                    gradient, corner + pixels * gradient_pixel * (shares + share) // shares,
-                    (pixels * gradient_pixel + turns - 1) // turns,
+                    image, base + t.coming + pixels * t.x_pixel * (shares + share) // shares,
+                    (pixels * t.x_pixel + turns - 1) // turns,
+                    gradient, corner + pixels * t.gradient_pixel * (shares + share) // shares,
+                    (pixels * t.gradient_pixel + turns - 1) // turns,
                 )  # fmt: skip
-            if sums_at and part == 0:
+            if t.sums_at and part == 0:
                 local = (strip[1] * strip[2] * strip[3] * whole, strip[2] * strip[3] * whole, strip[3] * whole, whole)
                 lying = (out_steps[0], out_steps[2], out_steps[3], out_steps[4])
                 sum_strip(
-                    vectors, lane, sizes, lying if reading else local, whole, zeros, sums_at, number * groups * blocks + g_block,
-                    pitch,
+                    vectors, lane, sizes, lying if reading else local, whole, zeros, t.sums_at,
+                    number * groups * blocks + g_block, pitch,
                 )  # fmt: skip
     for g_block in range(first_block, last_block if own else first_block):
         g, block = divmod(g_block, blocks)
-        to = ((s * groups + g) * filters + block * width) * depth * taps + before
+        to = ((chunk * groups + g) * filters + block * width) * depth * taps + before
         unpack_rows(
             panels, panel + (g_block - first_block) * size, pitch, min(width, filters - block * width), out, to, depth * taps,
-            tables, rows_at + before, terms,
+            tables, t.rows_at + before, terms,
         )  # fmt: skip

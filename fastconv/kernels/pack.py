@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..jit import inner_kernel, linked_kernel, unsigned
+from ..jit import linked_kernel, unsigned
 from ..simd import (
     VECTORS,
     clear,
@@ -29,17 +29,17 @@ from ..simd import (
     transpose_tile,
 )
 from ..tasks import task
+from .fields import Fields
 
 __all__ = [
-    "five",
-    "four",
+    "IMAGE",
+    "PANEL",
+    "SUMS",
     "pack_box",
     "pack_image",
     "pack_panel",
     "pack_strip",
-    "three",
     "transpose",
-    "two",
     "unpack_panel",
     "unpack_rows",
     "unpack_strip",
@@ -48,36 +48,24 @@ __all__ = [
 Array = np.ndarray[Any, Any]
 Ints = tuple[int, ...]
 
+IMAGE = Fields("Image", "shape:5 steps:5 left:3 box:5 box_steps:5")
+"""The shape of an image that is packed as a whole, its steps, the padding in front, and the box and its steps."""
+
+PANEL = Fields("Panel", "pitch chunk depth taps lane_count weight_steps:4 weight_size")
+"""Lanes of a block and depths of a chunk, then the depths in all, the taps, the lanes of a group, the distances of groups, lanes,
+depths and taps in the weight, and its size."""
+
+SUMS = Fields("Sums", "sums each lane_count terms pitch chunk")
+"""How many panels are added up and their distance, the lanes, the terms, the pitch of a panel and the terms of a task."""
+
+read_image, read_panel, read_sums = IMAGE.reader(), PANEL.reader(), SUMS.reader()
+
 CHANNELS_AHEAD = 6
 """Channels between fetching rows of their planes from memory and taking numbers of them: these rows are too short, and lie too
 far apart, for a machine to foresee them."""
 
 ROWS_AHEAD = 16
 """Depths of a weight between fetching their lanes, which follow each other, and copying them: the next ones lie too far away."""
-
-
-@inner_kernel
-def two(numbers: Array, at: int) -> Ints:
-    """Two numbers as a tuple."""
-    return numbers[at], numbers[at + 1]
-
-
-@inner_kernel
-def three(numbers: Array, at: int) -> Ints:
-    """Three numbers as a tuple."""
-    return numbers[at], numbers[at + 1], numbers[at + 2]
-
-
-@inner_kernel
-def four(numbers: Array, at: int) -> Ints:
-    """Four numbers as a tuple."""
-    return numbers[at], numbers[at + 1], numbers[at + 2], numbers[at + 3]
-
-
-@inner_kernel
-def five(numbers: Array, at: int) -> Ints:
-    """Five numbers as a tuple."""
-    return numbers[at], numbers[at + 1], numbers[at + 2], numbers[at + 3], numbers[at + 4]
 
 
 @linked_kernel
@@ -271,14 +259,14 @@ def take(
 def pack_image(
     task: int, room: Array, numbers: Array, tables: Array, x: Array, out: Array, _: Array, __: Array
 ) -> None:
-    """Pack a row of an image: ``numbers`` are its shape, steps, the padding in front, and the box and its steps."""
-    shape, steps, left = five(numbers, 0), five(numbers, 5), three(numbers, 10)
-    box, box_steps = five(numbers, 13), five(numbers, 18)
+    """Pack a row of an image."""
+    t = read_image(numbers)
+    left, box, box_steps = t.left, t.box, t.box_steps
     rest, y = divmod(task, box[3])
     n, z = divmod(rest, box[2])
     to = n * box_steps[0] + z * box_steps[2] + y * box_steps[3]
     one_row = (1, box[1], 1, 1, box[4])
-    pack_box(x, 0, shape, steps, n, z - left[0], y - left[1], -left[2], out, to, one_row, box_steps)
+    pack_box(x, 0, t.shape, t.steps, n, z - left[0], y - left[1], -left[2], out, to, one_row, box_steps)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -349,36 +337,36 @@ def pack_panel(
 ) -> None:  # fmt: skip
     """Write a chunk of the depths of a block of lanes into its panel.
 
-    ``numbers`` are those that `pack_depths` takes, and before them the lanes of a block and the depths of a chunk; ``tables``
-    holds the row of a panel for each (depth, tap).  Blocks are packed by one task each: two cores that write to neighbouring
-    lines of the cache wait for each other.
+    ``tables`` holds the row of a panel for each (depth, tap).  Blocks are packed by one task each: two cores that write to
+    neighbouring lines of the cache wait for each other.
     """
-    pitch, chunk, depth, T, lane_count = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4]
+    t = read_panel(numbers)
+    pitch, chunk, depth, lane_count = t.pitch, t.chunk, t.depth, t.lane_count
     blocks, chunks = (lane_count + pitch - 1) // pitch, (depth + chunk - 1) // chunk
     g_block, number = divmod(task, chunks)
     first = number * chunk
     pack_depths(
-        numbers, 2, tables, 0, weight, g_block, first, min(first + chunk, depth), panels, g_block * depth * T * pitch, pitch,
-        blocks,
+        (depth, t.taps, lane_count), t.weight_steps, t.weight_size, tables, 0, weight, g_block, first,
+        min(first + chunk, depth), panels, g_block * depth * t.taps * pitch, pitch, blocks,
     )  # fmt: skip
 
 
 @linked_kernel
 def pack_depths(
-    numbers: Array, at: int, tables: Array, rows_at: int, weight: Array, g_block: int, first: int, last: int, panels: Array,
-    panel: int, pitch: int, blocks: int,
+    sizes: Ints, steps: Ints, size: int, tables: Array, rows_at: int, weight: Array, g_block: int, first: int, last: int,
+    panels: Array, panel: int, pitch: int, blocks: int,
 ) -> None:  # fmt: skip
     """Pack the depths ``first`` to ``last`` - 1 of a block of lanes, zero where a vector has lanes that do not exist.
 
-    From ``at`` on ``numbers`` holds the depths in all, the taps, the lanes of a group, the distances of groups, lanes, depths
-    and taps in the weight, and its size.  Rows are listed in the order of the terms in memory: tap by tap, if the weight lies
-    channels-last, else depth by depth.  Squares of lanes are transposed, if that can be: where the terms, or the depths, of a
-    lane follow each other, or the taps of neighbouring lanes; lanes that follow each other are copied.
+    ``sizes`` are the depths in all, the taps and the lanes of a group, ``steps`` the distances of groups, lanes, depths and taps
+    in the weight, which has ``size`` numbers.  Rows are listed in the order of the terms in memory: tap by tap, if the weight
+    lies channels-last, else depth by depth.  Squares of lanes are transposed, if that can be: where the terms, or the depths, of
+    a lane follow each other, or the taps of neighbouring lanes; lanes that follow each other are copied.
     """
     compact()
     n = lanes(weight.itemsize)
-    depths, T, lane_count, size = numbers[at], numbers[at + 1], numbers[at + 2], numbers[at + 7]
-    group_step, lane_step, depth_step, tap_step = numbers[at + 3], numbers[at + 4], numbers[at + 5], numbers[at + 6]
+    depths, T, lane_count = sizes
+    group_step, lane_step, depth_step, tap_step = steps
     g, block = divmod(g_block, blocks)
     k_row, t_row = (T, 1) if tap_step == 1 else (1, depths)
     valid, copied = min(pitch, lane_count - block * pitch), 0
@@ -429,21 +417,21 @@ def unpack_panel(
 ) -> None:  # fmt: skip
     """out[group, lane, term] = sum over s of panels[s, group, block, row of term, lane], in the order of s.
 
-    ``numbers`` are how many s there are and their distance, the lanes, the terms, the pitch of a panel and the terms of a task: a
-    task takes some of a block.  The sums are left in the first s.
+    A task takes some terms of a block.  The sums are left in the first s.
     """
     n = lanes(out.itemsize)
-    sums, each, lane_count, terms, pitch, chunk = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5]
+    t = read_sums(numbers)
+    lane_count, terms, pitch, chunk = t.lane_count, t.terms, t.pitch, t.chunk
     g_block, part = divmod(task, (terms + chunk - 1) // chunk)
     g, block = divmod(g_block, (lane_count + pitch - 1) // pitch)
     first, valid = part * chunk, min(pitch, lane_count - block * pitch)
     taken, panel = min(chunk, terms - first), g_block * terms * pitch
-    for s in range(1, sums):
-        for t in range(first, first + taken):
-            row = panel + tables[t] * pitch
+    for s in range(1, t.sums):
+        for term in range(first, first + taken):
+            row = panel + tables[term] * pitch
             for at in range(row, row + valid, n):
                 for lane in range(n):
-                    panels[unsigned(at + lane)] += panels[unsigned(at + s * each + lane)]
+                    panels[unsigned(at + lane)] += panels[unsigned(at + s * t.each + lane)]
     to = (g * lane_count + block * pitch) * terms + first
     unpack_rows(panels, panel, pitch, valid, out, to, terms, tables, first, taken)
 

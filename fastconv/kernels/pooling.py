@@ -28,7 +28,6 @@ import numpy as np
 from ..arrays import Array
 from ..jit import inner_kernel, linked_kernel, prange, signed, streaming_kernel, unsigned
 from ..simd import NOWHERE, compact, lanes, pool_tile
-from .pack import three, two
 from .sums import rows_of
 
 __all__ = ["NOWHERE", "max_pool", "max_room", "mean_pool", "pool_backward", "pool_strip"]
@@ -130,18 +129,17 @@ def take_far_maxima(
 @linked_kernel
 def pool_strip(
     pixels: Array, pixels_at: int, pitch: int, images: int, room: tuple[int, ...], sizes: tuple[int, ...], valid: int,
-    out: Array, first: tuple[int, ...], lane: int, numbers: Array, window_at: int, start: Array, floor_at: int,
+    out: Array, first: tuple[int, ...], lane: int, window: tuple[int, ...], steps: tuple[int, ...], places_at: int, start: Array,
+    floor_at: int,
 ) -> None:  # fmt: skip
     """Store the maxima of windows of a block of lanes of a strip of a convolution's output, and their places.
 
     ``pixels`` are scratch memory with ``room`` for (rows, columns) of each image, of which ``sizes`` exist; ``first`` is the
-    strip's first image, row and column, where a window begins.  ``numbers`` hold at ``window_at`` a window's rows and columns,
-    the distances of images, rows and columns of maxima, and where the places begin, in bytes.  Windows that are not whole are
-    left out.
+    strip's first image, row and column, where a window begins.  ``window`` are its rows and columns, ``steps`` the distances of
+    images, rows and columns of maxima, and places begin at ``places_at``, in bytes.  Windows that are not whole are left out.
     """
     compact()
     n = lanes(out.itemsize)
-    window, steps, places_at = two(numbers, window_at), three(numbers, window_at + 2), numbers[window_at + 5]
     nowhere = NOWHERE if start[floor_at] == 0 else 0
     rows, columns = sizes[0] // window[0], sizes[1] // window[1]
     begin = first[0] * steps[0] + first[1] // window[0] * steps[1] + first[2] // window[1] * steps[2] + lane

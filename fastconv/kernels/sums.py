@@ -18,9 +18,10 @@ from ..jit import inlined, kernel, linked_kernel, prange, signed, streaming_kern
 from ..scratch import buffer
 from ..simd import compact, lanes, sum_tile
 from ..tasks import task
+from .fields import Fields
 
 __all__ = [
-    "BLOCKS", "add_strips", "add_up", "joined_rows", "rooms_for", "rows_of", "sum_of_pixels", "sum_strip", "sums",
+    "BLOCKS", "PLANES", "add_strips", "add_up", "joined_rows", "rooms_for", "rows_of", "sum_of_pixels", "sum_strip", "sums",
 ]  # fmt: skip
 
 Array = np.ndarray[Any, Any]
@@ -28,6 +29,11 @@ Ints = tuple[int, ...]
 
 COLUMNS = 64
 CHUNK = 64
+
+PLANES = Fields("Planes", "batch channels pixels per_task")
+"""Images, channels, pixels of an image, and channels of a task."""
+
+read_planes = PLANES.reader()
 
 LANES = 128
 """Numbers of a row that is long enough: shorter ones are joined, as each costs the loop over it a fresh start."""
@@ -99,11 +105,9 @@ def sums_of_rows(rows: Array, sums: Array) -> None:
 def sums(
     task: int, room: Array, numbers: Array, tables: Array, gradient: Array, out: Array, _: Array, __: Array
 ) -> None:  # fmt: skip
-    """A task is a block of channels of planes, one image after the other.
-
-    ``numbers`` are images, channels, pixels of an image, and channels of a task.
-    """
-    batch, channels, pixels, per_task = numbers[0], numbers[1], numbers[2], numbers[3]
+    """A task is a block of channels of planes, one image after the other."""
+    told = read_planes(numbers)
+    batch, channels, pixels, per_task = told.batch, told.channels, told.pixels, told.per_task
     columns = np.empty(COLUMNS, np.float64)
     for f in range(task * per_task, min((task + 1) * per_task, channels)):
         total = 0.0

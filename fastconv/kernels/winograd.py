@@ -18,7 +18,7 @@ A task takes a strip of tiles, few enough that what it computes of them stays in
 [value, tile, channel], with an odd number of cache lines between values: at a power of two, those of one tile would compete for a
 few lines of the cache.
 
-A task's numbers begin with what `fastconv.kernels.direct.STRIPS` names; a strip has one plane.
+A task's numbers begin with `fastconv.kernels.direct.STRIPS`; a strip has one plane.
 """
 
 from __future__ import annotations
@@ -42,46 +42,59 @@ from ..simd import (
     weight_map,
 )
 from ..tasks import task
-from .direct import OWN, open_strip, place_strip
-from .pack import copy_columns, five, four, pack_depths, pack_strip, two, unpack_rows, unpack_strip
+from .direct import STRIPS, open_strip, place_strip, read_strips
+from .fields import Fields
+from .pack import copy_columns, pack_depths, pack_strip, unpack_rows, unpack_strip
 from .pooling import pool_strip
 from .sums import sum_strip
 
-__all__ = ["CORRELATE", "MULTIPLY", "PLACES", "correlate", "multiply", "transform_weight"]
+__all__ = ["CORRELATE", "MULTIPLY", "PLACES", "TRANSFORM", "correlate", "multiply", "transform_weight"]
 
 Array = np.ndarray[Any, Any]
 Ints = tuple[int, ...]
 
-PLACES = (
-    ("values_at", 1), ("values", 1), ("products_at", 1), ("products", 1), ("columns_at", 1), ("pixels_at", 1), ("group_step", 1),
-    ("kernel", 1), ("terms", 2), ("weights", 2), ("tile", 2), ("read_steps", 2), ("read_more", 2), ("read_values", 2),
-    ("made_steps", 2), ("made_more", 2), ("made_values", 2),
-)  # fmt: skip
+PLACES = Fields(
+    "Places",
+    "values_at values products_at products columns_at pixels_at group_step kernel kernel_taps:2 weights:2 tile:2 read_steps:2 "
+    "read_more:2 read_values:2 made_steps:2 made_more:2 made_values:2",
+    STRIPS,
+)
 """Where in a task's room the values of the input begin and their distance, the same of the products, where there is room for a
 row of tiles, and for a strip's pixels, the distance in x of groups, the number of the kernel, and then along (columns, rows) its
 taps, the different values of its weight, outputs of a tile, and of what is read and what is made their steps, how many numbers a
 tile has more than its outputs times the step, and how many values."""
 
-PLACED = OWN + sum(n for _, n in PLACES)
-
-MULTIPLY = ("first", "parts", "groups", "stages", "depths", "own", "plane", "taps_at", "rows_at", "pitch")
+MULTIPLY = Fields(
+    "Multiply",
+    "first:2 parts groups stages depths own plane taps_at rows_at pitch depth taps lane_count weight_steps:4 weight_size "
+    "window:2 window_steps:3 places_at",
+    PLACES,
+)
 """Behind PLACES: the first pixel along (columns, rows) of the first tile, parts of the blocks for tasks of their own, groups, how
 many stages a sum has and depths each of them, where in its room a task evaluates the weight, or 0, the distance of the values of
 the weight, where it turns the weight over before, where tables hold the row of each (depth, tap), and numbers in a row of a
 panel; then what `pack_depths` takes, and what `pool_strip` does, or 0."""
 
-WINDOW = PLACED + 19
-"""Where the numbers for `pool_strip` begin."""
-
-CORRELATE = (
-    "gradients_at", "gradients", "chunks", "parts", "groups", "depths", "depth", "filters", "pitch", "each", "own", "rows_at",
-    "taps_at", "turns_at", "turn", "turns", "sums_at",
-)  # fmt: skip
+CORRELATE = Fields(
+    "Correlate",
+    "gradients_at gradients chunks parts groups depths depth filters pitch each own rows_at taps_at turns_at turn turns sums_at",
+    PLACES,
+)
 """Behind PLACES: the gradient at the points and the distance of its points, chunks of strips, parts of the depths for tasks of
 their own, groups, depths of a part and of a group, filters of a group, numbers in a row of a panel, the distance of chunks'
 panels, whether the task writes the weight itself, where tables hold the row of each term, where in its room the taps' gradients
 lie, where tables hold the rows of each turn of each part, that of their targets, and how many, depths of a turn, how many turns
 a part has at most, and where behind the zeros the sums of gradients go, or 0."""
+
+TRANSFORM = Fields(
+    "Transform", "pitch chunk plane kernel kernel_taps:2 weights:2 depth taps lane_count weight_steps:4 weight_size"
+)
+"""Numbers in a row of a panel, depths of a chunk, the distance of values, the number of the kernel, the taps of a column and of a
+row, the different values of both, and what `pack_depths` takes."""
+
+read_places, read_multiply, read_correlate, read_transform = (
+    fields.reader() for fields in (PLACES, MULTIPLY, CORRELATE, TRANSFORM)
+)
 
 DEPTHS = 16
 """Depths of a weight that are turned over at once: their taps fill whole squares of lanes, and stay in the cache."""
@@ -219,12 +232,13 @@ def transform_products(
 
 @linked_kernel
 def transform_depths(
-    numbers: Array, at: int, tables: Array, rows_at: int, weight: Array, kernel: int, taps: Ints, weights: Ints, g_block: int,
-    first: int, last: int, room: Array, turned_at: int, panels: Array, panel: int, plane: int, pitch: int, blocks: int,
+    sizes: Ints, steps: Ints, size: int, tables: Array, rows_at: int, weight: Array, kernel: int, taps: Ints, weights: Ints,
+    g_block: int, first: int, last: int, room: Array, turned_at: int, panels: Array, panel: int, plane: int, pitch: int,
+    blocks: int,
 ) -> None:  # fmt: skip
     """Evaluate the taps of the depths ``first`` to ``last`` - 1 of a block of lanes at the points: panels[value, depth, lane].
 
-    A few depths at a time are turned over, as `pack_depths` does it.
+    A few depths at a time are turned over, as `pack_depths` does it, which says what ``sizes``, ``steps`` and ``size`` are.
     """
     compact()
     n = lanes(weight.itemsize)
@@ -232,7 +246,9 @@ def transform_depths(
     for some in range(first, last, DEPTHS):
         turned = turned_at - some * each
         taken = min(some + DEPTHS, last)
-        pack_depths(numbers, at, tables, rows_at, weight, g_block, some, taken, room, turned, pitch, blocks)
+        pack_depths(
+            sizes, steps, size, tables, rows_at, weight, g_block, some, taken, room, turned, pitch, blocks
+        )  # fmt: skip
         for k in range(some, taken):
             weight_map(
                 kernel, room, turned + k * each, taps[1] * pitch, pitch, n, panels, panel + (k - first) * pitch,
@@ -244,19 +260,15 @@ def transform_depths(
 def transform_weight(
     task: int, room: Array, numbers: Array, tables: Array, weight: Array, panels: Array, _: Array, __: Array
 ) -> None:  # fmt: skip
-    """Evaluate a chunk of the depths of a block of lanes at the points: panels[block, value, depth, lane].
-
-    ``numbers`` are the numbers in a row of a panel, the depths of a chunk, the distance of values, the number of the kernel, the
-    taps of a column and of a row, the different values of both, and what `pack_depths` takes.
-    """
-    pitch, chunk, plane, kernel, taps, weights, depth, lane_count = (
-        numbers[0], numbers[1], numbers[2], numbers[3], two(numbers, 4), two(numbers, 6), numbers[8], numbers[10]
-    )  # fmt: skip
+    """Evaluate a chunk of the depths of a block of lanes at the points: panels[block, value, depth, lane]."""
+    t = read_transform(numbers)
+    pitch, chunk, plane, weights, depth, lane_count = t.pitch, t.chunk, t.plane, t.weights, t.depth, t.lane_count
     blocks, chunks = (lane_count + pitch - 1) // pitch, (depth + chunk - 1) // chunk
     g_block, number = divmod(task, chunks)
     first = number * chunk
     transform_depths(
-        numbers, 8, tables, 0, weight, kernel, taps, weights, g_block, first, min(first + chunk, depth), room, 0, panels,
+        (depth, t.taps, lane_count), t.weight_steps, t.weight_size, tables, 0, weight, t.kernel, t.kernel_taps, weights,
+        g_block, first, min(first + chunk, depth), room, 0, panels,
         g_block * weights[0] * weights[1] * plane + first * pitch, plane, pitch, blocks,
     )  # fmt: skip
 
@@ -265,13 +277,14 @@ def transform_weight(
 def inside_of(numbers: Array, sizes: Ints, y0: int, x0: int) -> Ints:
     """Return the first row and the last + 1, and the same of columns, of a strip's input that exist: all, where it is packed."""
     compact()
-    steps, more = two(numbers, OWN + 14), two(numbers, OWN + 16)
+    s, t = read_strips(numbers), read_places(numbers)
+    steps, more, left, shape = t.read_steps, t.read_more, s.left, s.shape
     height, width = steps[0] * sizes[1] + more[0], steps[1] * sizes[2] + more[1]
-    if numbers[34]:
+    if s.packs:
         return 0, height, 0, width
-    y, x = steps[0] * y0 - numbers[29], steps[1] * x0 - numbers[30]
-    top, left = min(max(0, -y), height), min(max(0, -x), width)
-    return top, max(top, min(height, numbers[3] - y)), left, max(left, min(width, numbers[4] - x))
+    y, x = steps[0] * y0 - left[1], steps[1] * x0 - left[2]
+    top, first = min(max(0, -y), height), min(max(0, -x), width)
+    return top, max(top, min(height, shape[3] - y)), first, max(first, min(width, shape[4] - x))
 
 
 @task
@@ -283,20 +296,16 @@ def multiply(
     A task is a strip and a part of the blocks of lanes.  ``weight`` are panels, evaluated at the points; where no other task
     needs them they are evaluated here, some depths at a time.
     """
-    values_at, values, products_at, products, columns_at, pixels_at, group_step, kernel = (
-        numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3], numbers[OWN + 4], numbers[OWN + 5],
-        numbers[OWN + 6], numbers[OWN + 7],
+    s, p, t = read_strips(numbers), read_places(numbers), read_multiply(numbers)
+    strip, out_shape, out_steps, packs, streams = s.strip, s.out_shape, s.out_steps, s.packs, s.streams
+    values_at, values, products_at, products, columns_at, pixels_at, weights, tile, made_steps, made_more, made_values = (
+        p.values_at, p.values, p.products_at, p.products, p.columns_at, p.pixels_at, p.weights, p.tile, p.made_steps,
+        p.made_more, p.made_values,
     )  # fmt: skip
-    taps, weights, tile = two(numbers, OWN + 8), two(numbers, OWN + 10), two(numbers, OWN + 12)
-    made_steps, made_more, made_values = two(numbers, OWN + 20), two(numbers, OWN + 22), two(numbers, OWN + 24)
-    first_pixel = two(numbers, PLACED)
-    parts, groups, stages, depths, own, plane, taps_at, rows_at, pitch, depth, lane_count = (
-        numbers[PLACED + 2], numbers[PLACED + 3], numbers[PLACED + 4], numbers[PLACED + 5], numbers[PLACED + 6],
-        numbers[PLACED + 7], numbers[PLACED + 8], numbers[PLACED + 9], numbers[PLACED + 10], numbers[PLACED + 11],
-        numbers[PLACED + 13],
+    first_pixel, parts, groups, stages, depths, own, plane, pitch, depth, lane_count, window = (
+        t.first, t.parts, t.groups, t.stages, t.depths, t.own, t.plane, t.pitch, t.depth, t.lane_count, t.window
     )  # fmt: skip
     planes = made_values[0] * made_values[1]
-    strip, out_shape, out_steps = four(numbers, 20), five(numbers, 40), five(numbers, 45)
     number, part = divmod(task, parts)
     n0, z0, y0, x0, kind = place_strip(number, numbers, tables)
     base = open_strip(numbers, x, n0, z0, y0, x0, room, 0)
@@ -313,10 +322,8 @@ def multiply(
     )  # fmt: skip
     rows, columns = exist[1] - exist[0], exist[3] - exist[2]
     inside = inside_of(numbers, sizes, y0, x0)
-    window = two(numbers, WINDOW)
-    packs, streams = numbers[34], numbers[53]
     writes = out_steps[1] == 1 and not window[0] and not (streams and line_parts() > 1)  # pixels as they lie
-    image, image_steps = room if packs else x, five(numbers, 15 if packs else 5)
+    image, image_steps = room if packs else x, s.box_steps if packs else s.steps
     n = lanes(out.itemsize)
     pixel, blocks = (depth + n - 1) // n * n, (lane_count + pitch - 1) // pitch
     padded = (lane_count + n - 1) // n * n
@@ -328,8 +335,8 @@ def multiply(
         g, block = divmod(g_block, blocks)
         if g != transformed:
             transform_tiles(
-                0, image, base + g * group_step, (image_steps[0], image_steps[3], image_steps[4]), sizes, tile,
-                two(numbers, OWN + 14), two(numbers, OWN + 16), two(numbers, OWN + 18), inside, depth, room, columns_at,
+                0, image, base + g * p.group_step, (image_steps[0], image_steps[3], image_steps[4]), sizes, tile,
+                p.read_steps, p.read_more, p.read_values, inside, depth, room, columns_at,
                 values_at, values, pixel,
             )  # fmt: skip
             transformed = g
@@ -340,13 +347,14 @@ def multiply(
             panel = own if own else g_block * weights[0] * weights[1] * plane
             if own:
                 transform_depths(
-                    numbers, PLACED + 11, tables, rows_at, weight, kernel, taps, weights, g_block, stage * depths,
-                    stage * depths + taken, room, taps_at, room, own, plane, pitch, blocks,
+                    (depth, t.taps, lane_count), t.weight_steps, t.weight_size, tables, t.rows_at, weight, p.kernel,
+                    p.kernel_taps, weights, g_block, stage * depths, stage * depths + taken, room, t.taps_at, room, own, plane,
+                    pitch, blocks,
                 )  # fmt: skip
             for product in range(planes):
                 # For a kind and a product: the rows of its tiles, those of their targets, and how many; the pairs of its phases,
                 # how many phases, and the first of its values and of its weights.
-                at = numbers[55] + 7 * (planes * kind + product)
+                at = s.run_list_at + 7 * (planes * kind + product)
                 phases = tables[at + 4]
                 outer_tile(
                     panels, panel + tables[at + 6] * plane, tables, tables[at + 3] + 2 * stage * depths * phases, taken * phases,
@@ -369,7 +377,7 @@ def multiply(
             if window[0]:
                 pool_strip(
                     room, pixels_at, pitch, sizes[0], (rows, columns), (rows, columns), valid, out, (n0, first_y, first_x),
-                    g * lane_count + block * pitch, numbers, WINDOW, start, zeros + VECTORS * n + 1,
+                    g * lane_count + block * pitch, window, t.window_steps, t.places_at, start, zeros + VECTORS * n + 1,
                 )  # fmt: skip
                 continue
             unpack_strip(
@@ -392,43 +400,34 @@ def correlate(
 
     Behind the ``zeros`` is room for equation (4), if that is asked for: those that have the first depths also sum the gradients.
     """
-    values_at, values, products_at, products, columns_at, pixels_at, group_step, kernel = (
-        numbers[OWN], numbers[OWN + 1], numbers[OWN + 2], numbers[OWN + 3], numbers[OWN + 4], numbers[OWN + 5],
-        numbers[OWN + 6], numbers[OWN + 7],
+    s, p, t = read_strips(numbers), read_places(numbers), read_correlate(numbers)
+    strip, counts, packs, out_shape, out_steps = s.strip, s.counts, s.packs, s.out_shape, s.out_steps
+    values_at, values, products_at, products, columns_at, pixels_at, taps, weights, tile = (
+        p.values_at, p.values, p.products_at, p.products, p.columns_at, p.pixels_at, p.kernel_taps, p.weights, p.tile
     )  # fmt: skip
-    taps, weights, tile = two(numbers, OWN + 8), two(numbers, OWN + 10), two(numbers, OWN + 12)
-    made_steps, made_more, made_values = two(numbers, OWN + 20), two(numbers, OWN + 22), two(numbers, OWN + 24)
-    gradients_at, gradients, chunks, parts, groups, depths, depth, filters, pitch, each, own, rows_at, taps_at = (
-        numbers[PLACED], numbers[PLACED + 1], numbers[PLACED + 2], numbers[PLACED + 3], numbers[PLACED + 4], numbers[PLACED + 5],
-        numbers[PLACED + 6], numbers[PLACED + 7], numbers[PLACED + 8], numbers[PLACED + 9], numbers[PLACED + 10],
-        numbers[PLACED + 11], numbers[PLACED + 12],
-    )  # fmt: skip
-    turns_at, turn, turns, sums_at = (
-        numbers[PLACED + 13], numbers[PLACED + 14], numbers[PLACED + 15], numbers[PLACED + 16],
+    gradients_at, gradients, chunks, parts, groups, depths, depth, filters, pitch, own, turn = (
+        t.gradients_at, t.gradients, t.chunks, t.parts, t.groups, t.depths, t.depth, t.filters, t.pitch, t.own, t.turn
     )  # fmt: skip
     terms, planes = taps[0] * taps[1], weights[0] * weights[1]
-    strip, counts = four(numbers, 20), four(numbers, 24)
-    out_shape, out_steps = five(numbers, 40), five(numbers, 45)
     n = lanes(out.itemsize)
     blocks = (filters + pitch - 1) // pitch
     rest, part = divmod(task, parts)
-    s, g_block = divmod(rest, groups * blocks)
+    chunk, g_block = divmod(rest, groups * blocks)
     g, block = divmod(g_block, blocks)
     taken = min(depths, depth - part * depths)
     valid = min(pitch, filters - block * pitch)
     whole = (valid + n - 1) // n * n
     pixel = (depths + n - 1) // n * n
     strips = counts[0] * counts[1] * counts[2] * counts[3]
-    first, last = s * strips // chunks, (s + 1) * strips // chunks
+    first, last = chunk * strips // chunks, (chunk + 1) * strips // chunks
     for number in range(first, last):
         n0, z0, y0, x0, kind = place_strip(number, numbers, tables)
-        base = open_strip(numbers, x, n0, z0, y0, x0, room, 0) + g * group_step + part * depths
+        base = open_strip(numbers, x, n0, z0, y0, x0, room, 0) + g * p.group_step + part * depths
         sizes = (min(strip[0], out_shape[0] - n0), min(strip[2], out_shape[3] - y0), min(strip[3], out_shape[4] - x0))
-        packs = numbers[34]
-        image, steps = room if packs else x, five(numbers, 15 if packs else 5)
+        image, steps = room if packs else x, s.box_steps if packs else s.steps
         transform_tiles(
-            0, image, base, (steps[0], steps[3], steps[4]), sizes, tile, two(numbers, OWN + 14), two(numbers, OWN + 16),
-            two(numbers, OWN + 18), inside_of(numbers, sizes, y0, x0), taken, room, columns_at, values_at, values, pixel,
+            0, image, base, (steps[0], steps[3], steps[4]), sizes, tile, p.read_steps, p.read_more,
+            p.read_values, inside_of(numbers, sizes, y0, x0), taken, room, columns_at, values_at, values, pixel,
         )  # fmt: skip
         at = n0 * out_steps[0] + z0 * out_steps[2] + y0 * out_steps[3] + x0 * out_steps[4]
         at += (g * filters + block * pitch) * out_steps[1]
@@ -439,19 +438,19 @@ def correlate(
             at, image, stored = pixels_at, room, whole
             image_steps = (strip[2] * strip[3] * whole, strip[3] * whole, whole)
         transform_tiles(
-            1, image, at, image_steps, sizes, tile, made_steps, made_more, made_values, (0, sizes[1], 0, sizes[2]), stored,
+            1, image, at, image_steps, sizes, tile, p.made_steps, p.made_more, p.made_values, (0, sizes[1], 0, sizes[2]), stored,
             room, columns_at, gradients_at, gradients, pitch,
         )  # fmt: skip
-        if sums_at and part == 0:
+        if t.sums_at and part == 0:
             sum_strip(
-                image, at, four_sizes, (image_steps[0], image_steps[1], image_steps[1], image_steps[2]), stored, zeros, sums_at,
+                image, at, four_sizes, (image_steps[0], image_steps[1], image_steps[1], image_steps[2]), stored, zeros, t.sums_at,
                 number * groups * blocks + g_block, pitch,
             )  # fmt: skip
         for some in range(0, taken, turn):
-            rows = turns_at + 3 * (part * turns + some // turn)
+            rows = t.turns_at + 3 * (part * t.turns + some // turn)
             for product in range(planes):
                 # For a kind and a value of the weight: the pairs that it is summed over, how many, and the first of both values.
-                at = numbers[55] + 4 * (planes * kind + product)
+                at = s.run_list_at + 4 * (planes * kind + product)
                 outer_tile(
                     room, gradients_at + tables[at + 3] * gradients, tables, tables[at], tables[at + 1], room,
                     values_at + tables[at + 2] * values, tables[rows], room, products_at + product * products,
@@ -461,12 +460,12 @@ def correlate(
                 continue
             summed, row = min(turn, taken - some), (part * depths + some) * terms
             panels = room if own else out
-            panel = taps_at if own else s * each + g_block * depth * terms * pitch + row * pitch
+            panel = t.taps_at if own else chunk * t.each + g_block * depth * terms * pitch + row * pitch
             for k in range(summed):
                 weight_gradient_map(
-                    kernel, room, products_at + k * pitch, weights[1] * products, products, n, panels, panel + k * terms * pitch,
-                    taps[1] * pitch, pitch, n, whole // n,
+                    p.kernel, room, products_at + k * pitch, weights[1] * products, products, n, panels,
+                    panel + k * terms * pitch, taps[1] * pitch, pitch, n, whole // n,
                 )  # fmt: skip
             if own:
                 to = (g * filters + block * pitch) * depth * terms + row
-                unpack_rows(room, taps_at, pitch, valid, out, to, depth * terms, tables, rows_at, summed * terms)
+                unpack_rows(room, t.taps_at, pitch, valid, out, to, depth * terms, tables, t.rows_at, summed * terms)
