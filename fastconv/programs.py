@@ -25,8 +25,9 @@ from .tasks import Task
 from .threads import sharing
 
 __all__ = [
-    "CHUNK_PIXELS", "NO_TABLE", "SERIAL_BYTES", "Packing", "Pixels", "Program", "StripSums", "choose_chunks", "count_tasks",
-    "forward_axes", "grad_input_pixels", "is_depthwise", "members_of", "memory_of", "output_pixels", "tap_numbers", "unpacking",
+    "CHUNK_PIXELS", "FIRST_PANEL", "NO_TABLE", "REPACKED", "SERIAL_BYTES", "TILE_TERMS", "Packing", "Pixels", "Program",
+    "StripSums", "choose_chunks", "count_tasks", "forward_axes", "grad_input_pixels", "is_depthwise", "list_pairs", "members_of",
+    "memory_of", "output_pixels", "tap_numbers", "term_rows", "unpacking",
 ]  # fmt: skip
 
 SERIAL_FLOPS, SERIAL_BYTES = 1_000_000, 100_000
@@ -38,6 +39,16 @@ comes next finds more in the caches than that costs."""
 
 CHUNK_PIXELS = 256
 """Fewest pixels per chunk of dW: each chunk has sums of its own, which must not cost more than they save."""
+
+REPACKED = 64_000
+"""Most numbers that tasks pack more than once between them: what one packs for all has to be waited for, and to pass from cache
+to cache."""
+
+FIRST_PANEL = 16
+"""Numbers in front of a panel in scratch memory: it does not begin at 0, which stands for none."""
+
+TILE_TERMS = 12
+"""Terms that take as long as beginning and ending a tile."""
 
 NO_TABLE = np.zeros(1, np.int64)
 
@@ -443,3 +454,28 @@ def grad_input_pixels(
 def choose_chunks(strips: int, pixels: int, batch: int, wanted: int, per_sample: bool) -> int:
     """Choose how many chunks of consecutive strips have sums of their own: the images, or as many as share the work evenly."""
     return max(1, batch if per_sample else min(strips, wanted, pixels // CHUNK_PIXELS))
+
+
+def term_rows(depth: int, T: int, depths: int, fast_channels: bool) -> Array:
+    """Number the rows of a panel: the row of each (depth, tap), stage by stage of so many depths.
+
+    Neighbours in memory are neighbours in a panel: the channels of a pixel, or the taps of a plane.
+    """
+    rows = np.empty((depth, T), np.int64)
+    for first in range(0, depth, depths):
+        taken = min(depths, depth - first)
+        order = np.arange(taken * T) + first * T
+        rows[first : first + taken] = order.reshape(T, taken).T if fast_channels else order.reshape(taken, T)
+    return rows
+
+
+def list_pairs(source: Source, rows: Array, places: list[int], numbers: list[int], depths: int) -> Array:
+    """List the pairs of a depth and some taps in the order of their rows: their offsets in the input, and their rows."""
+    offsets = source.channels(len(rows))[:, None] + np.array(places, np.int64)
+    chosen = rows[:, numbers]
+    parts = []
+    for first in range(0, len(rows), depths):
+        order = np.argsort(chosen[first : first + depths], axis=None)
+        taken = (table[first : first + depths].reshape(-1)[order] for table in (offsets, chosen))
+        parts.append(np.stack(list(taken), 1))
+    return np.concatenate(parts)

@@ -33,7 +33,7 @@ FLOORS = (
     {"tiles"},
     {"work"},
     {"programs"},
-    {"algorithm", "bands", "depthwise", "planes"},
+    {"algorithm", "bands", "correlation", "depthwise", "planes"},
     {"engine", "winograd"},
     {"plan"},
     {"calls"},

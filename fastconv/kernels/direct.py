@@ -5,7 +5,7 @@ are a block of output channels, and the sum runs over pairs of an input channel 
 is equation (1), with the other, phase by phase, it is equation (2).  `gather_planes` does the same for few output channels:
 they are the rows, and lanes are pixels; `gather_taps` for one, where the rows are taps.  `correlate` computes weights: a row is
 a pair of a channel and a tap, its lanes are a block of filters, and the sum runs over pixels: equation (3).  What is what is
-said by the tables that `fastconv.engine` makes.
+said by the tables that `fastconv.engine` and `fastconv.correlation` make.
 
 The output's pixels are cut into strips, (images, planes, rows, columns), few enough that what they need of the input stays in
 the second-level cache.  Strips of one *kind* meet the padding alike, and share their tables: a kind is a list of *runs*, pixels
