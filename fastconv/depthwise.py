@@ -39,7 +39,7 @@ from .programs import (
     tap_numbers,
     unpacking,
 )
-from .simd import GROUPED, SLIDES, TALL, TALLER, lanes, line_parts
+from .simd import GROUPED, SLIDES, SUM_TALL, TALL, lanes, line_parts
 from .strips import (
     STRIP_BYTES,
     Ints,
@@ -75,6 +75,9 @@ PHASES_BYTES = 16 << 20
 """Fewest bytes of an output that goes to memory past the caches where phases write it, each some pixels of a row: that takes
 longer than what is written side by side, and smaller outputs may stay in the third-level cache."""
 
+CROWDED_BYTES = 2048
+"""Pixels that lie a multiple of so many bytes apart share two sets of the first-level cache."""
+
 DEPTHWISE_PIXELS, DEPTHWISE_BYTES = 392, 392 << 10
 """Most pixels of a depthwise strip, and bytes of a block of them: their box and the results share the second-level cache."""
 
@@ -84,14 +87,19 @@ def _neighbours(taps: Taps, distance: int) -> bool:
     return all(b - a == distance for (_, a), (_, b) in itertools.pairwise(taps))
 
 
-def _slide(taps: Sequence[Taps], step: Ints, members: int) -> tuple[int, int, int]:
-    """Choose the tile that slides over lines of these taps: its taps in a row, stride and rows of outputs."""
+def _slide(taps: Sequence[Taps], step: Ints, members: int, pixel_bytes: int, sums: bool) -> tuple[int, int, int]:
+    """Choose the tile that slides over lines of these taps, or ``sums`` over pixels: its taps in a row, stride and rows.
+
+    Five taps that are summed, and seven in any case, take more time in tall tiles, but where those of one row would find
+    nothing in the first-level cache.
+    """
     _, above, beside = taps
     each = len(beside)
     if each < 2 or (each, step[2]) not in (SLIDES if members == 1 else GROUPED) or not _neighbours(beside, 1):
         return 1, 1, 1
-    tall = members == 1 and (each, step[2], TALL) in TALLER and len(above) == each and _neighbours(above, step[1])
-    return each, step[2], TALL if tall else 1
+    square = len(above) == each and _neighbours(above, step[1])
+    tall = members == step[2] == 1 and square and (each < (5 if sums else 7) or pixel_bytes % CROWDED_BYTES == 0)
+    return each, step[2], (SUM_TALL if sums else TALL).get(each, 1) if tall else 1
 
 
 def _lines(taps: Sequence[Taps], each: int, source: Source) -> list[list[int]]:
@@ -161,7 +169,7 @@ def pixels_program(p: Pixels) -> Program:
     rows, runs, term = np.full((members, T), -1, np.int64), [], 0
     for phases in itertools.product(*(axis.phases for axis in axes)):
         taps = tuple(phase.taps for phase in phases)
-        each, stride, height = _slide(taps, p.stride, members)
+        each, stride, height = _slide(taps, p.stride, members, source.pitches[4] * itemsize, sums=False)
         met = tap_numbers(g, taps)
         rows[:, [n for n, _ in met]] = term + _rows_of(len(met), each, members)
         lines = _lines(taps, each, source)
@@ -221,7 +229,7 @@ def weights_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: 
     tables = Tables()
     numbers = strip_numbers(source, kinds, tables, g.output_shape, steps_of_image(g.output_shape, grad_last), (1, 1, 1))
     taps = tuple(axis.phases[0].taps for axis in axes)
-    row_taps, stride, height = _slide(taps, g.stride, members)
+    row_taps, stride, height = _slide(taps, g.stride, members, source.pitches[4] * itemsize, sums=True)
     lines, rows = _lines(taps, row_taps, source), _rows_of(T, row_taps, members)
     panels = 1 if reads else parts
     boxes = 0 if reads else width // lanes(itemsize) * source.box_steps[1]

@@ -319,9 +319,9 @@ def check_short(dtype):
             compare(run_short, outer._short_tile_twin, [height, *in_order(outer.TILE, **arguments)], *results)
 
 
-def sliding(n):
+def sliding(n, kinds):
     """All kinds of sliding tiles, and numbers of channels that they can take."""
-    plain = tuple((kind, channels) for kind in slide.KINDS for channels in (n, 2 * n + 1))
+    plain = tuple((kind, channels) for kind in kinds for channels in (n, 2 * n + 1))
     groups = tuple((kind, channels) for kind in slide.GROUP_KINDS if kind[3] <= n for channels in (n, 2 * n + kind[3]))
     return plain, groups
 
@@ -373,11 +373,12 @@ def image(draw, rng, dtype, kind, count, groups, rows, channels):
 def check_slide(dtype):
     """Every kind of row, whole and partial spans, and a last vector that overlaps."""
     rng, n = np.random.default_rng(0), lanes(np.dtype(dtype).itemsize)
-    plain, grouped = sliding(n)
+    plain, grouped = sliding(n, slide.KINDS)
     cases = [*product((*plain, *grouped), (1, SPAN, SPAN + 2), (0, 1, 2), (0, 1, 4))]
     many = [(kind, (slide.MANY + 1) * n + kind[3]) for kind, _ in (*plain[-2:], *grouped[-1:])]
     cases += product(many, (SPAN,), (1,), (2,))  # does not begin with a line
     streaming = product((*plain, *((kind, 2 * n) for kind, _ in plain[::2]), *grouped), (1, SPAN + 2), (1, 2), (1, 4))
+    streaming = *streaming, *product(((kind, (slide.MANY + 1) * n) for kind, _ in plain), (SPAN,), (1,), (2,))
     for streams, ((kind, channels), count, groups, rows) in (*product((0,), cases), *product((1,), streaming)):
         given = image(rng.standard_normal, rng, dtype, kind, count, groups, rows, channels)
         pitch, out_step = channels + 1, n * (channels // n + 2) if streams else channels + 3
@@ -407,7 +408,7 @@ def check_slide(dtype):
 def check_sum_slide(dtype):
     """Every kind of row, with whole spans and single pixels; these sums are in an order of their own."""
     rng, n = np.random.default_rng(0), lanes(np.dtype(dtype).itemsize)
-    plain, grouped = sliding(n)
+    plain, grouped = sliding(n, slide.SUM_KINDS)
     cases = [*product((*plain, *grouped), (1, SPAN, SPAN + 2), (0, 1, 2), (0, 1, 2))]
     many = [(kind, (slide.MANY + 1) * n + kind[3]) for kind, _ in (*plain[-2:], *grouped[-1:])]
     cases += product(many, (SPAN,), (1,), (1,))
@@ -780,10 +781,13 @@ def test_machine_code(machine, dtype, monkeypatch):
         assert products == 3 * height * width  # two terms in a turn, and one that may be left
         few = 2 if old and n_args == 17 else 0
         assert len(spills) <= few or (machine == "AVX2" and height == 3), (height, width, ahead, n_args)
-    kinds = [*((*kind, 1, 1) for kind in SLIDES), *([(3, 1, 3, 1)] if vectors == 4 else [])]
-    for kind in (*kinds, *(kind for kind in slide.GROUP_KINDS if kind[3] <= vector_bytes // (dtype.bitwidth // 8))):
+    groups = [kind for kind in slide.GROUP_KINDS if kind[3] <= vector_bytes // (dtype.bitwidth // 8)]
+    few = [(*kind, 1, 1) for kind in SLIDES]
+    tall = [(3, 1, 3, 1), (5, 1, 2, 1), (7, 1, 2, 1)] if vectors == 4 else []
+    for kind in (*few, *tall, *groups):
         _, spills = assemble(machine, slide._write_slide_tile, 22, dtype, *kind)
         assert not spills or (machine == "AVX2" and kind[0] >= 3), kind
+    for kind in (*few, *tall[: 1 if machine == "NEON" else 2], *groups):
         _, spills = assemble(machine, slide._write_sum_slide_tile, 19, dtype, *kind)
         assert not spills or (old and kind[2:] != (1, 1) and len(spills) == 1), kind
     monkeypatch.setattr(columns, "REGISTERS", 8 * vectors)

@@ -21,7 +21,7 @@ from llvmlite import ir
 from numba import config
 from numba.core import cgutils
 
-from ..jit import VECTORS
+from ..jit import VECTOR_BYTES, VECTORS
 from .words import I64, LINE, Array, Words, call_first, passed_arguments, private_function, tile_intrinsic
 
 __all__ = [
@@ -29,8 +29,8 @@ __all__ = [
     "MEMBERS",
     "SLIDES",
     "SPAN",
+    "SUM_TALL",
     "TALL",
-    "TALLER",
     "group_slide_tile",
     "slide_tile",
     "sum_group_slide_tile",
@@ -45,17 +45,19 @@ SLIDES = ((1, 1), (2, 1), (3, 1), (4, 1), (5, 1), (7, 1), (3, 2), (5, 2), (7, 2)
 """(taps in a row, stride) of the sliding tiles: each pixel is loaded once for all taps and outputs that it meets.  All other
 kernels are taken as rows of one tap."""
 
-TALL = 3 if VECTORS == 4 else 1
-"""Rows of outputs that a tile of three by three taps computes at once, where there are 32 registers: 3x7 accumulators, nine taps
-and a pixel.  It loads 45 pixels for 189 products, not 27 for 63.  Where pixels lie 2 KiB apart nearly all loads are from the
-second-level cache, as those of a vector of channels share two sets of the first."""
+TALL = {3: 3, 5: 2, 7: 2} if VECTORS == 4 else {}
+SUM_TALL = {3: 3} | ({5: 2} if VECTOR_BYTES == LINE else {}) if VECTORS == 4 else {}
+"""Rows of outputs that a tile of so many by so many taps computes at once, and rows of gradients that one that sums takes, where
+there are 32 registers: of three taps 3x7 accumulators, nine taps and a pixel.  It loads 45 pixels for 189 products, not 27 for
+63.  Where pixels lie 2 KiB apart nearly all loads are from the second-level cache, as those of a vector of channels share two
+sets of the first.  Sums of five by five taps need a machine that multiplies what lies in memory."""
 
 MANY = 16
 """Vectors of channels from which on one more is worth it, if the others then do not lie in two lines of the cache each: in an
 array that does not begin with a line."""
 
-TALLER = ((3, 1, TALL),) if TALL > 1 else ()
-"""(taps in a row, stride, rows of outputs) of the sliding tiles for several rows."""
+MANY_TAPS = 5
+"""Taps in a row from which on loads, not what is written to memory, decide how vectors of channels are cut."""
 
 MEMBERS = (4, 8)
 """Channels of a group over which tiles slide, too, and as many filters: lanes are filters, and each takes the channels of its
@@ -67,8 +69,11 @@ GROUPED = ((1, 1), (2, 1), (3, 1), (3, 2))
 MEMBERS_AT_ONCE = VECTORS
 """Channels of a group that a tile takes at once: with three taps in a row their weights are 12 registers of 32, or 6 of 16."""
 
-KINDS = tuple((*kind, 1) for kind in (*((*kind, 1) for kind in SLIDES), *TALLER))
-"""The sliding tiles of channels that do not mix: taps in a row, stride, rows of outputs, and channels of a group."""
+KINDS, SUM_KINDS = (
+    (*((*kind, 1, 1) for kind in SLIDES), *((taps, 1, height, 1) for taps, height in tall.items()))
+    for tall in (TALL, SUM_TALL)
+)
+"""The sliding tiles of channels that do not mix, and those that sum: taps in a row, stride, rows, and channels of a group."""
 
 GROUP_KINDS = tuple((*kind, 1, members) for members in MEMBERS for kind in GROUPED)
 """The same of those for groups."""
@@ -138,6 +143,10 @@ class _Walk:
                     yield self.w.load(self.w.at(address, place), self.w.vector), meets
             place = self.b.add(place, self.x_step)
 
+    def apart(self) -> Any:
+        """Return how many numbers after a line of the cache the input begins: its vectors then lie in two lines each."""
+        return self.b.and_(self.b.udiv(self.x, I64(self.w.size)), I64(self.w.lanes - 1))
+
     def vectors(self, channels: Any, in_order: Any = None) -> Iterator[tuple[Any, Any]]:
         """Visit the vectors of channels: the first channel of each, and the first that is not one of those before it.
 
@@ -146,7 +155,7 @@ class _Walk:
         """
         b, n = self.b, I64(self.w.lanes)
         lane, until = self.w.variable(I64), self.w.variable(I64)
-        apart = b.and_(b.udiv(self.x, I64(self.w.size)), I64(self.w.lanes - 1))
+        apart = self.apart()
         few = b.icmp_signed("<", channels, I64(MANY * self.w.lanes))
         if in_order is not None:
             few = b.or_(few, in_order)
@@ -191,9 +200,15 @@ def _write_slide_tile(function: Any, dtype: Any, taps: int, stride: int, height:
     acc = [[w.variable(w.vector) for _ in range(SPAN)] for _ in range(height)]
     done = w.variable(I64)
     least = w.splat(w.load(floor, w.scalar))
-    # Only whole lines of the cache go past it: vectors then begin where lines of the output do.  Where a vector is part of one,
-    # lines are held until all their parts can follow each other: what is written in between would end them early.
-    parts, by_lines = LINE // w.bytes, b.icmp_signed("!=", streams, I64(0))
+    # Only whole lines of the cache go past it: vectors then begin where lines of the output do, but not if many taps load vectors
+    # that would lie in two lines of the input each.  Where a vector is part of a line, lines are held until all their parts can
+    # follow each other: what is written in between would end them early.
+    parts = LINE // w.bytes
+    if taps >= MANY_TAPS:
+        aligned = b.icmp_signed("==", walk.apart(), I64(0))
+        few = b.icmp_signed("<", channels, I64(MANY * w.lanes))
+        streams = b.select(b.or_(aligned, few), streams, I64(0))
+    by_lines = b.icmp_signed("!=", streams, I64(0))
     if parts > 1:
         by_lines = w.fill_lines([out, out_step, out_row, b.mul(channels, I64(w.size))], streams)
         held = b.ptrtoint(cgutils.alloca_once(b, ir.ArrayType(w.vector, height * SPAN * parts)), I64)
@@ -290,11 +305,11 @@ def _slide_twin(
 
 def _call_slides(
     builder: Any, named: dict[str, tuple[Any, Any]], w: Words, name: str, write: Callable[..., None], passed: list[Any],
-    grouped: bool,
+    kinds: tuple[tuple[int, ...], ...],
 ) -> None:  # fmt: skip
-    """Emit the sliding tiles of all kinds, and the call of the one whose first arguments are those of its kind."""
+    """Emit the sliding tiles of these kinds, and the call of the one whose first arguments are those of its kind."""
     calls = []
-    for kind in [kind for kind in (GROUP_KINDS if grouped else KINDS) if kind[-1] <= w.lanes][::-1]:
+    for kind in [kind for kind in kinds if kind[-1] <= w.lanes][::-1]:
         condition = ir.Constant(ir.IntType(1), 1)
         for (_, given), value in zip(named.values(), kind, strict=False):
             condition = builder.and_(condition, builder.icmp_signed("==", given, I64(value)))
@@ -311,7 +326,8 @@ def _call_slide(context: Any, builder: Any, named: dict[str, tuple[Any, Any]], g
         "start+floor_at streams"
     )
     dtype, w, passed = passed_arguments(context, builder, named, names)
-    _call_slides(builder, named, w, "slide_tile", lambda f, *kind: _write_slide_tile(f, dtype, *kind), passed, grouped)
+    kinds = GROUP_KINDS if grouped else KINDS
+    _call_slides(builder, named, w, "slide_tile", lambda f, *kind: _write_slide_tile(f, dtype, *kind), passed, kinds)
 
 
 def _write_sum_slide_tile(function: Any, dtype: Any, taps: int, stride: int, height: int, members: int) -> None:
@@ -402,8 +418,9 @@ def _sum_slide_twin(
 def _call_sum_slide(context: Any, builder: Any, named: dict[str, tuple[Any, Any]], grouped: bool) -> None:
     names = f"tables+lines_at {IMAGE_PASSED} gradient+gradient_at gradient_step gradient_row out+out_at pitch count rows channels"
     dtype, w, passed = passed_arguments(context, builder, named, names)
+    kinds = GROUP_KINDS if grouped else SUM_KINDS
     _call_slides(
-        builder, named, w, "sum_slide_tile", lambda f, *kind: _write_sum_slide_tile(f, dtype, *kind), passed, grouped
+        builder, named, w, "sum_slide_tile", lambda f, *kind: _write_sum_slide_tile(f, dtype, *kind), passed, kinds
     )
 
 
@@ -425,8 +442,8 @@ member of each channel's group has there.
 Parameters
 ----------
 taps, stride, height, members : int
-    One of SLIDES, 1 and 1, or one of TALLER and 1; of `group_slide_tile` one of GROUPED, 1 and one of MEMBERS.  The
-    lines of TALLER come in threes, each y_row behind the one before it.
+    One of SLIDES, 1 and 1, or taps of TALL, 1, its height and 1; of `group_slide_tile` one of GROUPED, 1 and one of MEMBERS.
+    The lines of tall tiles come in groups, as many as taps, each y_row behind the one before it.
 weights, weights_at, pitch : flat array, offset and distance
     The channels' factors for each tap.
 tables, lines_at, lines : flat int64 array, offset and int
