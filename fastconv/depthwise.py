@@ -39,7 +39,7 @@ from .programs import (
     tap_numbers,
     unpacking,
 )
-from .simd import GROUPED, SLIDES, SUM_TALL, TALL, lanes, line_parts
+from .simd import GROUPED, SLIDES, TALL, VECTORS, lanes, line_parts
 from .strips import (
     STRIP_BYTES,
     Ints,
@@ -90,7 +90,7 @@ def _neighbours(taps: Taps, distance: int) -> bool:
 def _slide(taps: Sequence[Taps], step: Ints, members: int, pixel_bytes: int, sums: bool) -> tuple[int, int, int]:
     """Choose the tile that slides over lines of these taps, or ``sums`` over pixels: its taps in a row, stride and rows.
 
-    Five taps that are summed, and seven in any case, take more time in tall tiles, but where those of one row would find
+    Tall ones whose accumulators, taps or gradients do not fit into registers are worth it only where those of one row would find
     nothing in the first-level cache.
     """
     _, above, beside = taps
@@ -98,8 +98,9 @@ def _slide(taps: Sequence[Taps], step: Ints, members: int, pixel_bytes: int, sum
     if each < 2 or (each, step[2]) not in (SLIDES if members == 1 else GROUPED) or not _neighbours(beside, 1):
         return 1, 1, 1
     square = len(above) == each and _neighbours(above, step[1])
-    tall = members == step[2] == 1 and square and (each < (5 if sums else 7) or pixel_bytes % CROWDED_BYTES == 0)
-    return each, step[2], (SUM_TALL if sums else TALL).get(each, 1) if tall else 1
+    fits = (sums or each < 7) if VECTORS == 4 else (sums and each < 7)
+    tall = members == step[2] == 1 and square and (fits or pixel_bytes % CROWDED_BYTES == 0)
+    return each, step[2], TALL.get(each, 1) if tall else 1
 
 
 def _lines(taps: Sequence[Taps], each: int, source: Source) -> list[list[int]]:

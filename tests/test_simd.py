@@ -319,9 +319,9 @@ def check_short(dtype):
             compare(run_short, outer._short_tile_twin, [height, *in_order(outer.TILE, **arguments)], *results)
 
 
-def sliding(n, kinds):
+def sliding(n):
     """All kinds of sliding tiles, and numbers of channels that they can take."""
-    plain = tuple((kind, channels) for kind in kinds for channels in (n, 2 * n + 1))
+    plain = tuple((kind, channels) for kind in slide.KINDS for channels in (n, 2 * n + 1))
     groups = tuple((kind, channels) for kind in slide.GROUP_KINDS if kind[3] <= n for channels in (n, 2 * n + kind[3]))
     return plain, groups
 
@@ -373,7 +373,7 @@ def image(draw, rng, dtype, kind, count, groups, rows, channels):
 def check_slide(dtype):
     """Every kind of row, whole and partial spans, and a last vector that overlaps."""
     rng, n = np.random.default_rng(0), lanes(np.dtype(dtype).itemsize)
-    plain, grouped = sliding(n, slide.KINDS)
+    plain, grouped = sliding(n)
     cases = [*product((*plain, *grouped), (1, SPAN, SPAN + 2), (0, 1, 2), (0, 1, 4))]
     many = [(kind, (slide.MANY + 1) * n + kind[3]) for kind, _ in (*plain[-2:], *grouped[-1:])]
     cases += product(many, (SPAN,), (1,), (2,))  # does not begin with a line
@@ -408,7 +408,7 @@ def check_slide(dtype):
 def check_sum_slide(dtype):
     """Every kind of row, with whole spans and single pixels; these sums are in an order of their own."""
     rng, n = np.random.default_rng(0), lanes(np.dtype(dtype).itemsize)
-    plain, grouped = sliding(n, slide.SUM_KINDS)
+    plain, grouped = sliding(n)
     cases = [*product((*plain, *grouped), (1, SPAN, SPAN + 2), (0, 1, 2), (0, 1, 2))]
     many = [(kind, (slide.MANY + 1) * n + kind[3]) for kind, _ in (*plain[-2:], *grouped[-1:])]
     cases += product(many, (SPAN,), (1,), (1,))
@@ -762,10 +762,10 @@ def optimise(module, target):
 def test_machine_code(machine, dtype, monkeypatch):
     """The tiles assemble for each kind of machine, with accumulators in registers: none is spilled among the products.
 
-    Not so where LLVM has no register to spare: with 16 of them, three short rows, and rows of three taps and more; with 32, one
-    of 25 sums and six vectors, and more of these on NEON, which multiplies nothing in memory.  The LLVM of the oldest Numba
-    spills a vector of sums of tall tiles and of groups, too, one more of 25 sums, some of maps that fetch ahead, two of far
-    tiles.
+    Not so where LLVM has no register to spare: with 16 of them, three short rows, rows of three taps and more, and two rows of
+    seven that are summed; with 32, one of 25 sums and six vectors, and more of these on NEON, which multiplies nothing in memory.
+    The LLVM of the oldest Numba spills a vector of sums of tall tiles and of groups, too, one more of 25 sums, some of maps that
+    fetch ahead, two of far tiles.
     """
     old = llvm.llvm_version_info < (15,)
     vector_bytes, vectors = MACHINES[machine][3:5]
@@ -782,14 +782,15 @@ def test_machine_code(machine, dtype, monkeypatch):
         few = 2 if old and n_args == 17 else 0
         assert len(spills) <= few or (machine == "AVX2" and height == 3), (height, width, ahead, n_args)
     groups = [kind for kind in slide.GROUP_KINDS if kind[3] <= vector_bytes // (dtype.bitwidth // 8)]
-    few = [(*kind, 1, 1) for kind in SLIDES]
-    tall = [(3, 1, 3, 1), (5, 1, 2, 1), (7, 1, 2, 1)] if vectors == 4 else []
-    for kind in (*few, *tall, *groups):
+    tall = [(3, 1, 3, 1), (5, 1, 2, 1), (7, 1, 2, 1)][vectors == 2 :]
+    kinds = [*((*kind, 1, 1) for kind in SLIDES), *tall, *groups]
+    for kind in kinds:
         _, spills = assemble(machine, slide._write_slide_tile, 22, dtype, *kind)
         assert not spills or (machine == "AVX2" and kind[0] >= 3), kind
-    for kind in (*few, *tall[: 1 if machine == "NEON" else 2], *groups):
+    for kind in kinds:
         _, spills = assemble(machine, slide._write_sum_slide_tile, 19, dtype, *kind)
-        assert not spills or (old and kind[2:] != (1, 1) and len(spills) == 1), kind
+        crowded = machine == "AVX2" and kind == (7, 1, 2, 1)
+        assert not spills or crowded or (old and kind[2:] != (1, 1) and len(spills) == 1), kind
     monkeypatch.setattr(columns, "REGISTERS", 8 * vectors)
     for kind in COLUMNS:
         for width in columns._widths(*kind):

@@ -11,6 +11,7 @@ group.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,7 @@ from llvmlite import ir
 from numba import config
 from numba.core import cgutils
 
-from ..jit import VECTOR_BYTES, VECTORS
+from ..jit import VECTORS
 from .words import I64, LINE, Array, Words, call_first, passed_arguments, private_function, tile_intrinsic
 
 __all__ = [
@@ -29,7 +30,6 @@ __all__ = [
     "MEMBERS",
     "SLIDES",
     "SPAN",
-    "SUM_TALL",
     "TALL",
     "group_slide_tile",
     "slide_tile",
@@ -45,12 +45,13 @@ SLIDES = ((1, 1), (2, 1), (3, 1), (4, 1), (5, 1), (7, 1), (3, 2), (5, 2), (7, 2)
 """(taps in a row, stride) of the sliding tiles: each pixel is loaded once for all taps and outputs that it meets.  All other
 kernels are taken as rows of one tap."""
 
-TALL = {3: 3, 5: 2, 7: 2} if VECTORS == 4 else {}
-SUM_TALL = {3: 3} | ({5: 2} if VECTOR_BYTES == LINE else {}) if VECTORS == 4 else {}
-"""Rows of outputs that a tile of so many by so many taps computes at once, and rows of gradients that one that sums takes, where
-there are 32 registers: of three taps 3x7 accumulators, nine taps and a pixel.  It loads 45 pixels for 189 products, not 27 for
-63.  Where pixels lie 2 KiB apart nearly all loads are from the second-level cache, as those of a vector of channels share two
-sets of the first.  Sums of five by five taps need a machine that multiplies what lies in memory."""
+TALL = {3: 3, 5: 2, 7: 2} if VECTORS == 4 else {5: 2, 7: 2}
+"""Rows of outputs that a tall tile of so many by so many taps computes at once, or rows of gradients that it sums up.
+
+With 32 registers one of three taps has 3x7 accumulators, nine taps and a pixel.  It loads 45 pixels for 189 products, not 27 for
+63.  One that sums has accumulators for as many lines of taps as rows: a row of the input meets no others.  With 16 registers
+there are too few, but where pixels lie 2 KiB apart nearly all loads are from the second-level cache, as those of a vector of
+channels share two sets of the first: fewer of them are worth it even then."""
 
 MANY = 16
 """Vectors of channels from which on one more is worth it, if the others then do not lie in two lines of the cache each: in an
@@ -69,11 +70,8 @@ GROUPED = ((1, 1), (2, 1), (3, 1), (3, 2))
 MEMBERS_AT_ONCE = VECTORS
 """Channels of a group that a tile takes at once: with three taps in a row their weights are 12 registers of 32, or 6 of 16."""
 
-KINDS, SUM_KINDS = (
-    (*((*kind, 1, 1) for kind in SLIDES), *((taps, 1, height, 1) for taps, height in tall.items()))
-    for tall in (TALL, SUM_TALL)
-)
-"""The sliding tiles of channels that do not mix, and those that sum: taps in a row, stride, rows, and channels of a group."""
+KINDS = (*((*kind, 1, 1) for kind in SLIDES), *((taps, 1, height, 1) for taps, height in TALL.items()))
+"""The sliding tiles of channels that do not mix: taps in a row, stride, rows of outputs, and channels of a group."""
 
 GROUP_KINDS = tuple((*kind, 1, members) for members in MEMBERS for kind in GROUPED)
 """The same of those for groups."""
@@ -103,6 +101,7 @@ class _Walk:
         self.table, self.lines, self.x, self.z, self.z_end, self.y, self.y_row, self.y_end = args[:8]
         self.column, self.x_step, self.x_end = args[8:]
         self.reach = taps if height > 1 else 1  # lines that follow each other at the distance of rows
+        self.rows = self.reach + height - 1  # of the input, which these meet
 
     def exists(self, place: Any, end: Any) -> Any:
         """Say whether a place along an axis does: as an unsigned number, less than 0 is very large."""
@@ -125,14 +124,17 @@ class _Walk:
             with self.b.if_then(meets, likely=True):
                 yield line, places
 
-    def rows(self, source: Any, places: list[Any]) -> Iterator[tuple[Any, list[tuple[int, int]]]]:
-        """Visit the rows of a group: the address of each, and the pairs of a row of outputs and a line that meet there."""
+    @contextlib.contextmanager
+    def row(self, number: int, source: Any, places: list[Any]) -> Iterator[tuple[Any, list[tuple[int, int]]]]:
+        """Visit a row of those that a group meets, if it exists: its address, and the rows of outputs and the lines that meet it.
+
+        Line k of the group and row r of outputs meet row r + k.
+        """
         plane, above, _ = places
-        for i in range(self.reach + self.height - 1):
-            here = self.b.add(above, self.b.mul(self.y_row, I64(i)))
-            with self.b.if_then(self.exists(here, self.y_end), likely=True):
-                address = self.w.at(source, self.b.add(plane, here))
-                yield address, [(r, i - r) for r in range(self.height) if 0 <= i - r < self.reach]
+        here = self.b.add(above, self.b.mul(self.y_row, I64(number)))
+        with self.b.if_then(self.exists(here, self.y_end), likely=True):
+            met = [(r, number - r) for r in range(self.height) if 0 <= number - r < self.reach]
+            yield self.w.at(source, self.b.add(plane, here)), met
 
     def pixels(self, address: Any, place: Any, span: int) -> Iterator[tuple[Any, list[tuple[int, int]]]]:
         """Visit the pixels of a row: each, and the pairs of an output, of ``span``, and a tap that meet there."""
@@ -213,23 +215,27 @@ def _write_slide_tile(function: Any, dtype: Any, taps: int, stride: int, height:
         by_lines = w.fill_lines([out, out_step, out_row, b.mul(channels, I64(w.size))], streams)
         held = b.ptrtoint(cgutils.alloca_once(b, ir.ArrayType(w.vector, height * SPAN * parts)), I64)
 
+    def add_row(line: Any, places: list[Any], factors: Any, address: Any, met: list[tuple[int, int]]) -> None:
+        for some in _members_at_once(members):
+            at = [b.add(factors, b.mul(b.add(line, I64(k)), b.mul(pitch, I64(taps * members)))) for _, k in met]
+            numbers = range(some[0] * taps, (some[-1] + 1) * taps)
+            these = [[w.load(b.add(here, b.mul(pitch, I64(n))), w.vector) for n in numbers] for here in at]
+            for pixel, meets in walk.pixels(address, places[2], SPAN):
+                for i, member in enumerate(some):
+                    value = w.spread(pixel, members, member)
+                    for (r, _), column in zip(met, these, strict=True):
+                        for m, c in meets:
+                            b.store(w.multiply_add(column[i * taps + c], value, b.load(acc[r][m])), acc[r][m])
+
     def compute(row: Any, first: Any, offset: Any) -> None:
         source, factors = b.add(walk.x, offset), b.add(weights, offset)
         bias = w.load(b.add(start, offset), w.vector)
         for a in itertools.chain(*acc):
             b.store(bias, a)
         for line, places in walk.groups(row, first):
-            for address, met in walk.rows(source, places):
-                for some in _members_at_once(members):
-                    at = [b.add(factors, b.mul(b.add(line, I64(k)), b.mul(pitch, I64(taps * members)))) for _, k in met]
-                    numbers = range(some[0] * taps, (some[-1] + 1) * taps)
-                    these = [[w.load(b.add(here, b.mul(pitch, I64(n))), w.vector) for n in numbers] for here in at]
-                    for pixel, meets in walk.pixels(address, places[2], SPAN):
-                        for i, member in enumerate(some):
-                            value = w.spread(pixel, members, member)
-                            for (r, _), column in zip(met, these, strict=True):
-                                for m, c in meets:
-                                    b.store(w.multiply_add(column[i * taps + c], value, b.load(acc[r][m])), acc[r][m])
+            for number in range(walk.rows):
+                with walk.row(number, source, places) as (address, met):
+                    add_row(line, places, factors, address, met)
         walk.fetch(source, row, first)
 
     def outputs(there: Any, rest: Any, left: Any) -> Iterator[tuple[int, int, Any]]:
@@ -347,6 +353,24 @@ def _write_sum_slide_tile(function: Any, dtype: Any, taps: int, stride: int, hei
     done = w.variable(I64)
     zero = ir.Constant(w.vector, [0.0] * w.lanes)
 
+    def add_row(
+        span: int, places: list[Any], factors: list[list[Any]], some: range, address: Any, met: list[tuple[int, int]]
+    ) -> None:  # fmt: skip
+        for pixel, meets in walk.pixels(address, places[2], span):
+            for i, member in enumerate(some):
+                value = w.spread(pixel, members, member)
+                for (r, k), (m, c) in itertools.product(met, meets):
+                    a = acc[k][i * taps + c]
+                    b.store(w.multiply_add(factors[r][m], value, b.load(a)), a)
+
+    def add_sums(sums: list[Any], ends: list[Any], before: Any) -> None:
+        with b.if_then(b.icmp_signed(">", before, I64(0)), likely=False):
+            new = w.from_lane(before)
+            for a in sums:
+                b.store(b.select(new, b.load(a), zero), a)
+        for end, a in zip(ends, sums, strict=True):
+            w.store(b.fadd(w.load(end, w.vector), b.load(a)), end)
+
     def add_products(span: int, row: Any, first: Any, source: Any, there: Any, sums: Any, before: Any) -> None:
         each = [
             [b.add(there, b.add(b.mul(gradient_row, I64(r)), b.mul(gradient_step, I64(m)))) for m in range(span)]
@@ -358,22 +382,15 @@ def _write_sum_slide_tile(function: Any, dtype: Any, taps: int, stride: int, hei
                 at = b.add(sums, b.mul(line, b.mul(pitch, I64(taps * members))))
                 numbers = range(some[0] * taps, some[0] * taps + walk.reach * taps * len(some))
                 ends = [b.add(at, b.mul(pitch, I64(n))) for n in numbers]
-                flat = list(itertools.chain(*acc))
-                for a in flat:
-                    b.store(zero, a)
-                for address, met in walk.rows(source, places):
-                    for pixel, meets in walk.pixels(address, places[2], span):
-                        for i, member in enumerate(some):
-                            value = w.spread(pixel, members, member)
-                            for (r, k), (m, c) in itertools.product(met, meets):
-                                a = acc[k][i * taps + c]
-                                b.store(w.multiply_add(factors[r][m], value, b.load(a)), a)
-                with b.if_then(b.icmp_signed(">", before, I64(0)), likely=False):
-                    new = w.from_lane(before)
-                    for a in flat:
-                        b.store(b.select(new, b.load(a), zero), a)
-                for end, a in zip(ends, flat, strict=True):
-                    w.store(b.fadd(w.load(end, w.vector), b.load(a)), end)
+                for number in range(walk.rows):  # the first that line ``number`` meets
+                    if number < walk.reach:
+                        for a in acc[number]:
+                            b.store(zero, a)
+                    with walk.row(number, source, places) as (address, met):
+                        add_row(span, places, factors, some, address, met)
+                    k = number - height + 1  # the line that meets no other
+                    if k >= 0:
+                        add_sums(acc[k], ends[k * taps * len(some) : (k + 1) * taps * len(some)], before)
         if span > 1:
             walk.fetch(source, row, first)
             for r, m in itertools.product(range(height), range(span)):
@@ -418,7 +435,7 @@ def _sum_slide_twin(
 def _call_sum_slide(context: Any, builder: Any, named: dict[str, tuple[Any, Any]], grouped: bool) -> None:
     names = f"tables+lines_at {IMAGE_PASSED} gradient+gradient_at gradient_step gradient_row out+out_at pitch count rows channels"
     dtype, w, passed = passed_arguments(context, builder, named, names)
-    kinds = GROUP_KINDS if grouped else SUM_KINDS
+    kinds = GROUP_KINDS if grouped else KINDS
     _call_slides(
         builder, named, w, "sum_slide_tile", lambda f, *kind: _write_sum_slide_tile(f, dtype, *kind), passed, kinds
     )
