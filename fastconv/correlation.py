@@ -14,7 +14,7 @@ import numpy as np
 
 from .arrays import LINE, Array
 from .geometry import ConvGeometry, ceil_div, even_part
-from .kernels.direct import CORRELATE, correlate
+from .kernels.direct import CORRELATE, CORRELATE_RUN, ROWS_OF_PART, correlate
 from .programs import (
     CHUNK_PIXELS,
     FIRST_PANEL,
@@ -313,25 +313,31 @@ def _lay_runs(w: Weights, cut: Cut, source: Source, kinds: Kinds, rows: Array, t
     pitch, width = panel_pitch(w.filters, w.itemsize), tile_width(w.itemsize)
     lying = steps_of_image(w.g.output_shape, w.grad_last)
     local = (math.prod(cut.strip[1:]), math.prod(cut.strip[2:]), cut.strip[3], 1)
-    taken: dict[Any, list[int]] = {}
+    parts_at: dict[Any, int] = {}
     first_run, runs = [0], []
     for _, segments in kinds.all():
         for _, run in runs_of(segments):
             taps = tuple(tap for _, _, tap in run[1:])
             met = tap_numbers(w.g, taps)
-            if taps not in taken:
+            if taps not in parts_at:
                 table = list_pairs(source, rows, [source.place(at) for _, at in met], [n for n, _ in met], cut.depths)
-                taken[taps] = []
+                parts = []
                 for part in range(cut.parts):
                     mine = table[part * cut.depths * len(met) : (part + 1) * cut.depths * len(met)]
                     at, to = fill_tiles(mine[:, 0]), fill_tiles(mine[:, 1] * pitch)
-                    taken[taps] += [tables.add(at), tables.add(to), at.size]
+                    parts.append(ROWS_OF_PART.row(rows_at=tables.add(at), targets_at=tables.add(to), rows=at.size))
+                parts_at[taps] = tables.add(parts)
             at = grid_offsets(run, source.pixel_steps)
             pixels = [
                 grid_offsets(run, local) * p for p in (pitch, whole_lanes(w.filters, w.itemsize) % width or width)
             ]
             pixels.append(grid_offsets(run, (lying[0], *lying[2:])) if w.reads else pixels[0])
-            runs.append((*(tables.add(np.stack([at, to], 1)) for to in pixels), at.size, *taken[taps]))
+            packed, last, read = (tables.add(np.stack([at, to], 1)) for to in pixels)
+            runs.append(
+                CORRELATE_RUN.row(
+                    pairs_at=packed, last_pairs_at=last, lying_pairs_at=read, pixels=at.size, parts_at=parts_at[taps]
+                )
+            )
         first_run.append(len(runs))
     return {"runs_at": tables.add(first_run), "run_list_at": tables.add(runs)}
 

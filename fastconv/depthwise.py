@@ -20,6 +20,7 @@ from .kernels.depthwise import (
     CORRELATE_DEPTHWISE,
     GATHER_DEPTHWISE,
     PACK_GROUPS,
+    SLIDE_RUN,
     correlate_depthwise,
     correlate_groups,
     gather_depthwise,
@@ -174,10 +175,13 @@ def pixels_program(p: Pixels) -> Program:
         met = tap_numbers(g, taps)
         rows[:, [n for n, _ in met]] = term + _rows_of(len(met), each, members)
         lines = _lines(taps, each, source)
-        runs.append((
-            *(phase.count for phase in phases), *(phase.first for phase in phases), each, stride, height, len(lines),
-            tables.add(lines), term,
-        ))  # fmt: skip
+        z, y, x = phases
+        runs.append(
+            SLIDE_RUN.row(
+                Z=z.count, Y=y.count, X=x.count, first_z=z.first, first_y=y.first, first_x=x.first, each=each, stride=stride,
+                height=height, lines=len(lines), lines_at=tables.add(lines), term=term,
+            )
+        )  # fmt: skip
         term += members * len(met)
     rows[rows < 0] = term + np.arange(terms - term)  # taps that no phase meets
     numbers |= {"box_size": boxes, "runs_at": tables.add(runs), "run_list_at": 0}

@@ -22,7 +22,7 @@ from .algorithm import Algorithm
 from .arrays import LINE, Array
 from .correlation import swaps, weights_program
 from .geometry import ConvGeometry, ceil_div
-from .kernels.direct import GATHER, gather
+from .kernels.direct import GATHER, GATHER_RUN, gather
 from .kernels.pack import PANEL, pack_panel
 from .kernels.sums import PLANES, sum_of_pixels, sums
 from .planes import lanes_are_pixels
@@ -195,7 +195,12 @@ def _gather_program(p: Pixels) -> Program:
             firsts = (axis.phases[n].first for axis, n in zip(axes, phases, strict=True))
             to = grid_offsets(run, (steps[0], *inside)) + sum(f * s for f, s in zip(firsts, steps[2:], strict=True))
             at = fill_tiles(grid_offsets(run, source.pixel_steps))
-            runs.append((pairs[taps], len(met), tables.add(at), tables.add(fill_tiles(to)), at.size))
+            runs.append(
+                GATHER_RUN.row(
+                    pairs_at=pairs[taps], terms=len(met), rows_at=tables.add(at), targets_at=tables.add(fill_tiles(to)),
+                    rows=at.size,
+                )
+            )  # fmt: skip
         first_run.append(len(runs))
     numbers |= {"runs_at": tables.add(first_run), "run_list_at": tables.add(runs)}
     room = whole_lanes(source.box_size + (0 if writes else p.scratch_size(strip, pitch)), 1) + FIRST_PANEL

@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from .geometry import ConvGeometry, ceil_div
-from .kernels.direct import PLANES, TAPS, gather_planes, gather_taps
+from .kernels.direct import PLANES, PLANES_RUN, TAP, TAPS, TAPS_RUN, gather_planes, gather_taps
 from .programs import Pixels, Program, members_of, tap_numbers
 from .simd import ROWS, SHORT, VECTORS, lanes
 from .strips import (
@@ -73,9 +73,14 @@ def _channels_program(p: Pixels) -> Program:
             offsets = k * p.weight_steps[2] + np.array([n for n, _ in met], np.int64)
             columns_of = k * source.pitches[1] + np.array([source.place(at) for _, at in met], np.int64)
             pairs_at = tables.add(np.stack([offsets.reshape(-1), columns_of.reshape(-1)], 1))
-            firsts = (axis.phases[n].first for axis, n in zip(axes, phases, strict=True))
-            extents = (b - a for a, b, _ in run[1:])
-            runs.append((pairs_at, depth * len(met), rows_at, targets_at, *firsts, *extents))
+            firsts = [axis.phases[n].first for axis, n in zip(axes, phases, strict=True)]
+            extents = [b - a for a, b, _ in run[1:]]
+            runs.append(
+                PLANES_RUN.row(
+                    pairs_at=pairs_at, terms=depth * len(met), rows_at=rows_at, targets_at=targets_at, first_z=firsts[0],
+                    first_y=firsts[1], first_x=firsts[2], Z=extents[0], Y=extents[1], X=extents[2],
+                )
+            )  # fmt: skip
         first_run.append(len(runs))
     numbers |= {"runs_at": tables.add(first_run), "run_list_at": tables.add(runs)}
     numbers |= {
@@ -126,10 +131,10 @@ def _taps_program(p: Pixels) -> Program:
     for _, segments in kinds.all():
         for phases, run in runs_of(segments):
             met = tap_numbers(g, [tap for _, _, tap in run[1:]])
-            taps_at = tables.add([(n * pitch, y, x) for n, (_, (_, y), (_, x)) in met])
-            _, *firsts = (axis.phases[n].first for axis, n in zip(axes, phases, strict=True))
-            _, *extents = (b - a for a, b, _ in run[1:])
-            runs.append((taps_at, len(met), *firsts, *extents))
+            taps_at = tables.add([TAP.row(part_at=n * pitch, y=y, x=x) for n, (_, (_, y), (_, x)) in met])
+            _, first_y, first_x = (axis.phases[n].first for axis, n in zip(axes, phases, strict=True))
+            _, Y, X = (b - a for a, b, _ in run[1:])
+            runs.append(TAPS_RUN.row(taps_at=taps_at, taps=len(met), first_y=first_y, first_x=first_x, Y=Y, X=X))
         first_run.append(len(runs))
     numbers |= {"runs_at": tables.add(first_run), "run_list_at": tables.add(runs)}
     numbers |= {

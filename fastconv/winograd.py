@@ -197,17 +197,23 @@ def _cut_program(p: Pixels, work: Work, stage_bytes: int) -> Program:
     for phases in phases_of(form):
         offsets = (np.array(phases) - phases[0]) * (values, plane)
         pairs = [offsets[:, None] + terms[some : some + depths] for some in range(0, depth, depths)]
-        summed.append((tables.add(np.concatenate([stage.reshape(-1, 2) for stage in pairs])), len(phases), *phases[0]))
-    lists: list[tuple[int, ...]] = []
-    laid: dict[bytes, Ints] = {}  # most points are used by the same tiles
+        value, weight = phases[0]
+        at = tables.add(np.concatenate([stage.reshape(-1, 2) for stage in pairs]))
+        summed.append({"pairs_at": at, "phases": len(phases), "value": value, "weight": weight})
+    lists = []
+    laid: dict[bytes, dict[str, int]] = {}  # most points are used by the same tiles
     for _, segments in kinds.all():
         tiles = tiles_at(sizes_of(segments), form)
         for (points, _), summing in zip(form.made.planes, summed, strict=True):
             key = tiles[points].tobytes()
             if key not in laid:
                 used = fill_tiles(np.flatnonzero(tiles[points]))
-                laid[key] = tables.add(used * pixel), tables.add(used * pitch), used.size
-            lists.append((*laid[key], *summing))
+                laid[key] = {
+                    "rows_at": tables.add(used * pixel),
+                    "targets_at": tables.add(used * pitch),
+                    "rows": used.size,
+                }
+            lists.append(kernels.MULTIPLY_RUN.row(**laid[key], **summing))
     numbers |= {"runs_at": 0, "run_list_at": tables.add(lists)}
     room = Room(source.box_size)
     # The row of each (depth, tap): in the order in which the input meets the taps.
@@ -286,7 +292,11 @@ def _correlate_program(
     for part, some in itertools.product(range(parts), range(turns)):
         left = min(depths, depth - part * depths) - some * turn
         rows = fill_tiles(np.arange(max(1, min(turn, left))))
-        rows_of_turns.append((tables.add(some * turn + rows), tables.add(rows * pitch), rows.size))
+        rows_of_turns.append(
+            kernels.TURN.row(
+                rows_at=tables.add(some * turn + rows), targets_at=tables.add(rows * pitch), rows=rows.size
+            )
+        )
     count = strip[0] * form.count(*strip[2:])
     values, gradients, products = (odd_lines(size, itemsize) for size in (count * pixel, count * pitch, turn * pitch))
     # Of each value of the weight the pairs that it is summed over, how many, and the first of the values of both images.
@@ -298,14 +308,16 @@ def _correlate_program(
             offsets = (np.array(met) - met[0]) * (values, gradients)
             key = offsets.tobytes(), *(tiles[point].tobytes() for _, point in met)
             if key not in laid:
-                pairs = np.concatenate(
+                all_pairs = np.concatenate(
                     [
                         offset + np.flatnonzero(tiles[point])[:, None] * (pixel, pitch)
                         for offset, (_, point) in zip(offsets, met, strict=True)
                     ]
                 )
-                laid[key] = tables.add(pairs), len(pairs)
-            lists.append((*laid[key], *met[0]))
+                laid[key] = tables.add(all_pairs), len(all_pairs)
+            pairs_at, pairs = laid[key]
+            value, gradient = met[0]
+            lists.append(kernels.CORRELATE_RUN.row(pairs_at=pairs_at, pairs=pairs, value=value, gradient=gradient))
     numbers |= {"runs_at": 0, "run_list_at": tables.add(lists)}
     each = blocks * depth * form.terms * pitch
     own = chunks == 1

@@ -35,6 +35,30 @@ def test_python_and_kernels_read_the_same():
     assert out.tolist() == LAID
 
 
+ROW = Fields("Row", "at count")
+
+read_row = ROW.row_reader()
+
+
+@kernel
+def read_rows(table, at, out):
+    for k in range(len(out)):
+        row = read_row(table, at, k)
+        out[k, 0], out[k, 1] = row.at, row.count
+
+
+def test_rows_of_a_table():
+    rows = [ROW.row(count=2, at=7), ROW.row(at=-1, count=5)]
+    table = np.array([(9, 9), *rows]).reshape(-1)
+    assert table.tolist() == [9, 9, 7, 2, -1, 5]
+    assert [ROW.read_row(table, 2, k) for k in range(2)] == rows
+    out = np.zeros((2, 2), np.int64)
+    read_rows(table, 2, out)
+    assert out.tolist() == [[7, 2], [-1, 5]]
+    with pytest.raises(TypeError, match="more"):
+        ROW.row(at=1, count=2, more=3)
+
+
 def test_place():
     assert [IMAGE.place(name) for name in ("channels", "size", "last")] == [0, 1, 3]
     assert [STRIP.place(name) for name in ("first", "rows")] == [4, 5]

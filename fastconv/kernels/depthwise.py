@@ -23,8 +23,8 @@ from .fields import Fields
 from .pack import pack_box, pack_strip, unpack_strip
 
 __all__ = [
-    "CORRELATE_DEPTHWISE", "GATHER_DEPTHWISE", "PACK_GROUPS", "correlate_depthwise", "correlate_groups", "gather_depthwise",
-    "gather_groups", "pack_groups",
+    "CORRELATE_DEPTHWISE", "GATHER_DEPTHWISE", "PACK_GROUPS", "SLIDE_RUN", "correlate_depthwise", "correlate_groups",
+    "gather_depthwise", "gather_groups", "pack_groups",
 ]  # fmt: skip
 
 Array = np.ndarray[Any, Any]
@@ -33,6 +33,10 @@ Ints = tuple[int, ...]
 GATHER_DEPTHWISE = Fields("GatherDepthwise", "channels width terms phases parts reads members", STRIPS)
 """Channels, numbers in a row of a panel, its rows, phases, parts of the channels, whether images are read and written as they
 lie: then there is one panel, else one for each part; and the channels of a group."""
+
+SLIDE_RUN = Fields("SlideRun", "Z Y X first_z first_y first_x each stride height lines lines_at term")
+"""A phase: how many pixels along each axis, its first one, taps of a line, the stride and the rows that the tile slides with,
+lines, where tables hold their offsets, and its first term."""
 
 CORRELATE_DEPTHWISE = Fields(
     "CorrelateDepthwise",
@@ -48,6 +52,7 @@ PACK_GROUPS = Fields("PackGroups", "pitch channels members taps weight_steps:4")
 channels and taps."""
 
 read_gather, read_correlate, read_groups = GATHER_DEPTHWISE.reader(), CORRELATE_DEPTHWISE.reader(), PACK_GROUPS.reader()
+read_run = SLIDE_RUN.row_reader()
 
 
 def with_name(func: Callable[..., None], name: str, text: str) -> Callable[..., None]:
@@ -122,22 +127,18 @@ def gather_sliding(name: str, tile: Any, text: str) -> Task:
             volume = min(out_step[0] * strip[1], out_shape[2]) * plane
             target, to, there = room, s.box_size, (volume, strip[0] * volume, plane, row, n)
         for p in range(t.phases):
-            # A phase: how many along each axis, its first pixel, taps of a line, the stride and the rows that the tile slides
-            # with, lines, their offsets, and its terms.
-            run = s.runs_at + 12 * p
-            Z, Y, X = (
-                min(strip[1], tables[run] - z0), min(strip[2], tables[run + 1] - y0), min(strip[3], tables[run + 2] - x0)
-            )  # fmt: skip
+            run = read_run(tables, s.runs_at, p)
+            Z, Y, X = min(strip[1], run.Z - z0), min(strip[2], run.Y - y0), min(strip[3], run.X - x0)
             if Z <= 0 or Y <= 0 or X <= 0:
                 continue
-            column = pitches[4] if tables[run + 6] > 1 else x_step[2] * pitches[4]
-            end = to + tables[run + 3] * there[2] + tables[run + 4] * there[3] + tables[run + 5] * there[4]
+            column = pitches[4] if run.each > 1 else x_step[2] * pitches[4]
+            end = to + run.first_z * there[2] + run.first_y * there[3] + run.first_x * there[4]
             for lane in range(0, valid, each):
                 for index in range(images * Z):
                     b, z = divmod(index, Z)
                     tile(
-                        tables[run + 6], tables[run + 7], tables[run + 8], t.members, panels,
-                        panel + tables[run + 11] * width + lane, width, tables, tables[run + 10], tables[run + 9], image,
+                        run.each, run.stride, run.height, t.members, panels, panel + run.term * width + lane, width, tables,
+                        run.lines_at, run.lines, image,
                         at + b * pitches[0] + lane // n * pitches[1], x_step[0] * (z0 + z) * pitches[2], ends[0] * pitches[2],
                         x_step[1] * y0 * pitches[3], x_step[1] * pitches[3], ends[1] * pitches[3], x_step[2] * x0 * pitches[4],
                         column, ends[2] * pitches[4], target,

@@ -75,11 +75,33 @@ part if a box holds no others, else 0, how far behind the first row that a pixel
 input and of the gradients lie between pixels, if those of the next strip are behind these, else 0, and where behind the zeros the
 sums of gradients go, or 0."""
 
+GATHER_RUN = Fields("GatherRun", "pairs_at terms rows_at targets_at rows")
+"""Pixels that meet the same taps: where tables hold their pairs, how many, their rows and where these go, and how many."""
+
+PLANES_RUN = Fields("PlanesRun", "pairs_at terms rows_at targets_at first_z first_y first_x Z Y X")
+"""A phase: its pairs, how many, its rows and where these go, its first pixel and how many along each axis."""
+
+TAPS_RUN = Fields("TapsRun", "taps_at taps first_y first_x Y X")
+"""A phase: where tables hold its taps, how many, its first pixel and how many along each axis."""
+
+TAP = Fields("Tap", "part_at y x")
+"""Where scratch memory holds the products of a tap, and how far it leads down and across."""
+
+CORRELATE_RUN = Fields("CorrelateRun", "pairs_at last_pairs_at lying_pairs_at pixels parts_at")
+"""Taps that meet the same pixels: the pairs of these with gradients that are packed, in whole blocks of filters and in the last,
+or read as they lie, how many, and where tables hold for each part its rows."""
+
+ROWS_OF_PART = Fields("RowsOfPart", "rows_at targets_at rows")
+"""Where tables hold the rows of tiles and where these go, and how many."""
+
 AHEAD = 4096
 """Bytes between what is fetched of an image from memory and what tiles read of it."""
 
 read_strips, read_gather, read_planes, read_taps, read_correlate = (
     fields.reader() for fields in (STRIPS, GATHER, PLANES, TAPS, CORRELATE)
+)
+read_gather_run, read_planes_run, read_taps_run, read_tap, read_correlate_run, read_rows = (
+    fields.row_reader() for fields in (GATHER_RUN, PLANES_RUN, TAPS_RUN, TAP, CORRELATE_RUN, ROWS_OF_PART)
 )
 
 
@@ -166,21 +188,21 @@ def gather(
                     (depth, taps, lane_count), t.weight_steps, t.weight_size, tables, t.rows_at, weight, g_block,
                     stage * depths, stage * depths + taken, room, panel, pitch, blocks,
                 )  # fmt: skip
-            for run in range(first_run, last_run):
-                at = s.run_list_at + 5 * run
-                terms = tables[at + 1]
+            for number_of_run in range(first_run, last_run):
+                run = read_gather_run(tables, s.run_list_at, number_of_run)
+                terms = run.terms
                 if adds and terms == 0:
                     continue
                 if passes and g_block == first_block:  # the others find in the caches what this one reads
                     far_tile(
-                        panels, panel, tables, tables[at], taken * terms, image, base, tables[at + 2], pixels, target,
-                        tables[at + 3], tables[at + 4], start, lane, floor, adds, stored, streams * writes,
+                        panels, panel, tables, run.pairs_at, taken * terms, image, base, run.rows_at, pixels, target,
+                        run.targets_at, run.rows, start, lane, floor, adds, stored, streams * writes,
                         image, base + ahead, passes, image, base + ahead, 0,
                     )  # fmt: skip
                     continue
                 outer_tile(
-                    panels, panel, tables, tables[at] + 2 * stage * depths * terms, taken * terms, image,
-                    base + g * group_step, tables[at + 2], pixels, target, tables[at + 3], tables[at + 4], start, lane, floor,
+                    panels, panel, tables, run.pairs_at + 2 * stage * depths * terms, taken * terms, image,
+                    base + g * group_step, run.rows_at, pixels, target, run.targets_at, run.rows, start, lane, floor,
                     stage + adds, stored, streams * writes,
                 )  # fmt: skip
         if window[0]:
@@ -216,21 +238,18 @@ def gather_planes(
     rows, floor = (lane_count + height - 1) // height * height, start[groups * lane_count + width + 1]
     for b in range(min(strip[0], out_shape[0] - n0)):
         for g in range(groups):
-            for run in range(tables[s.runs_at + kind], tables[s.runs_at + kind + 1]):
-                # A run is a phase: its pairs, how many, its rows, their targets, its first pixel and how many along each axis.
-                at = s.run_list_at + 10 * run
-                Z, Y, X = tables[at + 7], tables[at + 8], tables[at + 9]
+            for number in range(tables[s.runs_at + kind], tables[s.runs_at + kind + 1]):
+                run = read_planes_run(tables, s.run_list_at, number)
+                Z, Y, X = run.Z, run.Y, run.X
                 pixels = ((Z - 1) * box[3] + Y - 1) * box[4] + X
                 for q in range(0, pixels, width):
                     short_tile(
-                        height, room, b * box_steps[0] + g * t.group_step + q, tables, tables[at], tables[at + 1], weight,
-                        g * t.weight_step, tables[at + 2], room, box_size + q, tables[at + 3], rows, start,
+                        height, room, b * box_steps[0] + g * t.group_step + q, tables, run.pairs_at, run.terms, weight,
+                        g * t.weight_step, run.rows_at, room, box_size + q, run.targets_at, rows, start,
                         groups * lane_count, groups * lane_count + width, 0, width,
                     )  # fmt: skip
-                to = (n0 + b) * out_steps[0] + (out_step[0] * z0 + tables[at + 4]) * out_steps[2]
-                to += (out_step[1] * y0 + tables[at + 5]) * out_steps[3] + (
-                    out_step[2] * x0 + tables[at + 6]
-                ) * out_steps[4]
+                to = (n0 + b) * out_steps[0] + (out_step[0] * z0 + run.first_z) * out_steps[2]
+                to += (out_step[1] * y0 + run.first_y) * out_steps[3] + (out_step[2] * x0 + run.first_x) * out_steps[4]
                 for m in range(lane_count):
                     bias = start[g * lane_count + m]
                     for z in range(Z):
@@ -278,23 +297,23 @@ def gather_taps(
                     g * t.weight_step, t.rows_at, room, at, t.targets_at, rows, start, groups, groups + width, 0, valid, 0,
                 )  # fmt: skip
                 done = at + valid
-            for run in range(tables[s.runs_at + kind], tables[s.runs_at + kind + 1]):
-                # A run is a phase: its taps, how many, its first pixel and how many along each axis.
-                at = s.run_list_at + 6 * run
-                Y, X = tables[at + 4], tables[at + 5]
-                to = (n0 + b) * out_steps[0] + g * out_steps[1] + tables[at + 3] * out_steps[4]
+            for number in range(tables[s.runs_at + kind], tables[s.runs_at + kind + 1]):
+                run = read_taps_run(tables, s.run_list_at, number)
+                Y, X = run.Y, run.X
+                to = (n0 + b) * out_steps[0] + g * out_steps[1] + run.first_x * out_steps[4]
                 for y in range(Y):
                     clear(room, sums, sums + X)
-                    for tap in range(tables[at], tables[at] + 3 * tables[at + 1], 3):
-                        row, shift = y0 + y + tables[tap + 1], tables[tap + 2]
+                    for k in range(run.taps):
+                        tap = read_tap(tables, run.taps_at, k)
+                        row, shift = y0 + y + tap.y, tap.x
                         if row >= 0 and row < H:
                             left, right = max(0, -shift), min(X, W - shift)
                             add_row(
-                                room, tables[tap] + (row - first) * W + left + shift, right - left, room, sums + left
+                                room, tap.part_at + (row - first) * W + left + shift, right - left, room, sums + left
                             )  # fmt: skip
                     spread_row(
                         room, sums, X, start[g], floor, out,
-                        to + (out_step[1] * (y0 + y) + tables[at + 2]) * out_steps[3], out_step[2] * out_steps[4],
+                        to + (out_step[1] * (y0 + y) + run.first_y) * out_steps[3], out_step[2] * out_steps[4],
                     )  # fmt: skip
 
 
@@ -373,18 +392,16 @@ def correlate(
                 pack_strip(gradient, lane, out_shape, out_steps, sizes, strip, valid, whole, room, box_size)
                 lane = box_size
             vectors = gradient if reading else room
-            for run in range(tables[s.runs_at + kind], tables[s.runs_at + kind + 1]):
-                # A run are taps that meet the same pixels: their pairs in two widths and as gradients lie, how many, and for
-                # each part the table of rows, that of their targets, and how many.
-                at = s.run_list_at + (4 + 3 * parts) * run
-                mine = at + 4 + 3 * part
-                pairs = tables[at + 2] if reading else tables[at] if whole == pitch else tables[at + 1]
+            for number_of_run in range(tables[s.runs_at + kind], tables[s.runs_at + kind + 1]):
+                run = read_correlate_run(tables, s.run_list_at, number_of_run)
+                mine = read_rows(tables, run.parts_at, part)
+                pairs = run.lying_pairs_at if reading else run.pairs_at if whole == pitch else run.last_pairs_at
                 # Each block fetches its share of the next strip.
-                pixels, share, shares = tables[at + 3], g_block - first_block, last_block - first_block
-                turns = shares * max(1, pixels // FETCH_TERMS * (tables[mine + 2] // ROWS))
+                pixels, share, shares = run.pixels, g_block - first_block, last_block - first_block
+                turns = shares * max(1, pixels // FETCH_TERMS * (mine.rows // ROWS))
                 far_tile(
-                    vectors, lane, tables, pairs, pixels, image, base + g * t.group_step, tables[mine], panels,
-                    panel + share * size, tables[mine + 1], tables[mine + 2], zeros, 0, width, 1, whole, 0,
+                    vectors, lane, tables, pairs, pixels, image, base + g * t.group_step, mine.rows_at, panels,
+                    panel + share * size, mine.targets_at, mine.rows, zeros, 0, width, 1, whole, 0,
                     image, base + t.coming + pixels * t.x_pixel * (shares + share) // shares,
                     (pixels * t.x_pixel + turns - 1) // turns,
                     gradient, corner + pixels * t.gradient_pixel * (shares + share) // shares,

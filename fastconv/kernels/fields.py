@@ -49,6 +49,11 @@ class Fields:
         """Count the numbers in front."""
         return sum(self.before.values())
 
+    @property
+    def size(self) -> int:
+        """Count the numbers of these names."""
+        return sum(self.counts.values())
+
     def place(self, name: str) -> int:
         """Return where the first number of this name lies."""
         names = list(self.counts)
@@ -70,31 +75,66 @@ class Fields:
             raise ValueError(f"{self.kind.__name__} is told {given}, which differs in {wrong}: expected {counts}")
         return np.array([int(n) for name in counts for n in tuples[name]], np.int64)
 
+    def row(self, **values: int) -> Any:
+        """Return a row of a table whose rows are such numbers, each of one name."""
+        return self.kind(**values)
+
     def read(self, numbers: Array) -> Any:
         """Return the numbers of these names, without those in front, as a named tuple of ints and tuples of ints."""
         ints = iter(numbers[self.begin :])
         values = [tuple(map(int, itertools.islice(ints, count))) for count in self.counts.values()]
         return self.kind(*(value if len(value) > 1 else value[0] for value in values))
 
+    def read_row(self, table: Array, at: int, number: int) -> Any:
+        """Return the same of a row of a table that begins ``at`` a place."""
+        return self.read(table[at + number * self.size :])
+
     def reader(self) -> Callable[[Array], Any]:
-        """Return the same for kernels, which load what they use of it."""
+        """Return `read` for kernels, which load what they use of it."""
         if config.DISABLE_JIT:
             return self.read
-        counts, begin = list(self.counts.values()), self.begin
-        told = types.NamedTuple([types.UniTuple(types.int64, n) if n > 1 else types.int64 for n in counts], self.kind)
+        told, load = self._loading()
 
         @intrinsic
         def read(typing_context: Any, numbers: Any) -> Any:
             def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-                data = context.make_array(signature.args[0])(context, builder, args[0]).data
-                values, at = [], begin
-                for kind, count in zip(told.types, counts, strict=True):
-                    each = [builder.load(cgutils.gep_inbounds(builder, data, at + k)) for k in range(count)]
-                    values.append(context.make_tuple(builder, kind, each) if count > 1 else each[0])
-                    at += count
-                return context.make_tuple(builder, told, values)
+                array = context.make_array(signature.args[0])(context, builder, args[0])
+                return load(context, builder, array.data)
 
             return told(numbers), codegen
 
         result: Callable[[Array], Any] = read
         return result
+
+    def row_reader(self) -> Callable[[Array, int, int], Any]:
+        """Return `read_row` for kernels."""
+        if config.DISABLE_JIT:
+            return self.read_row
+        told, load = self._loading()
+
+        @intrinsic
+        def read_row(typing_context: Any, table: Any, at: Any, number: Any) -> Any:
+            def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+                array = context.make_array(signature.args[0])(context, builder, args[0])
+                place = builder.add(args[1], builder.mul(args[2], args[2].type(self.size)))
+                return load(context, builder, builder.gep(array.data, [place]))
+
+            return told(table, types.int64, types.int64), codegen
+
+        result: Callable[[Array, int, int], Any] = read_row
+        return result
+
+    def _loading(self) -> tuple[Any, Callable[..., Any]]:
+        """Return the tuple's type, and what emits the loads of its numbers."""
+        counts = list(self.counts.values())
+        told = types.NamedTuple([types.UniTuple(types.int64, n) if n > 1 else types.int64 for n in counts], self.kind)
+
+        def load(context: Any, builder: Any, data: Any) -> Any:
+            values, at = [], self.begin
+            for kind, count in zip(told.types, counts, strict=True):
+                each = [builder.load(cgutils.gep_inbounds(builder, data, at + k)) for k in range(count)]
+                values.append(context.make_tuple(builder, kind, each) if count > 1 else each[0])
+                at += count
+            return context.make_tuple(builder, told, values)
+
+        return told, load

@@ -48,7 +48,10 @@ from .pack import copy_columns, pack_depths, pack_strip, unpack_rows, unpack_str
 from .pooling import pool_strip
 from .sums import sum_strip
 
-__all__ = ["CORRELATE", "MULTIPLY", "PLACES", "TRANSFORM", "correlate", "multiply", "transform_weight"]
+__all__ = [
+    "CORRELATE", "CORRELATE_RUN", "MULTIPLY", "MULTIPLY_RUN", "PLACES", "TRANSFORM", "TURN", "correlate", "multiply",
+    "transform_weight",
+]  # fmt: skip
 
 Array = np.ndarray[Any, Any]
 Ints = tuple[int, ...]
@@ -86,6 +89,17 @@ panels, whether the task writes the weight itself, where tables hold the row of 
 lie, where tables hold the rows of each turn of each part, that of their targets, and how many, depths of a turn, how many turns
 a part has at most, and where behind the zeros the sums of gradients go, or 0."""
 
+MULTIPLY_RUN = Fields("MultiplyRun", "rows_at targets_at rows pairs_at phases value weight")
+"""For a kind of strips and a product: where tables hold the rows of its tiles and where these go, how many, the pairs of its
+phases, how many phases, and the first of its values and of its weights."""
+
+CORRELATE_RUN = Fields("CorrelateRun", "pairs_at pairs value gradient")
+"""For a kind of strips and a value of the weight: where tables hold the pairs that it is summed over, how many, and the first
+value of both images."""
+
+TURN = Fields("Turn", "rows_at targets_at rows")
+"""Where tables hold the rows of a turn of a part and where these go, and how many."""
+
 TRANSFORM = Fields(
     "Transform", "pitch chunk plane kernel kernel_taps:2 weights:2 depth taps lane_count weight_steps:4 weight_size"
 )
@@ -94,6 +108,9 @@ row, the different values of both, and what `pack_depths` takes."""
 
 read_places, read_multiply, read_correlate, read_transform = (
     fields.reader() for fields in (PLACES, MULTIPLY, CORRELATE, TRANSFORM)
+)
+read_multiply_run, read_correlate_run, read_turn = (
+    fields.row_reader() for fields in (MULTIPLY_RUN, CORRELATE_RUN, TURN)
 )
 
 DEPTHS = 16
@@ -352,14 +369,12 @@ def multiply(
                     pitch, blocks,
                 )  # fmt: skip
             for product in range(planes):
-                # For a kind and a product: the rows of its tiles, those of their targets, and how many; the pairs of its phases,
-                # how many phases, and the first of its values and of its weights.
-                at = s.run_list_at + 7 * (planes * kind + product)
-                phases = tables[at + 4]
+                run = read_multiply_run(tables, s.run_list_at, planes * kind + product)
                 outer_tile(
-                    panels, panel + tables[at + 6] * plane, tables, tables[at + 3] + 2 * stage * depths * phases, taken * phases,
-                    room, values_at + tables[at + 5] * values, tables[at], room, products_at + product * products,
-                    tables[at + 1], tables[at + 2], start, zeros, zeros + VECTORS * n, stage, whole, 0,
+                    panels, panel + run.weight * plane, tables, run.pairs_at + 2 * stage * depths * run.phases,
+                    taken * run.phases, room, values_at + run.value * values, run.rows_at, room,
+                    products_at + product * products, run.targets_at, run.rows, start, zeros, zeros + VECTORS * n, stage,
+                    whole, 0,
                 )  # fmt: skip
         lane = g * padded + block * pitch
         if writes:
@@ -447,14 +462,13 @@ def correlate(
                 number * groups * blocks + g_block, pitch,
             )  # fmt: skip
         for some in range(0, taken, turn):
-            rows = t.turns_at + 3 * (part * t.turns + some // turn)
+            rows = read_turn(tables, t.turns_at, part * t.turns + some // turn)
             for product in range(planes):
-                # For a kind and a value of the weight: the pairs that it is summed over, how many, and the first of both values.
-                at = s.run_list_at + 4 * (planes * kind + product)
+                run = read_correlate_run(tables, s.run_list_at, planes * kind + product)
                 outer_tile(
-                    room, gradients_at + tables[at + 3] * gradients, tables, tables[at], tables[at + 1], room,
-                    values_at + tables[at + 2] * values, tables[rows], room, products_at + product * products,
-                    tables[rows + 1], tables[rows + 2], zeros, 0, (pitch + n - 1) // n * n, number - first, whole, 0,
+                    room, gradients_at + run.gradient * gradients, tables, run.pairs_at, run.pairs, room,
+                    values_at + run.value * values, rows.rows_at, room, products_at + product * products,
+                    rows.targets_at, rows.rows, zeros, 0, (pitch + n - 1) // n * n, number - first, whole, 0,
                 )  # fmt: skip
             if number < last - 1:
                 continue
