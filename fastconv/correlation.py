@@ -258,8 +258,9 @@ def _cut(w: Weights) -> Cut:
     """Cut equation (3): into blocks of filters and parts of the depths first, and into chunks where these are too few tasks."""
     g, depth, wanted = w.g, w.depth, count_tasks(w.g)
     pixels, size = math.prod(w.sizes), math.prod(g.input_shape)
+    channels = g.channels if w.x_last else depth  # that lie together: what is packed is so group by group
     strip = choose_summed_strip(
-        w.sizes, g.channels * w.itemsize * math.prod(axis.step for axis in w.axes), w.most, wanted
+        w.sizes, channels * w.itemsize * math.prod(axis.step for axis in w.axes), w.most, wanted
     )
     if w.per_sample:
         strip = (1, *strip[1:])
@@ -300,11 +301,13 @@ def _find_input(w: Weights, cut: Cut) -> tuple[Kinds, Source]:
     packing_work = math.prod(g.input_shape) // lanes(w.itemsize) // 6
     can_read = w.x_last == w.last and not w.crowds
     _, kinds, packs = choose_padding(g.batch, w.axes, cut.strip, by_tap, can_read, work, packing_work)
-    own_depths = cut.depths if packs and cut.groups_of_blocks == g.groups == 1 else 0  # each part packs its own
-    together = own_depths == 0 and (cut.sharers - 1) * math.prod(g.input_shape) > REPACKED
+    # Tasks pack their own part of the depths, group by group, where no two need the same.
+    own = packs and (cut.groups_of_blocks == 1 or (g.groups > 1 and cut.blocks <= g.groups * cut.per_task))
+    together = not own and (cut.sharers - 1) * math.prod(g.input_shape) > REPACKED
     source = make_source(
-        g.input_shape, w.x_last, w.itemsize, g.batch, w.axes, cut.strip, w.last, packs, together, channels=own_depths
-    )
+        g.input_shape, w.x_last, w.itemsize, g.batch, w.axes, cut.strip, w.last, packs, together,
+        channels=cut.depths if own else 0,
+    )  # fmt: skip
     return kinds, line_by_line(source, w.itemsize) if w.crowds and source.whole else source
 
 
@@ -361,7 +364,7 @@ def weights_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: 
         "chunks": cut.chunks, "parts": cut.parts, "groups": g.groups, "lane_count": filters, "pitch": pitch,
         "group_step": depth * source.pitches[1], "depths": cut.depths, "depth": depth, "taps": T, "each": each,
         "reads": w.reads, "own": room if own else 0, "rows_at": tables.add(rows) if own else 0, "per_task": cut.per_task,
-        "own_depths": 0 if source.box[1] == g.channels else cut.depths,
+        "own_box": source.box[1] < g.channels,
         "coming": w.axes[0].span * source.steps[2] + w.axes[1].span * source.steps[3],
         "x_pixel": source.steps[4] if follows else 0,
         "gradient_pixel": filters if follows and w.reads and cut.groups_of_blocks == 1 else 0, "sums_at": 0,

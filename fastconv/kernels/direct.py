@@ -64,16 +64,16 @@ rows these have, the distance of parts, and how many rows of the input above and
 
 CORRELATE = Fields(
     "Correlate",
-    "chunks parts groups lane_count pitch group_step depths depth taps each reads own rows_at per_task own_depths coming x_pixel "
+    "chunks parts groups lane_count pitch group_step depths depth taps each reads own rows_at per_task own_box coming x_pixel "
     "gradient_pixel sums_at",
     STRIPS,
 )
 """Chunks of strips, parts of the rows for tasks of their own, groups, filters of each, numbers in a row of a panel, the
 distance in x of groups, depths of a part, depths in all, taps, the distance of chunks' panels, whether gradients are read as
-they lie, where in its room a task has its panels, or 0, where tables hold the row of each term, blocks of a task, the depths of a
-part if a box holds no others, else 0, how far behind the first row that a pixel meets the last one lies, how many numbers of the
-input and of the gradients lie between pixels, if those of the next strip are behind these, else 0, and where behind the zeros the
-sums of gradients go, or 0."""
+they lie, where in its room a task has its panels, or 0, where tables hold the row of each term, blocks of a task, whether a box
+holds the depths of a part and a group only, how far behind the first row that a pixel meets the last one lies, how many numbers
+of the input and of the gradients lie between pixels, if those of the next strip are behind these, else 0, and where behind the
+zeros the sums of gradients go, or 0."""
 
 GATHER_RUN = Fields("GatherRun", "pairs_at terms rows_at targets_at rows")
 """Pixels that meet the same taps: where tables hold their pairs, how many, their rows and where these go, and how many."""
@@ -373,7 +373,7 @@ def correlate(
     strips = counts[0] * counts[1] * counts[2] * counts[3]
     for number in range(chunk * strips // chunks, (chunk + 1) * strips // chunks):
         n0, z0, y0, x0, kind = place_strip(number, numbers, tables)
-        base = open_strip(numbers, x, n0, z0, y0, x0, room, part * t.own_depths)
+        base, opened = 0, -1
         corner = n0 * out_steps[0] + z0 * out_steps[2] + y0 * out_steps[3] + x0 * out_steps[4]
         sizes = (
             min(strip[0], out_shape[0] - n0), min(strip[1], out_shape[2] - z0), min(strip[2], out_shape[3] - y0),
@@ -381,6 +381,9 @@ def correlate(
         )  # fmt: skip
         for g_block in range(first_block, last_block):
             g, block = divmod(g_block, blocks)
+            first = (g * depth + part * depths) * t.own_box
+            if first != opened:
+                base, opened = open_strip(numbers, x, n0, z0, y0, x0, room, first), first
             valid = min(width, filters - block * width)
             whole = (valid + n - 1) // n * n
             lane = corner + (g * filters + block * width) * out_steps[1]
