@@ -72,6 +72,12 @@ def test_wrong_numbers_are_named(change, named):
         STRIP.lay(**VALUES | change)
 
 
+@pytest.mark.parametrize("text", ["first first", "first size:2"])
+def test_names_come_once(text):
+    with pytest.raises(ValueError, match="every name once"):
+        Fields("Strip", text, IMAGE)
+
+
 def test_missing_names_are_named():
     with pytest.raises(ValueError, match=r"\{'first'\}"):
         STRIP.lay(**{name: value for name, value in VALUES.items() if name != "first"})

@@ -29,6 +29,11 @@ class Fields:
     after : Fields or None
         What lies in front of them.
 
+    Raises
+    ------
+    ValueError
+        If a name comes twice, or among those in front, too.
+
     Examples
     --------
     >>> numbers = Fields("Image", "channels size:2").lay(size=(5, 7), channels=3)
@@ -39,9 +44,11 @@ class Fields:
     """
 
     def __init__(self, name: str, text: str, after: Fields | None = None) -> None:
-        words = (word.partition(":") for word in text.split())
+        words = [word.partition(":") for word in text.split()]
         self.counts = {field: int(count or 1) for field, _, count in words}
         self.before: dict[str, int] = {} if after is None else after.before | after.counts
+        if len(self.counts) < len(words) or self.counts.keys() & self.before.keys():
+            raise ValueError(f"{name} is {text!r} behind {list(self.before)}: expected every name once")
         self.kind: Any = collections.namedtuple(name, self.counts)  # type: ignore[misc]
 
     @property
