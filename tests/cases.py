@@ -256,7 +256,8 @@ LARGE = (
     simple(2, batch=1, channels=520, filters=520, size=14, kernel=3, padding=1, groups=520),
     simple(2, batch=2, channels=20, filters=20, size=(31, 40), kernel=3, stride=(1, 2), padding=1, groups=20),
     simple(2, batch=1, channels=520, filters=520, size=14, kernel=(3, 5), padding=1, groups=520),
-    # Tasks of dW that take several groups, and pack the input of each.
+    # Tasks of dW that take several groups, or parts of one, and pack the input of each.
+    simple(2, batch=2, channels=82, filters=10, size=27, kernel=3, stride=2, padding=1, groups=2),
     simple(2, batch=2, channels=30, filters=12, size=(64, 66), kernel=3, padding=1, groups=3),
     simple(2, batch=2, channels=30, filters=12, size=(131, 130), kernel=3, stride=2, padding=1, groups=3),
     # Pixels that lie 2 KiB apart, which taller tiles read.

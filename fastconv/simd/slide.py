@@ -145,9 +145,13 @@ class _Walk:
                     yield self.w.load(self.w.at(address, place), self.w.vector), meets
             place = self.b.add(place, self.x_step)
 
-    def apart(self) -> Any:
-        """Return how many numbers after a line of the cache the input begins: its vectors then lie in two lines each."""
-        return self.b.and_(self.b.udiv(self.x, I64(self.w.size)), I64(self.w.lanes - 1))
+    def shift(self, channels: Any) -> Any:
+        """Return by how many lanes vectors had better begin earlier: then they lie in one line of the cache each, not in two.
+
+        0 if they do anyway, or are so few that one more is not worth it.
+        """
+        apart = self.b.and_(self.b.udiv(self.x, I64(self.w.size)), I64(self.w.lanes - 1))
+        return self.b.select(self.b.icmp_signed("<", channels, I64(MANY * self.w.lanes)), I64(0), apart)
 
     def vectors(self, channels: Any, in_order: Any = None) -> Iterator[tuple[Any, Any]]:
         """Visit the vectors of channels: the first channel of each, and the first that is not one of those before it.
@@ -157,11 +161,10 @@ class _Walk:
         """
         b, n = self.b, I64(self.w.lanes)
         lane, until = self.w.variable(I64), self.w.variable(I64)
-        apart = self.apart()
-        few = b.icmp_signed("<", channels, I64(MANY * self.w.lanes))
+        shift = self.shift(channels) if self.members == 1 else I64(0)
         if in_order is not None:
-            few = b.or_(few, in_order)
-        b.store(b.select(few, I64(0), b.sub(I64(0), apart)) if self.members == 1 else I64(0), lane)
+            shift = b.select(in_order, I64(0), shift)
+        b.store(b.sub(I64(0), shift), lane)
         b.store(I64(0), until)
         last = b.sub(channels, n)
         with self.w.repeat(lambda: b.icmp_signed("<", b.load(lane), channels)):
@@ -207,9 +210,7 @@ def _write_slide_tile(function: Any, dtype: Any, taps: int, stride: int, height:
     # follow each other: what is written in between would end them early.
     parts = LINE // w.bytes
     if taps >= MANY_TAPS:
-        aligned = b.icmp_signed("==", walk.apart(), I64(0))
-        few = b.icmp_signed("<", channels, I64(MANY * w.lanes))
-        streams = b.select(b.or_(aligned, few), streams, I64(0))
+        streams = b.select(b.icmp_signed("==", walk.shift(channels), I64(0)), streams, I64(0))
     by_lines = b.icmp_signed("!=", streams, I64(0))
     if parts > 1:
         by_lines = w.fill_lines([out, out_step, out_row, b.mul(channels, I64(w.size))], streams)
