@@ -58,7 +58,7 @@ from .strips import (
     whole_lanes,
 )
 
-__all__ = ["pixels_program", "weights_program"]
+__all__ = ["channel_block", "channel_parts", "pixels_program", "vector_by_vector", "weights_program"]
 
 BLOCK_BYTES = 1024
 """Bytes of a pixel that a task of a depthwise convolution packs: what is turned over must fit a cache."""
@@ -112,19 +112,19 @@ def _lines(taps: Sequence[Taps], each: int, source: Source) -> list[list[int]]:
     ]
 
 
-def _parts(tasks: int, strips: int, channels: int, itemsize: int) -> int:
+def channel_parts(tasks: int, strips: int, channels: int, itemsize: int) -> int:
     """Count the parts of the channels that are read as they lie, so that there are enough tasks."""
     return max(1, min(ceil_div(tasks, max(1, strips)), channels // (PART_VECTORS * lanes(itemsize))))
 
 
-def _block(channels: int, itemsize: int) -> tuple[int, int]:
+def channel_block(channels: int, itemsize: int) -> tuple[int, int]:
     """Channels of a block that is packed, whole vectors in blocks of about one size, and most pixels of a strip."""
     blocks = ceil_div(channels * itemsize, BLOCK_BYTES)
     width = whole_lanes(ceil_div(channels, blocks), itemsize)
     return width, min(DEPTHWISE_PIXELS, DEPTHWISE_BYTES // (width * itemsize))
 
 
-def _vector_by_vector(source: Source) -> Source:
+def vector_by_vector(source: Source) -> Source:
     """Let the vectors of channels of a box lie one behind the other, an odd number of lines apart."""
     image, _, *steps = steps_of_image(source.box, True)
     line = source.box[1]
@@ -150,17 +150,17 @@ def pixels_program(p: Pixels) -> Program:
         strip_bytes = p.channels * itemsize * (math.prod(p.stride) + between)
         strip = choose_strip(p.sizes, strip_bytes if between > 1 else ceil_div(strip_bytes, 8), STRIP_BYTES, p.tasks)
         strips = math.prod(ceil_div(n, m) for n, m in zip(p.sizes, strip, strict=True))
-        parts = _parts(p.tasks, strips, p.channels, itemsize)
+        parts = channel_parts(p.tasks, strips, p.channels, itemsize)
         width = panel_of_lines(p.channels, itemsize)
     else:
-        width, most = _block(p.channels, itemsize)
+        width, most = channel_block(p.channels, itemsize)
         parts = ceil_div(p.channels, width)
         strip = choose_strip(p.sizes, width * itemsize * math.prod(p.stride), most, p.tasks)
     kinds = find_kinds(g.batch, axes, strip, (False,) * 3, by_output)
     source = make_source(
         p.in_shape, p.in_last, itemsize, g.batch, axes, strip, True, not reads, False, channels=lanes(itemsize)
     )
-    source = _vector_by_vector(source)
+    source = vector_by_vector(source)
     tables = Tables()
     boxes = 0 if reads else width // lanes(itemsize) * source.box_steps[1]
     out_steps = steps_of_image(p.out_shape, p.out_last)
@@ -216,10 +216,10 @@ def weights_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: 
     sizes, lane_bytes = (g.batch, *g.output), itemsize * math.prod(g.stride)
     if reads:
         strip = choose_strip(sizes, ceil_div(channels * lane_bytes, 4), MOST_SLID, tasks)
-        parts = _parts(tasks, pixels // CHUNK_PIXELS, channels, itemsize)
+        parts = channel_parts(tasks, pixels // CHUNK_PIXELS, channels, itemsize)
         width = panel_of_lines(channels, itemsize)
     else:
-        width, most = _block(channels, itemsize)
+        width, most = channel_block(channels, itemsize)
         parts = ceil_div(channels, width)
         strip = choose_strip(sizes, width * lane_bytes, most, tasks)
     if per_sample:
@@ -230,7 +230,7 @@ def weights_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: 
     source = make_source(
         g.input_shape, x_last, itemsize, g.batch, axes, strip, True, not reads, False, channels=lanes(itemsize)
     )
-    source = _vector_by_vector(source)
+    source = vector_by_vector(source)
     tables = Tables()
     numbers = strip_numbers(source, kinds, tables, g.output_shape, steps_of_image(g.output_shape, grad_last), (1, 1, 1))
     taps = tuple(axis.phases[0].taps for axis in axes)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .arrays import LINE, Array
-from .geometry import ConvGeometry, ceil_div, phase_taps
+from .geometry import ConvGeometry, ceil_div, phase_taps, tap_range
 from .kernels.layout import turn
 from .kernels.pack import SUMS, pack_image, unpack_panel
 from .kernels.sums import add_strips
@@ -27,7 +27,7 @@ from .threads import sharing
 __all__ = [
     "CHUNK_PIXELS", "FIRST_PANEL", "NO_TABLE", "REPACKED", "SERIAL_BYTES", "TILE_TERMS", "Packing", "Pixels", "Program",
     "StripSums", "choose_chunks", "count_tasks", "forward_axes", "grad_input_pixels", "is_depthwise", "list_pairs", "members_of",
-    "memory_of", "output_pixels", "tap_numbers", "term_rows", "unpacking",
+    "memory_of", "met_share", "output_pixels", "tap_numbers", "term_rows", "unpacking",
 ]  # fmt: skip
 
 SERIAL_FLOPS, SERIAL_BYTES = 1_000_000, 100_000
@@ -65,6 +65,15 @@ def members_of(g: ConvGeometry, itemsize: int) -> int:
     members = g.channels // g.groups
     slides = g.groups > 1 and g.channels == g.filters and members in MEMBERS and members <= lanes(itemsize)
     return members if slides else 0
+
+
+def met_share(g: ConvGeometry) -> float:
+    """Return the share of the taps of all outputs that lead into the input."""
+    share = 1.0
+    for n, n_out, f, s, d, (left, _) in zip(g.input, g.output, g.kernel, g.stride, g.dilation, g.padding, strict=True):
+        ranges = (tap_range(k, n, n_out, s, d, left) for k in range(f))
+        share *= max(1, sum(max(0, last - first + 1) for first, last in ranges)) / (n_out * f)
+    return share
 
 
 def count_tasks(g: ConvGeometry) -> int:

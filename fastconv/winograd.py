@@ -15,7 +15,7 @@ import numpy as np
 
 from .algorithm import Algorithm
 from .cook_toom import KERNELS, Filter
-from .geometry import ConvGeometry, ceil_div, tap_range
+from .geometry import ConvGeometry, ceil_div
 from .kernels import winograd as kernels
 from .programs import (
     CHUNK_PIXELS,
@@ -28,6 +28,7 @@ from .programs import (
     forward_axes,
     grad_input_pixels,
     is_depthwise,
+    met_share,
     output_pixels,
     unpacking,
 )
@@ -395,12 +396,3 @@ def nanoseconds(computes: str, geometry: ConvGeometry, itemsize: int) -> float:
             g.input[1:]
         )
     return 30_000 + time
-
-
-def met_share(g: ConvGeometry) -> float:
-    """Return the share of the taps of all outputs that lead into the input."""
-    share = 1.0
-    for n, n_out, f, s, d, (left, _) in zip(g.input, g.output, g.kernel, g.stride, g.dilation, g.padding, strict=True):
-        ranges = (tap_range(k, n, n_out, s, d, left) for k in range(f))
-        share *= max(1, sum(max(0, last - first + 1) for first, last in ranges)) / (n_out * f)
-    return share

@@ -9,7 +9,6 @@ and -p do, both are the sum and the difference of two shorter sums; columns alik
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +19,7 @@ from numba import config
 from numba.core import cgutils
 
 from ..cook_toom import FILTERS, KERNELS
-from .words import I64, Array, Words, address_of, call_first, lanes, private_function, tile_intrinsic
+from .words import I64, Array, Words, address_of, call_first, equal, lanes, private_function, tile_intrinsic
 
 __all__ = ["gradient_map", "input_map", "output_map", "weight_gradient_map", "weight_map"]
 
@@ -189,12 +188,6 @@ def _map_twin(maps: Maps, starts: bool) -> Any:
     return twin
 
 
-def _equal(builder: Any, named: dict[str, tuple[Any, Any]], numbers: dict[str, int]) -> Any:
-    """Emit whether arguments have these numbers."""
-    equal = (builder.icmp_signed("==", named[name][1], I64(n)) for name, n in numbers.items())
-    return functools.reduce(builder.and_, equal)
-
-
 def _map_tile(name: str, maps: Maps, starts: bool = False) -> Any:
     """Make a tile that applies the map whose matrix has so many rows and columns."""
     names = f"{NAMES}, {STARTS if starts else FETCHES}"
@@ -208,7 +201,7 @@ def _map_tile(name: str, maps: Maps, starts: bool = False) -> Any:
             function, new = private_function(builder.module, f"{name}_map_{w.suffix}_{suffix}", 10 if starts else 11)
             if new:
                 _write_map(function, dtype, map_, starts)
-            calls.append((_equal(builder, named, dict(zip(("rows", "columns", "stride"), key, strict=True))), function))
+            calls.append((equal(builder, named, dict(zip(("rows", "columns", "stride"), key, strict=True))), function))
         passed = []
         for argument in names.split(", "):
             if argument in OFFSETS:
@@ -276,7 +269,7 @@ def _plane_tile(name: str, planes: Planes) -> Any:
             function, new = private_function(builder.module, f"{name}_plane_{w.suffix}_{kernel}", 9)
             if new:
                 _write_plane_map(function, dtype, *matrices)
-            calls.append((_equal(builder, named, {"kernel": kernel}), function))
+            calls.append((equal(builder, named, {"kernel": kernel}), function))
         passed = [
             w.at(address_of(context, builder, *named[array]), named[f"{array}_at"][1]) for array in ("source", "target")
         ]

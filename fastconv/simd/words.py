@@ -17,7 +17,7 @@ from ..jit import VECTOR_BYTES, shared, source_hash
 from ..linking import link
 
 __all__ = [
-    "I32", "I64", "LINE", "Array", "Words", "address_of", "call_first", "lanes", "line_parts", "linked_function",
+    "I32", "I64", "LINE", "Array", "Words", "address_of", "call_first", "equal", "lanes", "line_parts", "linked_function",
     "passed_arguments", "private_function", "tile_intrinsic",
 ]  # fmt: skip
 
@@ -91,12 +91,18 @@ class Words:
         store.align = min(LINE, self.bytes)
         store.set_metadata("nontemporal", self.b.module.add_metadata([I32(1)]))
 
-    def prefetch(self, address: Any) -> None:
-        """Have what lies at an address brought into the second-level cache; it need not exist."""
+    def prefetch(self, address: Any, near: bool = False) -> None:
+        """Have what lies at an address brought into the second-level cache, or the first, if ``near``; it need not exist."""
         byte = ir.IntType(8).as_pointer()
         kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
         function = cgutils.get_or_insert_function(self.b.module, kind, "llvm.prefetch")
-        self.b.call(function, [self.b.inttoptr(address, byte), I32(0), I32(2), I32(1)])  # to read, second level, data
+        to_read, level, data = I32(0), I32(3 if near else 2), I32(1)
+        self.b.call(function, [self.b.inttoptr(address, byte), to_read, level, data])
+
+    def part(self) -> None:
+        """Keep LLVM from mixing what is emitted before with what follows, which would take more registers."""
+        nothing = ir.InlineAsm(ir.FunctionType(ir.VoidType(), []), "", "~{memory}", side_effect=True)
+        self.b.call(nothing, [])
 
     def store_first(
         self, values: list[Any], targets: list[Any], vectors: int, count: Any, adds: Any, floor: Any
@@ -282,6 +288,12 @@ def tile_intrinsic(names: str, codegen: Callable[..., None], type_of: Callable[.
     scope = {"resolve": resolve}
     exec(f"def tile(typingctx, {names}):\n    return resolve({names})", scope)  # Numba asks for the names
     return intrinsic(scope["tile"])
+
+
+def equal(builder: Any, named: dict[str, tuple[Any, Any]], numbers: dict[str, int]) -> Any:
+    """Emit whether arguments have these numbers."""
+    equal = (builder.icmp_signed("==", named[name][1], I64(n)) for name, n in numbers.items())
+    return functools.reduce(builder.and_, equal)
 
 
 def call_first(builder: Any, calls: list[tuple[Any, Any]], passed: list[Any]) -> None:
