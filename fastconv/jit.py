@@ -119,7 +119,9 @@ OPTIONS = {
 def source_hash() -> str:
     """Hash of every source file that compiled code can come from: the only ones that use this file's decorators."""
     package = pathlib.Path(__file__).parent
-    files = [package / f"{name}.py" for name in ("cook_toom", "geometry", "jit", "linking", "reference", "tasks")]
+    files = [
+        package / f"{name}.py" for name in ("cook_toom", "dft", "geometry", "jit", "linking", "reference", "tasks")
+    ]
     digest = hashlib.sha256()
     for path in sorted([*files, *(package / "simd").glob("*.py"), *(package / "kernels").glob("*.py")]):
         if path.exists():

@@ -22,7 +22,7 @@ MODULES = {
 # From the ground up.  A module imports from lower floors only, or from its own package (kernels, nn).  What stands on no floor is
 # an application: it may import anything, and nothing on a floor may import it.
 FLOORS = (
-    {"interpreter", "limits", "cook_toom", "linking"},
+    {"interpreter", "limits", "cook_toom", "dft", "linking"},
     {"threads", "archive"},
     {"jit"},
     {"geometry", "arrays", "simd"},
@@ -34,7 +34,7 @@ FLOORS = (
     {"work"},
     {"programs"},
     {"algorithm", "bands", "correlation", "depthwise", "planes"},
-    {"engine", "winograd"},
+    {"engine", "fourier", "winograd"},
     {"plan"},
     {"calls"},
     {"passes"},
