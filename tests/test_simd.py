@@ -15,7 +15,7 @@ import pytest
 from llvmlite import ir
 from numba import config, types
 
-from fastconv import simd
+from fastconv import dft, simd
 from fastconv.jit import kernel
 from fastconv.simd import (
     COLUMNS,
@@ -33,6 +33,7 @@ from fastconv.simd import (
     outer,
     pooling,
     slide,
+    spectra,
     sums,
     transpose,
     words,
@@ -178,6 +179,26 @@ def run_weight_map(*arguments):
 @kernel
 def run_weight_gradient_map(*arguments):
     simd.weight_gradient_map(*arguments)
+
+
+@kernel
+def run_evaluate(*arguments):
+    simd.evaluate_tile(*arguments)
+
+
+@kernel
+def run_evaluate_taps(*arguments):
+    simd.evaluate_taps_tile(*arguments)
+
+
+@kernel
+def run_multiply(*arguments):
+    simd.multiply_tile(*arguments)
+
+
+@kernel
+def run_interpolate(*arguments):
+    simd.interpolate_tile(*arguments)
 
 
 MAPS = (
@@ -652,6 +673,93 @@ def check_plane_maps(dtype):
                 assert (abs(found - wanted) <= 16 * np.finfo(dtype).eps * scale).all(), (run, number)
 
 
+def matrix_of(function, count):
+    """Return the matrix of a function of `fastconv.dft`."""
+    return np.array(function(list(np.eye(count)), spectra._multiply_add_arrays))
+
+
+def check_evaluate(dtype):
+    """Values of rows, all of which exist or some, against NumPy in double precision."""
+    rng, n = np.random.default_rng(0), lanes(np.dtype(dtype).itemsize)
+    kinds = (
+        (run_evaluate, dft.evaluate, dft.INPUTS, dft.VALUES),
+        (run_evaluate_taps, dft.evaluate_taps, dft.TAPS, dft.TAP_VALUES),
+    )
+    for (run, function, count, results), rows in product(kinds, (0, 1, 7)):
+        twin = spectra.evaluate_twin(count, results, function)
+        matrix = matrix_of(function, count)
+        for first, last in (
+            (0, count),
+            (3, count),
+            (0, count - 3),
+            (3, count - 3),
+            (2, 5),
+            (-4, count + 9),
+            (3, 3),
+            (9, 2),
+        ):
+            row = np.arange(rows)[:, None]
+            exist = np.arange(max(0, first), max(0, first, min(count, last)))
+            places = 3 + row * 900 + np.arange(count) * (n + 5)
+            source = islands(rng.standard_normal, dtype, places[:, exist], n)
+            out, written = blank(dtype, 2 + row * (results * n), results * n)
+            read = np.zeros((rows, count, n))
+            read[:, exist] = source[places[:, exist, None] + np.arange(n)]
+            for tile in (run, twin):
+                result = out.copy()
+                tile(source, 3, 900, n + 5, first, last, result, 2, rows)
+                np.testing.assert_array_equal(result != MARK, written)
+                found = result[2 : 2 + rows * results * n].reshape(rows, results, n)
+                bound = 8 * np.finfo(dtype).eps * (abs(matrix) @ abs(read))
+                assert (abs(found - matrix @ read) <= bound).all(), (count, first, last)
+
+
+def check_multiply(dtype):
+    """Sums over rows of values, all of which exist or some; in the place of the upper ones, too."""
+    rng, n = np.random.default_rng(0), lanes(np.dtype(dtype).itemsize)
+    size = dft.SPAN * dft.VALUES * n
+    for above, below, adds, in_place in product((0, 3), (0, 3), (0, 1), (False, True)):
+        if in_place and adds and above:
+            continue  # the upper values are added to, and some are none
+        values = integers(rng)((2 * dft.TAPS, dft.VALUES, n)).astype(dtype)
+        values[:above], values[dft.INPUTS - below :] = np.nan, np.nan
+        taps = integers(rng)((dft.TAPS, dft.TAP_VALUES, n)).astype(dtype)
+        there = np.nan_to_num(values)
+        wanted = np.array([
+            sum(np.array(dft.multiply(list(there[y + r]), list(taps[r]))) for r in range(dft.TAPS)) for y in range(dft.SPAN)
+        ])  # fmt: skip
+        wanted += adds * (there[: dft.SPAN] if in_place else dtype(MARK))
+        for tile in (run_multiply, spectra._multiply_twin):
+            upper, lower = values[: dft.TAPS].reshape(-1).copy(), values[dft.TAPS :].reshape(-1)
+            out, at = (upper, 0) if in_place else (np.full(size + 9, MARK, dtype), 5)
+            tile(
+                above, below, adds, upper, 0, lower, 0, taps.reshape(-1), 0, taps.reshape(-1), 10**12, 3 * n, n, 11, out, at
+            )  # fmt: skip
+            np.testing.assert_array_equal(out[at : at + size].reshape(wanted.shape), wanted)
+            assert in_place or ((out[:5] == MARK).all() and (out[-4:] == MARK).all())
+
+
+def check_interpolate(dtype):
+    """Outputs of rows, all columns or some of them, against NumPy in double precision."""
+    rng, n = np.random.default_rng(0), lanes(np.dtype(dtype).itemsize)
+    matrix = matrix_of(dft.interpolate, dft.VALUES)
+    for columns_, rows, streams, floor in product((1, 3, 7), (0, 1, 7), (0, 1), (-np.inf, 0)):
+        apart = 2 * n if streams else n + 3  # outputs begin with a line, or some do not
+        source = islands(rng.standard_normal, dtype, [3], max(1, rows) * dft.VALUES * n)
+        products = source[3 : 3 + rows * dft.VALUES * n].reshape(rows, dft.VALUES, n).astype(np.float64)
+        start, floor_at = with_floor(islands(rng.standard_normal, dtype, [5], n), floor)
+        places = 2 + np.arange(rows)[:, None] * (16 * n) + np.arange(columns_) * apart
+        out, written = blank(dtype, places.reshape(-1), n)
+        wanted = np.maximum((matrix @ products + start[5 : 5 + n])[:, :columns_], floor)
+        scale = (abs(matrix) @ abs(products) + 5)[:, :columns_]
+        for tile in (run_interpolate, spectra._interpolate_twin):
+            result = lined(out, 2)
+            tile(source, 3, start, 5, floor_at, result, 2, 16 * n, apart, columns_, rows, streams)
+            np.testing.assert_array_equal(result != MARK, written)
+            found = result[places[..., None] + np.arange(n)]
+            assert (abs(found - wanted) <= 8 * np.finfo(dtype).eps * scale).all()
+
+
 CHECKS = (
     check_outer,
     check_short,
@@ -665,6 +773,9 @@ CHECKS = (
     check_maps,
     check_plane_maps,
     check_pool,
+    check_evaluate,
+    check_multiply,
+    check_interpolate,
 )
 
 
@@ -765,7 +876,8 @@ def test_machine_code(machine, dtype, monkeypatch):
     Not so where LLVM has no register to spare: with 16 of them, three short rows, rows of three taps and more, and two rows of
     seven that are summed; with 32, one of 25 sums and six vectors, and more of these on NEON, which multiplies nothing in memory.
     The LLVM of the oldest Numba spills a vector of sums of tall tiles and of groups, too, with 16 registers those of two rows of
-    five, one more of 25 sums, some of maps that fetch ahead, two of far tiles.
+    five, one more of 25 sums, some of maps that fetch ahead, two of far tiles.  Products of spectra hold 14 sums while they form
+    seven more.
     """
     old = llvm.llvm_version_info < (15,)
     vector_bytes, vectors = MACHINES[machine][3:5]
@@ -805,6 +917,11 @@ def test_machine_code(machine, dtype, monkeypatch):
         for size, map_ in of_sizes.items():
             _, spills = assemble(machine, maps._write_map, 10 if starts else 11, dtype, map_, starts)
             assert not spills or (old and not starts), size
+    for above, below, adds in product((0, 3), (0, 3), (0, 1)):
+        products, spills = assemble(machine, spectra._write_multiply_tile, 8, dtype, above, below, adds)
+        met = dft.TAPS * dft.SPAN - sum(range(above + 1)) - sum(range(below + 1))
+        assert products == 4 * (met - dft.SPAN)  # of a single value and of a pair
+        assert len(spills) <= {"AVX-512": 0, "AVX2": 17, "NEON": 4}[machine], (above, below, adds)
     for _, planes in PLANE_MAPS:
         _, spills = assemble(machine, maps._write_plane_map, 9, dtype, *planes[0])
         assert len(spills) <= 10  # of 18 vectors between columns and rows

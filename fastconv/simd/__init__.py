@@ -35,6 +35,7 @@ from .slide import (
     sum_group_slide_tile,
     sum_slide_tile,
 )
+from .spectra import evaluate_taps_tile, evaluate_tile, interpolate_tile, multiply_tile
 from .sums import sum_tile
 from .tasks import compact, run_tasks
 from .transpose import gather_tile, scatter_tile, transpose_lines_tile, transpose_tile
@@ -61,14 +62,18 @@ __all__ = [
     "compact",
     "copy",
     "copy_tile",
+    "evaluate_taps_tile",
+    "evaluate_tile",
     "far_tile",
     "fetch",
     "gather_tile",
     "gradient_map",
     "group_slide_tile",
     "input_map",
+    "interpolate_tile",
     "lanes",
     "line_parts",
+    "multiply_tile",
     "outer_tile",
     "output_map",
     "pad_tile",
