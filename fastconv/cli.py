@@ -230,17 +230,18 @@ def _add_bench(commands: Any) -> None:
         action="store_true",
         help="time what calls cost beside their arithmetic instead, under each framework that is installed",
     )
-    kinds = ("kernels", "shapes", "points", "suites", "digits")
+    kinds = ("kernels", "shapes", "depthwise", "points", "suites", "digits")
     bench.add_argument(
         "--errors",
         type=_some_of(kinds),
         nargs="?",
-        const=("kernels", "shapes", "points"),
+        const=("kernels", "shapes", "depthwise", "points"),
         metavar="LIST",
         help="time nothing: print how far results are from those in double precision, for all algorithms of 3x3 kernels, for "
-        "kernels of other shapes and for other points of Winograd's; with suites, for the layers of all suites, or of --suite "
+        "kernels of other shapes, for 7x7 ones of channels that do not mix and for other points of Winograd's; with suites, for "
+        "the layers of all suites, or of --suite "
         "and --shapes, beside PyTorch's if that is installed; with digits, the accuracy of networks that were trained with "
-        "either (default: kernels,shapes,points)",
+        "either (default: kernels,shapes,depthwise,points)",
     )
     bench.add_argument("--limit", type=_count, metavar="N", help="time the first N layers of each suite only")
     passes, layouts = ("fwd", "dx", "dw"), ("nchw", "best")
@@ -258,7 +259,7 @@ def _add_bench(commands: Any) -> None:
         default=(),
         metavar="LIST",
         help="whom to time too, of torch,compile,jax,ncnn,direct,serial (default: none); compile is torch.compile, with --models "
-        "only; ncnn has no pass but prepared, of single images; direct is fastconv without Winograd's algorithm; serial is "
+        "only; ncnn has no pass but prepared, of single images; direct is fastconv with direct sums only; serial is "
         "fastconv on one thread, and what threads gain is then told beside what the peak gains",
     )
     bench.add_argument(

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from . import engine, reference, winograd
+from . import engine, fourier, reference, winograd
 from .algorithm import Algorithm
 from .arrays import KINDS, Array, can_be_convolved, machine_memory
 from .geometry import ConvGeometry, conv_geometry
@@ -190,6 +190,10 @@ _winograd = functools.partial(
     _row, name="winograd", algorithm=winograd.WINOGRAD, cost=winograd.nanoseconds, describe=winograd.describe,
     error=2e-5, limits=winograd.objection,
 )  # fmt: skip
+_fft = functools.partial(
+    _row, name="fft", algorithm=fourier.FOURIER, cost=fourier.nanoseconds, describe=fourier.describe, error=4e-6,
+    limits=fourier.objection,
+)  # fmt: skip
 
 
 def _sums_cost(geometry: ConvGeometry, itemsize: int) -> float:
@@ -223,6 +227,9 @@ TABLE = (
     _winograd("output", pools=lambda geometry, itemsize: True),
     _winograd("grad_input"),
     _winograd("grad_weight", sums=winograd.sums_gradients),
+    _fft("output"),
+    _fft("grad_input"),
+    _fft("grad_weight"),
     _direct("output", pools=engine.pools),
     _direct("grad_input", adds=engine.adds_to),
     _direct("grad_weight", sums=engine.sums_gradients),

@@ -94,7 +94,8 @@ def _large(algorithm: str, dtype: np.dtype[Any]) -> None:
     images = np.ones((8, 64, 20, 20), dtype)
     for x in (images, np.ascontiguousarray(images.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)):
         _passes(x, np.ones((64, 64, 3, 3), dtype), padding=1, algorithm=algorithm)
-        _passes(x, np.ones((64, 1, 3, 3), dtype), padding=1, groups=64, algorithm=algorithm)
+        for k in (3, 7):
+            _passes(x, np.ones((64, 1, k, k), dtype), padding=k // 2, groups=64, algorithm=algorithm)
     for channels, groups in ((16, 4), (1, 1), (3, 1)):
         x, weight = np.ones((4, channels, 32, 32), dtype), np.ones((16, channels // groups, 3, 3), dtype)
         _passes(x, weight, padding=1, groups=groups, algorithm=algorithm)

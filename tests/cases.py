@@ -179,6 +179,21 @@ SPECIAL = (
         for n, k, s, p in ((8, 3, 1, 0), (9, 3, 2, 4), (16, 5, 1, 1), (21, 5, 2, 0), (17, 7, 1, 9), (12, 7, 2, 2))
     ),
     simple(3, batch=2, channels=3, filters=3, size=(2, 5, 9), kernel=(1, 3, 3), padding=(0, 1, 1), groups=3),
+    # 7x7: one tile of rows that are transformed, parts of one, or several; padding of all kinds.
+    *(
+        simple(2, batch=b, channels=c, filters=c, size=size, kernel=7, padding=p, groups=c)
+        for b, c, size, p in (
+            (2, 3, (7, 7), 3),
+            (1, 35, (14, 9), 3),
+            (3, 17, (1, 22), ((3, 3), (2, 3))),
+            (1, 16, (15, 5), ((0, 6), (1, 9))),
+            (2, 20, (9, 8), 0),
+            (1, 33, (3, 2), 5),
+            (2, 18, (6, 25), ((9, 4), (6, 0))),
+            (1, 5, (20, 21), ((13, 0), (0, 12))),
+        )
+    ),
+    simple(3, batch=2, channels=18, filters=18, size=(3, 8, 15), kernel=(1, 7, 7), padding=(0, 3, 3), groups=18),
     # Few channels, and rows of outputs that fill lines of the cache: filters are the rows of tiles.
     *(
         simple(2, channels=c, filters=f, size=(9, n), kernel=k, stride=s, padding=p)
@@ -262,6 +277,11 @@ LARGE = (
     simple(2, batch=2, channels=30, filters=12, size=(131, 130), kernel=3, stride=2, padding=1, groups=3),
     # Pixels that lie 2 KiB apart, which taller tiles read.
     *(simple(2, batch=1, channels=512, filters=512, size=(5, 9), kernel=k, padding=k // 2, groups=512) for k in (5, 7)),
+    # 7x7 whose rows are transformed: strips of several images, or of parts of one; parts of the channels.
+    simple(2, batch=35, channels=20, filters=20, size=7, kernel=7, padding=3, groups=20),
+    simple(2, batch=3, channels=150, filters=150, size=(29, 40), kernel=7, padding=3, groups=150),
+    simple(2, batch=1, channels=34, filters=34, size=(60, 220), kernel=7, padding=((3, 0), (6, 3)), groups=34),
+    simple(3, batch=2, channels=80, filters=80, size=(2, 21, 30), kernel=(1, 7, 7), padding=(0, 3, 3), groups=80),
     # Planes that are cut into bands, or taken together; sums of chunks of images; and volumes.
     simple(2, batch=6, channels=3, filters=3, size=64, kernel=3, padding=1, groups=3),
     simple(2, batch=2, channels=3, filters=3, size=(191, 71), kernel=5, stride=2, padding=(2, 3), groups=3),

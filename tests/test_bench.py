@@ -650,7 +650,7 @@ def test_errors(monkeypatch, capsys):
     monkeypatch.setattr(errors, "SIZE", 6)
     monkeypatch.setattr(errors, "SUMMED", 16)
     assert main(["bench", "--errors"]) == 0
-    kernels, shapes, points = (table.splitlines() for table in capsys.readouterr().out.strip().split("\n\n"))
+    kernels, shapes, depthwise, points = (table.splitlines() for table in capsys.readouterr().out.strip().split("\n\n"))
     assert [line.split()[0] for line in kernels[1:]] == ["forward"] * 2 + ["dX"] * 2 + ["dW"] * 2
     for line in kernels[1:]:
         direct, _, winograd, _ = map(float, line.split()[-4:])
@@ -658,6 +658,8 @@ def test_errors(monkeypatch, capsys):
         assert 0 < winograd < 1e-5
     assert len(shapes) == 1 + 4 * 4 - 2 + 1
     assert all(0 < float(error) < 2e-5 for line in shapes[1:] for error in line.split()[1:])
+    assert [line.split()[0] for line in depthwise[1:]] == ["3x3", "6x6", "12x12", "24x24"]
+    assert all(0 < float(error) < 2e-6 for line in depthwise[1:] for error in line.split()[1:])
     assert len(points) == 1 + len(errors.CANDIDATES)
     assert all(0 < float(line.split()[-1]) < 1e-5 for line in points[1:])
 

@@ -61,7 +61,7 @@ def run(
     passes : sequence of str
         Of "fwd", "dx", "dw" and "prepared".
     peers : sequence of str
-        Of "torch", "compile" (with `run_models`), "jax", "ncnn", "direct" (fastconv without Winograd's algorithm) and
+        Of "torch", "compile" (with `run_models`), "jax", "ncnn", "direct" (fastconv with direct sums only) and
         "serial" (fastconv on one thread).
     dtype : {"float32", "float64"}
         Of all arrays.

@@ -118,7 +118,7 @@ class Fastconv:
 
 
 class Direct(Fastconv):
-    """Our own, without Winograd's algorithm."""
+    """Our own, with direct sums only."""
 
     options = {"algorithm": "direct"}  # noqa: RUF012
 

@@ -120,6 +120,30 @@ def _shapes() -> Iterator[list[str]]:
         yield [f"{taps[0]}x{taps[1]}" + f"/{stride}" * (stride > 1), *(f"{error:.1e}" for error in found)]
 
 
+def _depthwise() -> Iterator[list[str]]:
+    """7x7 kernels of channels that do not mix, which sums of Fourier transforms compute: for images of several sizes."""
+    yield ["size", *(f"{computes}, {name}" for computes in PASSES for name in ("direct", "fft"))]
+    rng = np.random.default_rng(0)
+    for size in (SIZE // 2, SIZE, 2 * SIZE, 4 * SIZE):
+        x, g = (rng.standard_normal((4, LANES, size, size), np.float32) for _ in range(2))
+        weight = rng.standard_normal((LANES, 1, 7, 7), np.float32)
+        arrays = [array.astype(np.float64) for array in (x, weight, g)]
+        exact = _depthwise_passes(arrays, "direct")
+        results = [_depthwise_passes([x, weight, g], algorithm) for algorithm in ("direct", "fft")]
+        found = [errors(one[k], exact[k])[0] for k in range(len(PASSES)) for one in results]
+        yield [f"{size}x{size}", *(f"{error:.1e}" for error in found)]
+
+
+def _depthwise_passes(arrays: list[Array], algorithm: str) -> list[Array]:
+    """Compute the three passes of a layer whose channels do not mix, by an algorithm."""
+    x, weight, g = arrays
+    grads = ops.conv2d_backward(g, x, weight, padding=3, groups=len(weight), algorithm=algorithm)
+    output = ops.conv2d(x, weight, padding=3, groups=len(weight), algorithm=algorithm)
+    assert grads.input is not None
+    assert grads.weight is not None
+    return [output, grads.input, grads.weight]
+
+
 def _points() -> Iterator[list[str]]:
     """A forward pass with other points, by NumPy in single precision: 256 channels."""
     yield ["points 0, +-p, +-q, infinity", "largest", "norm"]
@@ -216,8 +240,9 @@ def _digits() -> Iterator[list[str]]:
 KINDS: dict[str, Callable[[], Iterator[list[str]]]] = {
     "kernels": _kernels,
     "shapes": _shapes,
+    "depthwise": _depthwise,
     "points": _points,
     "digits": _digits,
 }
-"""What can be asked for beside "suites", the layers of these: the passes of 3x3 kernels, kernels of other shapes, other points,
-and what becomes of a network."""
+"""What can be asked for beside "suites", the layers of these: the passes of 3x3 kernels, kernels of other shapes, those of
+channels that do not mix, other points, and what becomes of a network."""

@@ -1,0 +1,260 @@
+"""Depthwise convolution through Fourier transforms of rows: from 18 products a row of seven taps where there are 49.
+
+Columns of tiles, each SPAN outputs wide, go down an image.  A tile's rows of the input are evaluated (`fastconv.dft`), once for
+all rows of outputs that meet them; at each of the values the rows of taps are summed over, and from the sums follow the outputs.
+Rows and columns that do not exist are left out, so that padding is not stored.
+
+A task takes a vector of channels at a time, and all images of its strip.  Everything but these then stays in the first-level
+cache: the values of the taps, and of two times seven rows, where sums take the place of what they are made of.  Where images lie
+channels-last they are read and written as they lie; the pixels of a vector lie far apart then, so that those of the next tile are
+brought near meanwhile.  Else a task packs its box, as `fastconv.kernels.depthwise` does.
+
+`gather_fourier` computes equations (1) and (2).  In equation (3) rows of gradients stand for those of taps, and rows of taps for
+the outputs: `correlate_fourier` adds up products of all tiles at the values, and makes taps of these at the end.
+
+A task's numbers begin with `fastconv.kernels.direct.STRIPS`; a strip has whole rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..dft import INPUTS, SPAN, TAP_VALUES, TAPS, VALUES
+from ..jit import inlined, unsigned
+from ..simd import clear, compact, evaluate_taps_tile, evaluate_tile, interpolate_tile, lanes, multiply_tile
+from ..tasks import task
+from .depthwise import channels_of, pack_vectors
+from .direct import STRIPS, place_strip, read_strips
+from .fields import Fields
+from .pack import pack_depths, pack_strip, unpack_strip
+
+__all__ = ["CORRELATE_FOURIER", "GATHER_FOURIER", "correlate_fourier", "gather_fourier"]
+
+Array = np.ndarray[Any, Any]
+Ints = tuple[int, ...]
+
+GATHER_FOURIER = Fields(
+    "GatherFourier", "channels width parts reads taps_at values_at places_at weight_steps:4 weight_size", STRIPS
+)
+"""Channels, those of a part that is packed, parts of the channels, whether images are read and written as they lie, where in its
+room a task has the values of taps and those of rows, where tables hold the place of each tap, and what `pack_depths` takes."""
+
+CORRELATE_FOURIER = Fields(
+    "CorrelateFourier", "channels width parts chunks each gradients_at taps_at values_at sums_at", STRIPS
+)
+"""Channels, those of a part, which are the numbers in a row of a panel, and parts of the channels; chunks of strips, the distance
+of their panels, and where in its room a task has its gradients, the values of some rows of them, those of rows of the input, and
+the sums of their products."""
+
+read_gather, read_correlate = GATHER_FOURIER.reader(), CORRELATE_FOURIER.reader()
+
+EDGE = TAPS // 2
+"""Rows in front, and behind, that a tile leaves out together: as many as the padding of images that keep their size."""
+
+MOST_TILES = 8
+"""Tiles from which on what is summed up at the values is added to the taps: errors of long sums would be larger."""
+
+
+@inlined
+def evaluate_rows(
+    image: Array, at: int, row_step: int, step: int, x: int, width: int, y: int, height: int, done: int, rows: int, room: Array,
+    values_at: int,
+) -> tuple[int, int]:  # fmt: skip
+    """Evaluate the lower rows of the tile ``done`` rows below the first one; if that is above it, the upper rows of the first.
+
+    The first input of a column of tiles, with ``rows`` rows of outputs, is (y, x) of ``height`` x ``width``; ``at`` is where
+    column x of row 0 is, or would be.  Rows that do not exist are 0, but for those that the tile is to leave out: so many above,
+    and below, as is returned.
+    """
+    compact()
+    row = VALUES * lanes(room.itemsize)
+    begin, ends = y + done, done + SPAN >= rows
+    above = EDGE if begin <= -EDGE else 0
+    below = EDGE if ends and begin + INPUTS - EDGE >= height else 0
+    top, count = begin + TAPS, INPUTS - below - TAPS if ends else TAPS
+    unused = EDGE if done < 0 and top <= -EDGE else 0
+    first = min(max(0, -top), count)
+    last = max(first, min(count, height - top))
+    clear(room, values_at + unused * row, values_at + first * row)
+    evaluate_tile(
+        image, at + (top + first) * row_step, row_step, step, max(0, -x), min(width - x, INPUTS), room, values_at + first * row,
+        last - first,
+    )  # fmt: skip
+    clear(room, values_at + last * row, values_at + count * row)
+    return above, below
+
+
+@inlined
+def convolve_column(
+    image: Array, at: int, row_step: int, step: int, following: int, x: int, width: int, y: int, height: int, room: Array,
+    taps_at: int, values_at: int, start: Array, start_at: int, floor_at: int, out: Array, out_at: int, out_row: int,
+    out_step: int, columns: int, rows: int, streams: int,
+) -> None:  # fmt: skip
+    """Compute a column of tiles, ``rows`` rows of ``columns`` outputs; see `evaluate_rows`.
+
+    The next column of tiles lies ``following`` behind this one.  What comes next is brought near meanwhile: the rows below, or
+    the first ones of that.
+    """
+    compact()
+    upper, lower = values_at, values_at + TAPS * VALUES * lanes(room.itemsize)
+    for done in range(-SPAN, rows, SPAN):
+        above, below = evaluate_rows(image, at, row_step, step, x, width, y, height, done, rows, room, lower)
+        if done >= 0:
+            ends = done + SPAN >= rows
+            next_at = following + max(0, y) * row_step if ends else (y + done + 2 * TAPS) * row_step
+            multiply_tile(
+                above, below, 0, room, upper, room, lower, room, taps_at, image, at + next_at, row_step, step,
+                min(INPUTS, height) if ends else TAPS, room, upper,
+            )  # fmt: skip
+            interpolate_tile(
+                room, upper, start, start_at, floor_at, out, out_at + done * out_row, out_row, out_step, columns,
+                min(SPAN, rows - done), streams,
+            )  # fmt: skip
+        upper, lower = lower, upper
+
+
+@task
+def gather_fourier(
+    task: int, room: Array, numbers: Array, tables: Array, x: Array, weight: Array, start: Array, out: Array
+) -> None:  # fmt: skip
+    """out[pixel, lane] = start[lane] + the correlation of x with the weight, or the floor, if that is less."""
+    s, t = read_strips(numbers), read_gather(numbers)
+    shape, steps, box_steps, left, strip = s.shape, s.steps, s.box_steps, s.left, s.strip
+    out_shape, out_steps, parts, reads = s.out_shape, s.out_steps, t.parts, t.reads
+    taps_at, values_at, (_, lane_step, depth_step, tap_step) = t.taps_at, t.values_at, t.weight_steps
+    n = lanes(out.itemsize)
+    number, part = divmod(task, parts)
+    n0, z0, y0, x0, _ = place_strip(number, numbers, tables)
+    first, valid = channels_of(part, parts, t.channels, t.width, reads, n)
+    images, Z, Y, X = (
+        min(strip[0], out_shape[0] - n0), min(strip[1], out_shape[2] - z0), min(strip[2], out_shape[3] - y0),
+        min(strip[3], out_shape[4] - x0),
+    )  # fmt: skip
+    y_in, x_in, floor = y0 - left[1], x0 - left[2], (t.channels + n - 1) // n * n + 1
+    height, width = min(shape[3], y_in + Y + TAPS - 1), min(shape[4], x_in + X + TAPS - 1)  # of what the outputs see
+    corner = n0 * out_steps[0] + z0 * out_steps[2] + y0 * out_steps[3] + x0 * out_steps[4] + first * out_steps[1]
+    if reads:
+        image, at, pitches, vector = x, n0 * steps[0] + z0 * steps[2] + first, steps, n
+        target, to, there, next_vector = out, corner, out_steps, n
+    else:
+        pack_vectors(numbers, x, first, valid, n0, z0, y_in, x_in, room)
+        image, at, pitches, vector = room, -y_in * box_steps[3] - x_in * box_steps[4], box_steps, box_steps[1]
+        # Results go to scratch, one vector of channels behind the other.
+        row = min(strip[3], out_shape[4]) * n
+        plane = min(strip[2], out_shape[3]) * row
+        volume = min(strip[1], out_shape[2]) * plane
+        target, to, there, next_vector = room, s.box_size, (volume, 1, plane, row, n), strip[0] * volume
+    at += x_in * pitches[4]
+    for lane in range(0, valid, n):
+        # The last vector of channels that are read as they lie overlaps the one before it.
+        before = max(0, lane + n - valid) if reads else 0
+        channel = first + lane - before
+        here, goes = at + lane // n * vector - before, to + lane // n * next_vector - before
+        pack_depths(
+            (1, TAPS * TAPS, min(n, t.channels - channel)), (lane_step, lane_step, depth_step, tap_step), t.weight_size, tables,
+            t.places_at, weight, channel, 0, 1, room, values_at, n, 1,
+        )  # fmt: skip
+        evaluate_taps_tile(room, values_at, TAPS * n, n, 0, TAPS, room, taps_at, TAPS)
+        for index in range(images * Z):
+            b, z = divmod(index, Z)
+            next_b, next_z = divmod(index + 1, Z)
+            further = (next_b - b) * pitches[0] + (next_z - z) * pitches[2]
+            if index == images * Z - 1:
+                further = vector - b * pitches[0] - z * pitches[2]
+            this, there_at = here + b * pitches[0] + z * pitches[2], goes + b * there[0] + z * there[2]
+            for column in range(0, X, SPAN):
+                following = SPAN * pitches[4] if column + SPAN < X else further - column * pitches[4]
+                convolve_column(
+                    image, this + column * pitches[4], pitches[3], pitches[4], following, x_in + column, width, y_in, height,
+                    room, taps_at, values_at, start, channel, floor, target, there_at + column * there[4], there[3], there[4],
+                    min(SPAN, X - column), Y, s.streams * reads,
+                )  # fmt: skip
+    if not reads:
+        for lane in range(0, valid, n):
+            unpack_strip(
+                room, to + lane // n * next_vector, n, images, (z0, y0, x0), (1, 1, 1), strip, min(n, valid - lane), out,
+                corner + lane * out_steps[1], out_shape, out_steps, s.streams,
+            )  # fmt: skip
+
+
+@inlined
+def correlate_column(
+    at: int, row_step: int, step: int, x: int, width: int, y: int, height: int, gradient_at: int, gradient_row: int,
+    gradient_step: int, columns: int, rows: int, room: Array, taps_at: int, values_at: int, sums_at: int,
+) -> None:  # fmt: skip
+    """Add up a column of tiles at the values: ``rows`` rows of ``columns`` gradients, and what they meet of a box."""
+    compact()
+    n = lanes(room.itemsize)
+    row = TAP_VALUES * n
+    upper, lower = values_at, values_at + TAPS * VALUES * n
+    for done in range(-SPAN, rows, SPAN):
+        above, below = evaluate_rows(room, at, row_step, step, x, width, y, height, done, rows, room, lower)
+        if done >= 0:
+            taken = min(SPAN, rows - done)
+            evaluate_taps_tile(
+                room, gradient_at + done * gradient_row, gradient_row, gradient_step, 0, columns, room, taps_at, taken
+            )
+            clear(room, taps_at + taken * row, taps_at + SPAN * row)
+            multiply_tile(
+                above, below, 1, room, upper, room, lower, room, taps_at, room, at + (y + done + 2 * TAPS) * row_step, row_step,
+                step, TAPS, room, sums_at,
+            )  # fmt: skip
+        upper, lower = lower, upper
+
+
+@task
+def correlate_fourier(
+    task: int, room: Array, numbers: Array, tables: Array, x: Array, gradient: Array, panels: Array, start: Array
+) -> None:  # fmt: skip
+    """panels[s, tap, lane] = sum over the pixels of chunk s of gradient[pixel, lane] * x[source of pixel + offset of tap, lane].
+
+    A task is a chunk of consecutive strips and a part of the channels.  Some tiles at a time are summed up by themselves first.
+    """
+    s, t = read_strips(numbers), read_correlate(numbers)
+    shape, steps, left, strip, counts = s.shape, s.box_steps, s.left, s.strip, s.counts
+    out_shape, out_steps, parts, chunks, pitch = s.out_shape, s.out_steps, t.parts, t.chunks, t.width
+    gradients_at, taps_at, values_at, sums_at = t.gradients_at, t.taps_at, t.values_at, t.sums_at
+    n = lanes(panels.itemsize)
+    chunk, part = divmod(task, parts)
+    first = part * pitch
+    valid = min(pitch, t.channels - first)
+    whole = (valid + n - 1) // n * n
+    panel = chunk * t.each + first * TAPS * TAPS
+    for tap in range(TAPS * TAPS):
+        clear(panels, panel + tap * pitch, panel + tap * pitch + whole)
+    strips = counts[0] * counts[1] * counts[2] * counts[3]
+    for number in range(chunk * strips // chunks, (chunk + 1) * strips // chunks):
+        n0, z0, y0, x0, _ = place_strip(number, numbers, tables)
+        images, Z, Y, X = (
+            min(strip[0], out_shape[0] - n0), min(strip[1], out_shape[2] - z0), min(strip[2], out_shape[3] - y0),
+            min(strip[3], out_shape[4] - x0),
+        )  # fmt: skip
+        y_in, x_in = y0 - left[1], x0 - left[2]
+        height, width = min(shape[3], y_in + Y + TAPS - 1), min(shape[4], x_in + X + TAPS - 1)  # of what is met
+        corner = n0 * out_steps[0] + z0 * out_steps[2] + y0 * out_steps[3] + x0 * out_steps[4] + first * out_steps[1]
+        pack_vectors(numbers, x, first, valid, n0, z0, y_in, x_in, room)
+        pack_strip(gradient, corner, out_shape, out_steps, (images, Z, Y, X), strip, valid, whole, room, gradients_at)
+        row = strip[3] * whole
+        for lane in range(0, valid, n):
+            tiles = 0
+            for index in range(images * Z):
+                b, z = divmod(index, Z)
+                at = lane // n * steps[1] + b * steps[0] + z * steps[2] - y_in * steps[3]
+                goes = gradients_at + lane + (b * strip[1] + z) * strip[2] * row
+                for column in range(0, X, SPAN):
+                    if tiles == 0:
+                        clear(room, sums_at, sums_at + TAPS * VALUES * n)
+                    correlate_column(
+                        at + column * steps[4], steps[3], steps[4], x_in + column, width, y_in, height, goes + column * whole,
+                        row, whole, min(SPAN, X - column), Y, room, taps_at, values_at, sums_at,
+                    )  # fmt: skip
+                    tiles += (Y + SPAN - 1) // SPAN
+                    if tiles < MOST_TILES and (index < images * Z - 1 or column + SPAN < X):
+                        continue
+                    interpolate_tile(room, sums_at, start, 0, n, room, taps_at, TAPS * n, n, TAPS, TAPS, 0)
+                    for tap in range(TAPS * TAPS):
+                        for k in range(n):
+                            panels[unsigned(panel + tap * pitch + lane + k)] += room[unsigned(taps_at + tap * n + k)]
+                    tiles = 0
