@@ -1,6 +1,6 @@
 """Depthwise convolution through Fourier transforms, between the plan and the kernels: 7x7 taps, as large images models have them.
 
-`fastconv.depthwise` does the same for direct sums; strips here are whole rows, as many as tiles are high or a multiple of that.
+`fastconv.depthwise` does the same for direct sums; strips here have as many rows and columns as tiles, or a multiple.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from . import depthwise
 from .algorithm import Algorithm
 from .dft import SPAN, TAP_VALUES, TAPS, VALUES
-from .geometry import ConvGeometry, ceil_div
+from .geometry import ConvGeometry, ceil_div, even_part
 from .kernels.fourier import CORRELATE_FOURIER, GATHER_FOURIER, correlate_fourier, gather_fourier
 from .programs import (
     Pixels,
@@ -48,9 +48,15 @@ and the results share that."""
 LEAST_TILES = 32
 """Fewest tiles of a strip, if there are so many: each task evaluates the taps that it needs."""
 
+LEAST_DOWN = 4
+"""Tiles of a column that is worth a strip, if there are so many: of each column six rows more are evaluated."""
+
 OUTPUT, PADDED = 0.165, 0.4
 """Nanoseconds for each byte of a vector of outputs, where direct sums of 49 products are supposed to take 0.245; and the power of
 the share of taps that meet the input with which these are the better, the less it is: they leave out taps on padding."""
+
+WIDE = 64
+"""Columns from which on strips of equation (3) have few rows, so that many rows of inputs are evaluated more than once."""
 
 
 def objection(g: ConvGeometry) -> str | None:
@@ -66,7 +72,7 @@ def objection(g: ConvGeometry) -> str | None:
 def _cut(sizes: Ints, channels: int, itemsize: int, tasks: int, reads: bool) -> tuple[Ints, int, int]:
     """Choose (images, planes, rows, columns) of a strip, channels of a part, and how many parts there are.
 
-    Strips are whole images, or as many rows as tiles have, or more.
+    Strips are whole images, or as many rows as tiles have, or more; of wide images that are read as they lie columns, too.
     """
     images, planes, rows, columns = sizes
     most = READ_BYTES if reads else PACKED_BYTES
@@ -82,9 +88,12 @@ def _cut(sizes: Ints, channels: int, itemsize: int, tasks: int, reads: bool) -> 
         parts = max(ceil_div(tasks, max(1, strips)), channels * together * rows * columns * itemsize // most)
         width = whole_lanes(ceil_div(channels, max(1, parts)), itemsize)
         parts = ceil_div(channels, width)
-    cuts = ceil_div(down, max(1, most // (SPAN * columns * width * itemsize)))
-    strip = (1, 1, min(rows, SPAN * ceil_div(down, cuts)), columns) if cuts > 1 else (together, 1, rows, columns)
-    return strip, width, parts
+    tiles = max(1, most // (SPAN * SPAN * width * itemsize))
+    if down * across <= tiles or together > 1:
+        return (together, 1, rows, columns), width, parts
+    beside = even_part(across, max(1, tiles // min(down, LEAST_DOWN))) if reads else across
+    below = even_part(down, max(1, tiles // beside))
+    return (1, 1, min(rows, SPAN * below), min(columns, SPAN * beside)), width, parts
 
 
 def _pixels_program(p: Pixels) -> Program:
@@ -165,5 +174,7 @@ def nanoseconds(computes: str, geometry: ConvGeometry, itemsize: int) -> float:
     g = geometry.volume
     rows, columns = g.input[1:] if computes == "grad_input" else g.output[1:]
     tiles = g.batch * g.output[0] * ceil_div(rows, SPAN) * ceil_div(columns, SPAN)
-    outputs = tiles * SPAN * SPAN * whole_lanes(g.channels, itemsize)
-    return 20_000 + float(OUTPUT * outputs * itemsize / met_share(g) ** PADDED)
+    time = OUTPUT * tiles * SPAN * SPAN * whole_lanes(g.channels, itemsize) * itemsize / met_share(g) ** PADDED
+    if computes == "grad_weight":
+        time *= max(1, columns / WIDE)
+    return 20_000 + float(time)

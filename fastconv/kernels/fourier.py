@@ -12,7 +12,7 @@ brought near meanwhile.  Else a task packs its box, as `fastconv.kernels.depthwi
 `gather_fourier` computes equations (1) and (2).  In equation (3) rows of gradients stand for those of taps, and rows of taps for
 the outputs: `correlate_fourier` adds up products of all tiles at the values, and makes taps of these at the end.
 
-A task's numbers begin with `fastconv.kernels.direct.STRIPS`; a strip has whole rows.
+A task's numbers begin with `fastconv.kernels.direct.STRIPS`.
 """
 
 from __future__ import annotations
