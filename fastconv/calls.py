@@ -18,6 +18,7 @@ import numpy as np
 from . import plan
 from .arrays import Array, new_array
 from .geometry import ConvGeometry, is_exact
+from .limits import SMALL, require_memory
 from .prepared import PreparedWeight
 
 __all__ = ["Bound", "Form", "apart", "bind", "factors", "flat", "form_of", "recall", "remember"]
@@ -109,15 +110,21 @@ class Bound:
         What it computed once: other results have its dtype, shape and strides.
     added : bool
         Whether a result is added to the array that is given, after all is computed.
+    needed : int
+        Bytes of memory that it takes, which are held against what is free each time.
     """
 
-    __slots__ = ("added", "computes", "dtype", "run", "shape", "strides")
+    __slots__ = ("added", "computes", "dtype", "needed", "run", "shape", "strides")
 
-    def __init__(self, computes: str, run: Callable[..., None], like: Array, added: bool = False) -> None:
-        self.computes, self.run, self.added = computes, run, added
+    def __init__(
+        self, computes: str, run: Callable[..., None], like: Array, added: bool = False, needed: int = 0
+    ) -> None:
+        self.computes, self.run, self.added, self.needed = computes, run, added, needed
         self.dtype, self.shape, self.strides = like.dtype, like.shape, like.strides
 
     def _target(self, out: Array | None) -> tuple[Array, Array]:
+        if self.needed >= SMALL:
+            require_memory(f"{self.computes} of shape {self.shape}, with scratch memory,", self.needed)
         if out is None or self.added:
             return new_array(self.computes, self.shape, self.strides, self.dtype)
         return out.ravel("K"), out
@@ -142,12 +149,12 @@ class Bound:
 
 def bind(
     row: plan.Row, geometry: ConvGeometry, given: Sequence[Any], taken: Sequence[Any], written: Array, returned: Array,
-    floor: float | None = None, adds: bool = False, added: bool = False,
+    floor: float | None = None, adds: bool = False, added: bool = False, needed: int = 0,
 ) -> Bound | None:  # fmt: skip
     """Bind what a row has just done with the arrays that it was ``given``, and has ``taken`` as these; None if that cannot be.
 
     It cannot where arrays had to be copied.  A result that the row itself ``adds`` to is a term of its sums; ``added`` says that
-    what it has ``written`` was added to an array afterwards.
+    what it has ``written`` was added to an array afterwards; ``needed`` are the bytes of memory that it took.
     """
     if row.bind is None or written.size == 0 or not np.may_share_memory(written, returned):
         return None
@@ -155,4 +162,4 @@ def bind(
         return None
     more = {"adds": True} if adds else {}
     run = row.bind(geometry, *taken, written, **more)
-    return Bound(row.computes, run if floor is None else functools.partial(run, floor=floor), returned, added)
+    return Bound(row.computes, run if floor is None else functools.partial(run, floor=floor), returned, added, needed)

@@ -150,13 +150,13 @@ def _run_and_bind(
     final = finish(result, out, final_shape, result_dtype(dtype), accumulate and not adds, ndim)
     if strides is not None and final.strides != strides:  # only those of axes with one element, which lead nowhere
         final = np.lib.stride_tricks.as_strided(final, strides=strides)
-    if needed >= SMALL or relu != floors:
+    if relu != floors:
         return final, None
     given = [array if prepared is None else prepared for array, _, _, prepared in inputs]
     added = accumulate and not adds
     returned = result.reshape(final_shape) if added else final
     floor = 0.0 if floors else None
-    return final, bind(row, geometry.volume, given, arrays, result, returned, floor, adds, added)
+    return final, bind(row, geometry.volume, given, arrays, result, returned, floor, adds, added, needed)
 
 
 def row_for(

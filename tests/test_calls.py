@@ -8,7 +8,7 @@ import pytest
 from cases import INTERPRETED, integers
 
 import fastconv
-from fastconv import calls, plan
+from fastconv import calls, limits, plan
 
 
 @pytest.fixture(autouse=True)
@@ -284,6 +284,19 @@ def test_what_only_equals_a_known_call_is_refused(name, wrong):
             fastconv.conv2d(x, weight, **one | {name: value})
         with pytest.raises(TypeError, match=name):
             fastconv.conv2d_backward(output, x, weight, **one | {name: value})
+
+
+def test_known_calls_are_held_against_free_memory(monkeypatch):
+    """A call with a large result is remembered, too; memory may be short the next time."""
+    x, weight = np.ones((1, 16, 300, 300), np.float32), np.ones((16, 16, 1, 1), np.float32)
+    result = fastconv.conv2d(x, weight)
+    assert result.nbytes > limits.SMALL
+    monkeypatch.setattr(fastconv.passes, "geometry_of", None)  # it would be asked for if the call were not known
+    np.testing.assert_array_equal(fastconv.conv2d(x, weight), result)
+    monkeypatch.setattr(limits, "_known", (-np.inf, 0))
+    monkeypatch.setattr(limits, "free_memory", lambda: 2**22)
+    with pytest.raises(MemoryError, match=r"output of shape .*, with scratch memory, takes .* are free"):
+        fastconv.conv2d(x, weight)
 
 
 def test_flags_and_shapes_of_known_calls_are_refused():

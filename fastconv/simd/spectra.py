@@ -248,7 +248,8 @@ def _write_interpolate_tile(tile: Any, dtype: Any) -> None:
         here = b.add(source, b.mul(row.index, I64(VALUES * w.bytes)))
         there = b.add(out, b.mul(row.index, out_row))
         products = [w.load(b.add(here, I64(k * w.bytes)), w.vector) for k in range(VALUES)]
-        results = [w.at_least(b.fadd(value, begin), least) for value in _apply(w, dft.interpolate, products)]
+        products[0] = b.fadd(products[0], begin)  # which is a term of all outputs
+        results = [w.at_least(value, least) for value in _apply(w, dft.interpolate, products)]
         places = [b.add(there, b.mul(out_step, I64(n))) for n in range(SPAN)]
         for store in w.stores([there, out_step], streams):
             with b.if_else(b.icmp_signed(">=", columns, I64(SPAN))) as (all_, some):
@@ -280,11 +281,11 @@ def _interpolate_twin(
     for row in range(rows):
         at = source_at + row * VALUES * n
         with np.errstate(over="ignore", invalid="ignore"):
-            results = dft.interpolate(list(source[at : at + VALUES * n].reshape(-1, n)), _multiply_add_arrays)
-            for k, result in enumerate(results[:columns]):
-                total = result + start[start_at : start_at + n]
+            products = list(source[at : at + VALUES * n].reshape(-1, n))
+            products[0] = products[0] + start[start_at : start_at + n]
+            for k, result in enumerate(dft.interpolate(products, _multiply_add_arrays)[:columns]):
                 to = out_at + row * out_row + k * out_step
-                out[to : to + n] = np.where(total < start[floor_at], start[floor_at], total)
+                out[to : to + n] = np.where(result < start[floor_at], start[floor_at], result)
 
 
 evaluate_tile = _evaluate_tile("evaluate", INPUTS, VALUES, dft.evaluate, EXIST)
