@@ -23,11 +23,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 __all__ = [
-    "INPUTS", "PAIRS", "SINGLES", "SPAN", "TAPS", "TAP_VALUES", "VALUES", "evaluate", "evaluate_taps", "interpolate", "multiply",
+    "EDGE", "INPUTS", "PAIRS", "SINGLES", "SPAN", "TAPS", "TAP_VALUES", "VALUES", "evaluate", "evaluate_taps", "interpolate",
+    "multiply",
 ]  # fmt: skip
 
 TAPS, SPAN, INPUTS = 7, 7, 13
 """Taps of a row, outputs of a tile, and inputs that these see."""
+
+EDGE = TAPS // 2
+"""Padding on each side of an image that keeps its size: as many rows and columns of tiles at its edge do not exist."""
 
 SINGLES, PAIRS = 3, 5
 """Values that are real, and complex ones, which are pairs behind them."""

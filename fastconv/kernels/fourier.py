@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ..dft import INPUTS, SPAN, TAP_VALUES, TAPS, VALUES
+from ..dft import EDGE, INPUTS, SPAN, TAP_VALUES, TAPS, VALUES
 from ..jit import inlined, unsigned
 from ..simd import clear, compact, evaluate_taps_tile, evaluate_tile, interpolate_tile, lanes, multiply_tile
 from ..tasks import task
@@ -49,9 +49,6 @@ of their panels, and where in its room a task has its gradients, the values of s
 the sums of their products."""
 
 read_gather, read_correlate = GATHER_FOURIER.reader(), CORRELATE_FOURIER.reader()
-
-EDGE = TAPS // 2
-"""Rows in front, and behind, that a tile leaves out together: as many as the padding of images that keep their size."""
 
 MOST_TILES = 8
 """Tiles from which on what is summed up at the values is added to the taps: errors of long sums would be larger."""

@@ -17,7 +17,7 @@ from numba import config
 from numba.core import cgutils
 
 from .. import dft
-from ..dft import INPUTS, PAIRS, SINGLES, SPAN, TAP_VALUES, TAPS, VALUES
+from ..dft import EDGE, INPUTS, PAIRS, SINGLES, SPAN, TAP_VALUES, TAPS, VALUES
 from .words import (
     I64,
     Array,
@@ -40,9 +40,6 @@ MULTIPLY = (
 )
 
 INTERPOLATE = "source, source_at, start, start_at, floor_at, out, out_at, out_row, out_step, columns, rows, streams"
-
-EDGE = TAPS // 2
-"""Rows above and below those of the outputs of an image with as much padding."""
 
 EXIST = ((0, INPUTS), (EDGE, INPUTS), (0, INPUTS - EDGE), (EDGE, INPUTS - EDGE))
 """Ranges of the inputs of a tile that exist where it stands inside, on the left, on the right, and alone in such an image."""
