@@ -239,9 +239,8 @@ def _add_bench(commands: Any) -> None:
         metavar="LIST",
         help="time nothing: print how far results are from those in double precision, for all algorithms of 3x3 kernels, for "
         "kernels of other shapes, for 7x7 ones of channels that do not mix and for other points of Winograd's; with suites, for "
-        "the layers of all suites, or of --suite "
-        "and --shapes, beside PyTorch's if that is installed; with digits, the accuracy of networks that were trained with "
-        "either (default: kernels,shapes,depthwise,points)",
+        "the layers of all suites, or of --suite and --shapes, beside PyTorch's if that is installed; with digits, the accuracy "
+        "of networks that were trained with either (default: kernels,shapes,depthwise,points)",
     )
     bench.add_argument("--limit", type=_count, metavar="N", help="time the first N layers of each suite only")
     passes, layouts = ("fwd", "dx", "dw"), ("nchw", "best")

@@ -58,7 +58,7 @@ from .strips import (
     whole_lanes,
 )
 
-__all__ = ["channel_block", "channel_parts", "pixels_program", "vector_by_vector", "weights_program"]
+__all__ = ["channel_parts", "pixels_program", "vector_by_vector", "weights_program"]
 
 BLOCK_BYTES = 1024
 """Bytes of a pixel that a task of a depthwise convolution packs: what is turned over must fit a cache."""
@@ -117,7 +117,7 @@ def channel_parts(tasks: int, strips: int, channels: int, itemsize: int) -> int:
     return max(1, min(ceil_div(tasks, max(1, strips)), channels // (PART_VECTORS * lanes(itemsize))))
 
 
-def channel_block(channels: int, itemsize: int) -> tuple[int, int]:
+def _block(channels: int, itemsize: int) -> tuple[int, int]:
     """Channels of a block that is packed, whole vectors in blocks of about one size, and most pixels of a strip."""
     blocks = ceil_div(channels * itemsize, BLOCK_BYTES)
     width = whole_lanes(ceil_div(channels, blocks), itemsize)
@@ -153,7 +153,7 @@ def pixels_program(p: Pixels) -> Program:
         parts = channel_parts(p.tasks, strips, p.channels, itemsize)
         width = panel_of_lines(p.channels, itemsize)
     else:
-        width, most = channel_block(p.channels, itemsize)
+        width, most = _block(p.channels, itemsize)
         parts = ceil_div(p.channels, width)
         strip = choose_strip(p.sizes, width * itemsize * math.prod(p.stride), most, p.tasks)
     kinds = find_kinds(g.batch, axes, strip, (False,) * 3, by_output)
@@ -219,7 +219,7 @@ def weights_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: 
         parts = channel_parts(tasks, pixels // CHUNK_PIXELS, channels, itemsize)
         width = panel_of_lines(channels, itemsize)
     else:
-        width, most = channel_block(channels, itemsize)
+        width, most = _block(channels, itemsize)
         parts = ceil_div(channels, width)
         strip = choose_strip(sizes, width * lane_bytes, most, tasks)
     if per_sample:

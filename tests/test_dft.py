@@ -46,7 +46,6 @@ def test_values_are_those_of_fourier_transforms(rng):
     spectrum, of_taps = np.fft.fft(x[:12]), np.fft.fft(w, 12).conj() / 12
     places = (4, 10, 1, 5, 9)  # of the complex ones: those whose remainders by 3 and by 4 they belong to
     found = [values[n] - 1j * values[n + 1] for n in range(3, VALUES, 2)]
-    np.testing.assert_allclose(sorted(np.abs(found)), sorted(np.abs(spectrum[[1, 2, 3, 4, 5]])), atol=1e-12)
     np.testing.assert_allclose(found, spectrum[list(places)], atol=1e-12)
     np.testing.assert_allclose(
         [taps[n] - 1j * taps[n + 1] for n in range(3, TAP_VALUES, 3)], of_taps[list(places)], atol=1e-12

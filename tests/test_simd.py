@@ -686,7 +686,7 @@ def check_evaluate(dtype):
         (run_evaluate_taps, dft.evaluate_taps, dft.TAPS, dft.TAP_VALUES),
     )
     for (run, function, count, results), rows in product(kinds, (0, 1, 7)):
-        twin = spectra.evaluate_twin(count, results, function)
+        twin = spectra._evaluate_twin(count, results, function)
         matrix = matrix_of(function, count)
         for first, last in (
             (0, count),

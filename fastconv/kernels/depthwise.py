@@ -18,7 +18,7 @@ import numpy as np
 from ..jit import inner_kernel, linked_kernel, unsigned
 from ..simd import clear, compact, group_slide_tile, lanes, slide_tile, sum_group_slide_tile, sum_slide_tile
 from ..tasks import Task, task
-from .direct import STRIPS, place_strip, read_strips
+from .direct import STRIPS, pixels_of, place_strip, read_strips
 from .fields import Fields
 from .pack import pack_box, pack_strip, unpack_strip
 
@@ -177,10 +177,7 @@ def correlate_sliding(name: str, tile: Any, text: str) -> Task:
         strips = counts[0] * counts[1] * counts[2] * counts[3]
         for number in range(chunk * strips // chunks, (chunk + 1) * strips // chunks):
             n0, z0, y0, x0, _kind = place_strip(number, numbers, tables)
-            images, Z, Y, X = (
-                min(strip[0], out_shape[0] - n0), min(strip[1], out_shape[2] - z0), min(strip[2], out_shape[3] - y0),
-                min(strip[3], out_shape[4] - x0),
-            )  # fmt: skip
+            images, Z, Y, X = pixels_of(numbers, n0, z0, y0, x0)
             corner = (
                 n0 * out_steps[0] + z0 * out_steps[2] + y0 * out_steps[3] + x0 * out_steps[4] + first * out_steps[1]
             )

@@ -124,6 +124,18 @@ def place_strip(number: int, numbers: Array, tables: Array) -> tuple[int, int, i
 
 
 @inner_kernel
+def pixels_of(numbers: Array, n0: int, z0: int, y0: int, x0: int) -> tuple[int, int, int, int]:
+    """Images, planes, rows and columns of the strip that begins there: the last ones may be smaller."""
+    compact()
+    s = read_strips(numbers)
+    strip, out_shape = s.strip, s.out_shape
+    return (
+        min(strip[0], out_shape[0] - n0), min(strip[1], out_shape[2] - z0), min(strip[2], out_shape[3] - y0),
+        min(strip[3], out_shape[4] - x0),
+    )  # fmt: skip
+
+
+@inner_kernel
 def open_strip(numbers: Array, x: Array, n: int, z: int, y: int, x0: int, room: Array, first: int) -> int:
     """Where the input of a strip begins: in x, or in its box, which holds the channels from ``first`` on and is packed here."""
     s = read_strips(numbers)

@@ -26,14 +26,13 @@ from ..jit import inlined, unsigned
 from ..simd import clear, compact, evaluate_taps_tile, evaluate_tile, interpolate_tile, lanes, multiply_tile
 from ..tasks import task
 from .depthwise import channels_of, pack_vectors
-from .direct import STRIPS, place_strip, read_strips
+from .direct import STRIPS, pixels_of, place_strip, read_strips
 from .fields import Fields
 from .pack import pack_depths, pack_strip, unpack_strip
 
 __all__ = ["CORRELATE_FOURIER", "GATHER_FOURIER", "correlate_fourier", "gather_fourier"]
 
 Array = np.ndarray[Any, Any]
-Ints = tuple[int, ...]
 
 GATHER_FOURIER = Fields(
     "GatherFourier", "channels width parts reads taps_at values_at places_at weight_steps:4 weight_size", STRIPS
@@ -125,10 +124,7 @@ def gather_fourier(
     number, part = divmod(task, parts)
     n0, z0, y0, x0, _ = place_strip(number, numbers, tables)
     first, valid = channels_of(part, parts, t.channels, t.width, reads, n)
-    images, Z, Y, X = (
-        min(strip[0], out_shape[0] - n0), min(strip[1], out_shape[2] - z0), min(strip[2], out_shape[3] - y0),
-        min(strip[3], out_shape[4] - x0),
-    )  # fmt: skip
+    images, Z, Y, X = pixels_of(numbers, n0, z0, y0, x0)
     y_in, x_in, floor = y0 - left[1], x0 - left[2], (t.channels + n - 1) // n * n + 1
     height, width = min(shape[3], y_in + Y + TAPS - 1), min(shape[4], x_in + X + TAPS - 1)  # of what the outputs see
     corner = n0 * out_steps[0] + z0 * out_steps[2] + y0 * out_steps[3] + x0 * out_steps[4] + first * out_steps[1]
@@ -224,10 +220,7 @@ def correlate_fourier(
     strips = counts[0] * counts[1] * counts[2] * counts[3]
     for number in range(chunk * strips // chunks, (chunk + 1) * strips // chunks):
         n0, z0, y0, x0, _ = place_strip(number, numbers, tables)
-        images, Z, Y, X = (
-            min(strip[0], out_shape[0] - n0), min(strip[1], out_shape[2] - z0), min(strip[2], out_shape[3] - y0),
-            min(strip[3], out_shape[4] - x0),
-        )  # fmt: skip
+        images, Z, Y, X = pixels_of(numbers, n0, z0, y0, x0)
         y_in, x_in = y0 - left[1], x0 - left[2]
         height, width = min(shape[3], y_in + Y + TAPS - 1), min(shape[4], x_in + X + TAPS - 1)  # of what is met
         corner = n0 * out_steps[0] + z0 * out_steps[2] + y0 * out_steps[3] + x0 * out_steps[4] + first * out_steps[1]

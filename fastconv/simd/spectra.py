@@ -76,7 +76,7 @@ def _apply(w: Words, function: Callable[..., list[Any]], values: Sequence[Any]) 
     return [w.constant(0) if result is None else result.value for result in function(given, _multiply_add)]
 
 
-def evaluate_twin(count: int, results: int, function: Callable[..., list[Any]]) -> Any:
+def _evaluate_twin(count: int, results: int, function: Callable[..., list[Any]]) -> Any:
     """Return the tile that evaluates in plain Python."""
 
     def twin(
@@ -138,7 +138,7 @@ def _evaluate_tile(
             calls.append((None if ends is None else equal(builder, named, {"first": ends[0], "last": ends[1]}), tile))
         call_first(builder, calls, passed)
 
-    return evaluate_twin(count, results, function) if config.DISABLE_JIT else tile_intrinsic(EVALUATE, codegen)
+    return _evaluate_twin(count, results, function) if config.DISABLE_JIT else tile_intrinsic(EVALUATE, codegen)
 
 
 def _write_multiply_tile(tile: Any, dtype: Any, above: int, below: int, adds: int) -> None:
