@@ -78,6 +78,10 @@ A tile takes six channels of each pixel.  Pixels so far apart compete for few pl
 the second-level one too slowly for tiles of six cycles a pixel: they do not wait for those that lie `line_by_line`.
 """
 
+AGAIN = 64
+"""Fewest terms of a weight for which the gradients of a strip are to stay in the first-level cache from tile to tile; twice as
+many, if the input is packed strip by strip: from long strips that takes less time."""
+
 CACHE_BYTES, WAY_BYTES, FEWEST_SUMMED = 32 << 10, 4 << 10, 48
 """Bytes of the first-level cache and of a way of it: lines that lie a multiple of these apart share as few places as it has ways.
 And fewest pixels to sum over at once, for the sake of that."""
@@ -166,8 +170,9 @@ class Weights:
         flows = self.x_last and self.grad_last and g.groups == self.T == 1 and g.input == g.output
         if self.crowds or (flows and VECTORS == 2):
             return FEW_SUMMED // step
-        if not self.last or step > 1:
-            return MOST_SUMMED
+        if VECTORS == 4 or not self.last or step > 1:
+            again = self.depth * self.T >= (AGAIN if self.x_last == self.last else 2 * AGAIN)
+            return _fitting(self.itemsize) if again else MOST_SUMMED
         pixel = g.channels if self.x_last else steps_of_box((1, g.channels, 1, 1, 1), True, self.itemsize)[4]
         return _most_summed(pixel * self.itemsize)
 
@@ -220,13 +225,18 @@ def swaps(g: ConvGeometry, itemsize: int) -> bool:
     return _tile_work(filters, channels, itemsize) < SWAPPED * _tile_work(channels, filters, itemsize)
 
 
+def _fitting(itemsize: int) -> int:
+    """Return of how many pixels gradients stay in the first-level cache; an eighth of it is left for lines of the input."""
+    return min(MOST_SUMMED, (CACHE_BYTES - CACHE_BYTES // 8) // (tile_width(itemsize) * itemsize))
+
+
 def _most_summed(pixel_bytes: int) -> int:
     """Return how many pixels of dW are summed over at once, if those of the input lie so far apart.
 
     With few registers a line of each, and one of its gradients, are to stay in the first-level cache from tile to tile.
     """
     places = CACHE_BYTES // max(LINE, math.gcd(WAY_BYTES, pixel_bytes))
-    return MOST_SUMMED if VECTORS == 4 else min(MOST_SUMMED, max(FEWEST_SUMMED, places // 2))
+    return min(MOST_SUMMED, max(FEWEST_SUMMED, places // 2))
 
 
 def _even_blocks(blocks: int, most: int) -> int:
