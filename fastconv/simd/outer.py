@@ -46,6 +46,7 @@ def _write_tile(function: Any, dtype: Any, height: int, vectors: int, ahead: int
     """
     b = ir.IRBuilder(function.append_basic_block("entry"))
     w = Words(b, dtype)
+    w.align_stack()
     vector, pairs, count, scalar, rows, out, targets, tiles, start, floor, add, valid, streams, *fetches = function.args
     each = [(m, v) for m in range(height) for v in range(vectors)]
     acc = [w.variable(w.vector) for _ in each]

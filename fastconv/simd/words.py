@@ -28,6 +28,9 @@ I32, I64 = ir.IntType(32), ir.IntType(64)
 LINE = 64
 """Bytes of a line of the cache."""
 
+STACK_BYTES = 16
+"""Bytes to which the stack is aligned."""
+
 
 @shared
 def lanes(itemsize: int) -> int:
@@ -98,6 +101,17 @@ class Words:
         function = cgutils.get_or_insert_function(self.b.module, kind, "llvm.prefetch")
         to_read, level, data = I32(0), I32(3 if near else 2), I32(1)
         self.b.call(function, [self.b.inttoptr(address, byte), to_read, level, data])
+
+    def align_stack(self) -> None:
+        """Have vectors for which there is no register kept in lines of the cache: stacks are aligned for less than these need.
+
+        LLVM does so where a variable asks for it that is in memory, and then needs a register for that.
+        """
+        if self.bytes > STACK_BYTES:
+            room = cgutils.alloca_once(self.b, self.vector)
+            room.align = self.bytes
+            kind = ir.FunctionType(ir.VoidType(), [room.type])
+            self.b.call(ir.InlineAsm(kind, "", "r,~{memory}", side_effect=True), [room])
 
     def part(self) -> None:
         """Keep LLVM from mixing what is emitted before with what follows, which would take more registers."""
