@@ -1,9 +1,9 @@
 """Tasks: the parts into which a pass is cut, and the one parallel loop that runs them.
 
 A task is a function of a number and of arrays.  It is compiled by itself and called by its address, so the parallel loop is
-compiled once for each dtype, whatever it runs.  There is a worker for each thread.  It has scratch memory of its own, and takes
-the next task when it is done with one: a core that is disturbed does less, and holds nobody up.  What a task computes does not
-depend on who does it.
+compiled once for each dtype, whatever it runs.  There is a worker for each thread.  It has scratch memory of its own and a share
+of the tasks, neighbours that write to memory of their own; when it is done with these, it takes what others have left: a core
+that is disturbed does less, and holds nobody up.  What a task computes does not depend on who does it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .arrays import LINE
 from .geometry import ceil_div
 from .jit import callback, kernel, linked_kernel, parallel_kernel, prange, signed
 from .scratch import buffer
-from .simd import run_tasks
+from .simd import APART, run_tasks
 from .threads import sharing
 
 __all__ = ["Task", "rooms_size", "task"]
@@ -107,9 +107,9 @@ def run_together(
     scratch: Array, room: int,
 ) -> None:  # fmt: skip
     """Run tasks on all threads."""
-    counter = np.zeros(1, np.int64)
+    counters = np.zeros(APART * workers, np.int64)
     for worker in prange(workers):
-        run_tasks(address, tasks, counter, signed(worker), numbers, tables, a, b, c, d, scratch, room)
+        run_tasks(address, tasks, counters, signed(worker), workers, numbers, tables, a, b, c, d, scratch, room)
 
 
 @kernel
@@ -117,5 +117,5 @@ def run_alone(
     address: Any, tasks: int, numbers: Array, tables: Array, a: Array, b: Array, c: Array, d: Array, scratch: Array, room: int
 ) -> None:  # fmt: skip
     """Run tasks on the calling thread."""
-    counter = np.zeros(1, np.int64)
-    run_tasks(address, tasks, counter, 0, numbers, tables, a, b, c, d, scratch, room)
+    counters = np.zeros(1, np.int64)
+    run_tasks(address, tasks, counters, 0, 1, numbers, tables, a, b, c, d, scratch, room)

@@ -9,7 +9,7 @@ import fastconv
 from fastconv import jit, scratch, threads
 from fastconv.jit import kernel
 from fastconv.scratch import buffer
-from fastconv.simd import run_tasks
+from fastconv.simd import APART, run_tasks
 from fastconv.tasks import GAP_BYTES, rooms_size, task
 
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -44,8 +44,8 @@ def work(task, room, numbers, tables, runs, faults, source, target):
 
 
 @kernel
-def run_as(worker, address, tasks, counter, numbers, tables, a, b, c, d, room, room_size):
-    run_tasks(address, tasks, counter, worker, numbers, tables, a, b, c, d, room, room_size)
+def run_as(worker, workers, address, tasks, counters, numbers, tables, a, b, c, d, room, room_size):
+    run_tasks(address, tasks, counters, worker, workers, numbers, tables, a, b, c, d, room, room_size)
 
 
 @DTYPES
@@ -72,7 +72,8 @@ def test_tasks_have_arrays_and_a_room(alone, dtype, rng):
     np.testing.assert_array_equal(target, source[tables])
     left = rooms.reshape(workers, -1)[:, :ROOM]  # what each worker's last task has left, if it had any
     np.testing.assert_array_equal(left, np.repeat(left[:, :1], ROOM, 1))
-    assert left.max() == tasks - 1 + TURNS
+    assert left.max() >= TURNS
+    assert set(left[:, 0]) <= {-1, *range(TURNS, TURNS + tasks)}
 
 
 @pytest.mark.parametrize("n", sorted({1, config.NUMBA_NUM_THREADS}))
@@ -95,18 +96,44 @@ def test_rooms_lie_apart():
 
 @DTYPES
 def test_each_worker_has_its_own_room(dtype):
-    """Workers take turns here, so that it is known who runs what: some tasks, none, and the rest."""
-    runs, faults, source, target = np.zeros((4, 9), dtype)
-    rooms, tables, counter = np.full(5 * ROOM, -1, dtype), np.arange(9), np.zeros(1, np.int64)
-    first, expected = 0, np.full((5, ROOM), -1)
-    for worker, until in ((2, 3), (0, 5), (3, 5), (1, 9)):
-        counter[0] = first
-        address = work._address(np.dtype(dtype).char)
-        run_as(worker, address, until, counter, NUMBERS, tables, runs, faults, source, target, rooms, ROOM)
-        assert counter[0] >= until
-        if until > first:
-            expected[worker] = until - 1 + TURNS
-        first = until
-    np.testing.assert_array_equal(rooms.reshape(5, ROOM), expected)
-    np.testing.assert_array_equal(runs, 1)
-    np.testing.assert_array_equal(faults, 0)
+    """Workers take turns here, so that it is known who runs what: some tasks of a share, none, and the rest."""
+    workers, tasks = 4, 10  # shares: 0 and 1, 2 to 4, 5 and 6, 7 to 9
+    runs, faults, source, target = np.zeros((4, tasks), dtype)
+    rooms, tables = np.full(workers * ROOM, -1, dtype), np.arange(tasks)
+    counters = np.full(APART * workers, -1)
+    counters[::APART] = 0
+    arguments = NUMBERS, tables, runs, faults, source, target, rooms, ROOM
+    address = work._address(np.dtype(dtype).char)
+    expected = np.full((workers, ROOM), -1)
+    for taken, worker, ran, last in (
+        ((2, 3, 2, 1), 3, [8, 9], 9),  # of its own share what is left
+        ((0, 3, 2, 3), 2, [0, 1], 1),  # of others, if nothing is
+        ((2, 0, 0, 3), 1, [2, 3, 4, 5, 6], 6),  # its own first
+        ((2, 3, 2, 3), 0, [], None),  # none
+    ):
+        counters[::APART] = taken
+        runs[:] = 0
+        run_as(worker, workers, address, tasks, counters, *arguments)
+        np.testing.assert_array_equal(np.flatnonzero(runs), ran)
+        assert runs.max(initial=0) <= 1
+        if ran:
+            expected[worker] = last + TURNS
+        np.testing.assert_array_equal(rooms.reshape(workers, ROOM), expected)
+        np.testing.assert_array_equal(faults, 0)
+    assert (counters.reshape(workers, APART)[:, 1:] == -1).all()
+
+
+@DTYPES
+@pytest.mark.parametrize("workers", [1, 2, 3, 7])
+@pytest.mark.parametrize("tasks", [0, 1, 5, 100])
+def test_shares_hold_each_task_once(tasks, workers, dtype):
+    """Whoever comes first finds all; those behind it find none."""
+    runs, faults, source, target = np.zeros((4, max(1, tasks)), dtype)
+    rooms, counters = np.zeros(workers * ROOM, dtype), np.zeros(APART * workers, np.int64)
+    address = work._address(np.dtype(dtype).char)
+    for worker in range(workers - 1, -1, -1):
+        run_as(
+            worker, workers, address, tasks, counters, NUMBERS, np.arange(max(1, tasks)), runs, faults, source, target, rooms,
+            ROOM,
+        )  # fmt: skip
+        np.testing.assert_array_equal(runs[:tasks], 1)

@@ -170,7 +170,7 @@ def gather(
         t.parts, t.groups, t.pitch, t.group_step, t.stages, t.depths, t.adds, t.own, t.depth, t.taps, t.lane_count, t.window,
         t.passes,
     )  # fmt: skip
-    number, part = divmod(task, parts)
+    part, number = divmod(task, s.counts[0] * s.counts[1] * s.counts[2] * s.counts[3])  # neighbours share a part of the weight
     n0, z0, y0, x0, kind = place_strip(number, numbers, tables)
     base = open_strip(numbers, x, n0, z0, y0, x0, room, 0)
     n = lanes(out.itemsize)

@@ -323,7 +323,7 @@ def multiply(
         t.first, t.parts, t.groups, t.stages, t.depths, t.own, t.plane, t.pitch, t.depth, t.lane_count, t.window
     )  # fmt: skip
     planes = made_values[0] * made_values[1]
-    number, part = divmod(task, parts)
+    part, number = divmod(task, s.counts[0] * s.counts[1] * s.counts[2] * s.counts[3])  # neighbours share a part of the weight
     n0, z0, y0, x0, kind = place_strip(number, numbers, tables)
     base = open_strip(numbers, x, n0, z0, y0, x0, room, 0)
     # The first pixel of the strip need not exist, and outputs that end in some that do not are counted.

@@ -37,13 +37,14 @@ from .slide import (
 )
 from .spectra import evaluate_taps_tile, evaluate_tile, interpolate_tile, multiply_tile
 from .sums import sum_tile
-from .tasks import compact, run_tasks
+from .tasks import APART, compact, run_tasks
 from .transpose import gather_tile, scatter_tile, transpose_lines_tile, transpose_tile
 from .words import lanes, line_parts
 
 __all__ = [
     "ACCUMULATORS",
     "AHEAD",
+    "APART",
     "COLUMNS",
     "FETCH_AHEAD",
     "FETCH_TERMS",

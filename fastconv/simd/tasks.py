@@ -7,15 +7,20 @@ from typing import Any
 
 from llvmlite import ir
 from numba import config, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .words import I64, Array, Words, address_of, tile_intrinsic
 
-__all__ = ["compact", "run_tasks"]
+__all__ = ["APART", "compact", "run_tasks"]
+
+
+APART = 16
+"""Numbers between counters: each has a line of the cache, and more, for itself."""
 
 
 def _call_run_tasks(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]) -> None:
-    """Emit a loop that takes the next task from a counter that all workers share, until there are no more.
+    """Emit a loop that takes the next task of each worker's share, its own first, until there are no more.
 
     At its end is a fence: what tasks have stored past the caches is to be in memory before anyone is told that they are done.
     """
@@ -23,33 +28,48 @@ def _call_run_tasks(context: Any, builder: Any, named: dict[str, tuple[Any, Any]
     arrays = [address_of(context, builder, *named[name]) for name in ("numbers", "tables", "a", "b", "c", "d", "room")]
     function = ir.FunctionType(ir.VoidType(), [I64] * 10)
     task = builder.inttoptr(named["address"][1], function.as_pointer())
-    counter = builder.inttoptr(address_of(context, builder, *named["counter"]), I64.as_pointer())
+    counters = address_of(context, builder, *named["counters"])
+    tasks, worker, workers = (named[name][1] for name in ("tasks", "worker", "workers"))
     following = w.variable(I64)
+    with cgutils.for_range(builder, workers) as turn:
+        share = builder.urem(builder.add(worker, turn.index), workers)
+        first, last = (builder.udiv(builder.mul(builder.add(share, I64(n)), tasks), workers) for n in (0, 1))
+        counter = builder.inttoptr(w.at(counters, share, 8 * APART), I64.as_pointer())
 
-    def are_left() -> Any:
-        builder.store(builder.atomic_rmw("add", counter, I64(1), "monotonic"), following)
-        return builder.icmp_signed("<", builder.load(following), named["tasks"][1])
+        def are_left() -> Any:
+            taken = builder.atomic_rmw("add", counter, I64(1), "monotonic")
+            builder.store(builder.add(first, taken), following)
+            return builder.icmp_signed("<", builder.load(following), last)
 
-    with w.repeat(are_left):
-        builder.call(task, [builder.load(following), named["worker"][1], *arrays, named["room_size"][1]])
+        with w.repeat(are_left):
+            builder.call(task, [builder.load(following), worker, *arrays, named["room_size"][1]])
     builder.fence("seq_cst")
 
 
-def _run_tasks_twin(address: Callable[..., None], tasks: int, counter: Array, worker: int, *arguments: Any) -> None:
-    while counter[0] < tasks:
-        task = int(counter[0])
-        counter[0] += 1
-        address(task, worker, *arguments)
+def _run_tasks_twin(
+    address: Callable[..., None], tasks: int, counters: Array, worker: int, workers: int, *arguments: Any
+) -> None:  # fmt: skip
+    for turn in range(workers):
+        share = (worker + turn) % workers
+        first, last = share * tasks // workers, (share + 1) * tasks // workers
+        while first + counters[share * APART] < last:
+            task = first + int(counters[share * APART])
+            counters[share * APART] += 1
+            address(task, worker, *arguments)
 
 
 run_tasks = (
     _run_tasks_twin
     if config.DISABLE_JIT
     else tile_intrinsic(
-        "address, tasks, counter, worker, numbers, tables, a, b, c, d, room, room_size", _call_run_tasks
+        "address, tasks, counters, worker, workers, numbers, tables, a, b, c, d, room, room_size", _call_run_tasks
     )
 )
-"""Call the function at an address for each task that is left: ``counter`` holds the next, and is shared by all workers."""
+"""Call the function at an address for each task that is left.
+
+Tasks are shared out evenly, neighbours together: a worker takes those of its own share first, and then what others have left.
+``counters`` say how many of each worker's have been taken, ``APART`` numbers apart.
+"""
 
 
 @intrinsic
