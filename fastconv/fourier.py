@@ -45,11 +45,8 @@ READ_BYTES, PACKED_BYTES = 640 << 10, 192 << 10
 """Most bytes of a strip's part of the input, which is to stay in the second-level cache; of one that is packed fewer, as its box
 and the results share that."""
 
-LEAST_TILES = 32
+LEAST_TILES = 16
 """Fewest tiles of a strip, if there are so many: each task evaluates the taps that it needs."""
-
-LEAST_DOWN = 4
-"""Tiles of a column that is worth a strip, if there are so many: of each column six rows more are evaluated."""
 
 OUTPUT, PADDED = 0.165, 0.4
 """Nanoseconds for each byte of a vector of outputs, where direct sums of 49 products are supposed to take 0.245; and the power of
@@ -72,13 +69,14 @@ def objection(g: ConvGeometry) -> str | None:
 def _cut(sizes: Ints, channels: int, itemsize: int, tasks: int, reads: bool) -> tuple[Ints, int, int]:
     """Choose (images, planes, rows, columns) of a strip, channels of a part, and how many parts there are.
 
-    Strips are whole images, or as many rows as tiles have, or more; of wide images that are read as they lie columns, too.
+    Strips are whole images, or as many rows as tiles have, or more; of large images that are read as they lie columns, as tall as
+    can be: of each column of tiles six rows more are evaluated.
     """
     images, planes, rows, columns = sizes
     most = READ_BYTES if reads else PACKED_BYTES
     down, across = ceil_div(rows, SPAN), ceil_div(columns, SPAN)
     together = 1
-    if planes == 1:
+    if planes == 1 and not (reads and 2 * rows * columns * channels * itemsize > READ_BYTES):
         together = max(1, min(images, max(ceil_div(images, tasks), ceil_div(LEAST_TILES, down * across))))
     strips = ceil_div(images, together) * planes
     if reads:
@@ -91,7 +89,7 @@ def _cut(sizes: Ints, channels: int, itemsize: int, tasks: int, reads: bool) -> 
     tiles = max(1, most // (SPAN * SPAN * width * itemsize))
     if down * across <= tiles or together > 1:
         return (together, 1, rows, columns), width, parts
-    beside = even_part(across, max(1, tiles // min(down, LEAST_DOWN))) if reads else across
+    beside = even_part(across, max(1, tiles // down)) if reads else across
     below = even_part(down, max(1, tiles // beside))
     return (1, 1, min(rows, SPAN * below), min(columns, SPAN * beside)), width, parts
 

@@ -18,7 +18,7 @@ import numpy as np
 from ..jit import inner_kernel, linked_kernel, unsigned
 from ..simd import clear, compact, group_slide_tile, lanes, slide_tile, sum_group_slide_tile, sum_slide_tile
 from ..tasks import Task, task
-from .direct import STRIPS, pixels_of, place_strip, read_strips
+from .direct import STRIPS, count_strips, pixels_of, place_strip, read_strips
 from .fields import Fields
 from .pack import pack_box, pack_strip, unpack_strip
 
@@ -162,7 +162,7 @@ def correlate_sliding(name: str, tile: Any, text: str) -> Task:
         task: int, room: Array, numbers: Array, tables: Array, x: Array, gradient: Array, panels: Array, _: Array
     ) -> None:  # fmt: skip
         s, t = read_strips(numbers), read_correlate(numbers)
-        shape, steps, box, box_steps, strip, counts = s.shape, s.steps, s.box, s.box_steps, s.strip, s.counts
+        shape, steps, box, box_steps, strip = s.shape, s.steps, s.box, s.box_steps, s.strip
         left, x_step, out_shape, out_steps, box_size = s.left, s.x_step, s.out_shape, s.out_steps, s.box_size
         width, terms, parts, reads, chunks, height, sums_at = (
             t.width, t.terms, t.parts, t.reads, t.chunks, t.height, t.sums_at
@@ -174,7 +174,7 @@ def correlate_sliding(name: str, tile: Any, text: str) -> Task:
         panel = chunk * t.each + (first if reads else first * terms)
         for term in range(terms):
             clear(panels, panel + term * width, panel + term * width + whole)
-        strips = counts[0] * counts[1] * counts[2] * counts[3]
+        strips = count_strips(numbers)
         for number in range(chunk * strips // chunks, (chunk + 1) * strips // chunks):
             n0, z0, y0, x0, _kind = place_strip(number, numbers, tables)
             images, Z, Y, X = pixels_of(numbers, n0, z0, y0, x0)

@@ -106,6 +106,13 @@ read_gather_run, read_planes_run, read_taps_run, read_tap, read_correlate_run, r
 
 
 @inner_kernel
+def count_strips(numbers: Array) -> int:
+    """Count the strips of an output."""
+    counts = read_strips(numbers).counts
+    return counts[0] * counts[1] * counts[2] * counts[3]  # type: ignore[no-any-return]
+
+
+@inner_kernel
 def place_strip(number: int, numbers: Array, tables: Array) -> tuple[int, int, int, int, int]:
     """First image, plane, row and column of a strip, and its kind."""
     compact()
@@ -170,7 +177,7 @@ def gather(
         t.parts, t.groups, t.pitch, t.group_step, t.stages, t.depths, t.adds, t.own, t.depth, t.taps, t.lane_count, t.window,
         t.passes,
     )  # fmt: skip
-    part, number = divmod(task, s.counts[0] * s.counts[1] * s.counts[2] * s.counts[3])  # neighbours share a part of the weight
+    part, number = divmod(task, count_strips(numbers))  # neighbours share a part of the weight
     n0, z0, y0, x0, kind = place_strip(number, numbers, tables)
     base = open_strip(numbers, x, n0, z0, y0, x0, room, 0)
     n = lanes(out.itemsize)
@@ -363,7 +370,7 @@ def correlate(
     Behind the ``zeros`` is room for equation (4), if that is asked for: those that have the first depths also sum the gradients.
     """
     s, t = read_strips(numbers), read_correlate(numbers)
-    strip, counts, packs, box_size = s.strip, s.counts, s.packs, s.box_size
+    strip, packs, box_size = s.strip, s.packs, s.box_size
     out_shape, out_steps = s.out_shape, s.out_steps
     chunks, parts, groups, filters, pitch, depths, depth, taps, own, per_task = (
         t.chunks, t.parts, t.groups, t.lane_count, t.pitch, t.depths, t.depth, t.taps, t.own, t.per_task
@@ -382,7 +389,7 @@ def correlate(
     for at in range(panel, panel + (last_block - first_block) * size, size):
         clear(panels, at + before * pitch, at + (before + terms) * pitch)
     image = room if packs else x
-    strips = counts[0] * counts[1] * counts[2] * counts[3]
+    strips = count_strips(numbers)
     for number in range(chunk * strips // chunks, (chunk + 1) * strips // chunks):
         n0, z0, y0, x0, kind = place_strip(number, numbers, tables)
         base, opened = 0, -1

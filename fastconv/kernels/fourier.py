@@ -26,7 +26,7 @@ from ..jit import inlined, unsigned
 from ..simd import clear, compact, evaluate_taps_tile, evaluate_tile, interpolate_tile, lanes, multiply_tile
 from ..tasks import task
 from .depthwise import channels_of, pack_vectors
-from .direct import STRIPS, pixels_of, place_strip, read_strips
+from .direct import STRIPS, count_strips, pixels_of, place_strip, read_strips
 from .fields import Fields
 from .pack import pack_depths, pack_strip, unpack_strip
 
@@ -206,7 +206,7 @@ def correlate_fourier(
     A task is a chunk of consecutive strips and a part of the channels.  Some tiles at a time are summed up by themselves first.
     """
     s, t = read_strips(numbers), read_correlate(numbers)
-    shape, steps, left, strip, counts = s.shape, s.box_steps, s.left, s.strip, s.counts
+    shape, steps, left, strip = s.shape, s.box_steps, s.left, s.strip
     out_shape, out_steps, parts, chunks, pitch = s.out_shape, s.out_steps, t.parts, t.chunks, t.width
     gradients_at, taps_at, values_at, sums_at = t.gradients_at, t.taps_at, t.values_at, t.sums_at
     n = lanes(panels.itemsize)
@@ -217,7 +217,7 @@ def correlate_fourier(
     panel = chunk * t.each + first * TAPS * TAPS
     for tap in range(TAPS * TAPS):
         clear(panels, panel + tap * pitch, panel + tap * pitch + whole)
-    strips = counts[0] * counts[1] * counts[2] * counts[3]
+    strips = count_strips(numbers)
     for number in range(chunk * strips // chunks, (chunk + 1) * strips // chunks):
         n0, z0, y0, x0, _ = place_strip(number, numbers, tables)
         images, Z, Y, X = pixels_of(numbers, n0, z0, y0, x0)

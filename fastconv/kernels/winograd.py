@@ -42,7 +42,7 @@ from ..simd import (
     weight_map,
 )
 from ..tasks import task
-from .direct import STRIPS, open_strip, place_strip, read_strips
+from .direct import STRIPS, count_strips, open_strip, place_strip, read_strips
 from .fields import Fields
 from .pack import copy_columns, pack_depths, pack_strip, unpack_rows, unpack_strip
 from .pooling import pool_strip
@@ -323,7 +323,7 @@ def multiply(
         t.first, t.parts, t.groups, t.stages, t.depths, t.own, t.plane, t.pitch, t.depth, t.lane_count, t.window
     )  # fmt: skip
     planes = made_values[0] * made_values[1]
-    part, number = divmod(task, s.counts[0] * s.counts[1] * s.counts[2] * s.counts[3])  # neighbours share a part of the weight
+    part, number = divmod(task, count_strips(numbers))  # neighbours share a part of the weight
     n0, z0, y0, x0, kind = place_strip(number, numbers, tables)
     base = open_strip(numbers, x, n0, z0, y0, x0, room, 0)
     # The first pixel of the strip need not exist, and outputs that end in some that do not are counted.
@@ -416,7 +416,7 @@ def correlate(
     Behind the ``zeros`` is room for equation (4), if that is asked for: those that have the first depths also sum the gradients.
     """
     s, p, t = read_strips(numbers), read_places(numbers), read_correlate(numbers)
-    strip, counts, packs, out_shape, out_steps = s.strip, s.counts, s.packs, s.out_shape, s.out_steps
+    strip, packs, out_shape, out_steps = s.strip, s.packs, s.out_shape, s.out_steps
     values_at, values, products_at, products, columns_at, pixels_at, taps, weights, tile = (
         p.values_at, p.values, p.products_at, p.products, p.columns_at, p.pixels_at, p.kernel_taps, p.weights, p.tile
     )  # fmt: skip
@@ -433,7 +433,7 @@ def correlate(
     valid = min(pitch, filters - block * pitch)
     whole = (valid + n - 1) // n * n
     pixel = (depths + n - 1) // n * n
-    strips = counts[0] * counts[1] * counts[2] * counts[3]
+    strips = count_strips(numbers)
     first, last = chunk * strips // chunks, (chunk + 1) * strips // chunks
     for number in range(first, last):
         n0, z0, y0, x0, kind = place_strip(number, numbers, tables)
