@@ -840,8 +840,9 @@ def assembly(machine, write, n_args, *arguments):
     function, _ = words.private_function(module, "tile", n_args)
     function.linkage = ""
     write(function, *arguments)
-    parsed = llvm.parse_assembly(str(module))
     target = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, features=features, opt=3)
+    module.data_layout = str(target.target_data)  # as Numba does: without it stacks are aligned to whatever lies there
+    parsed = llvm.parse_assembly(str(module))
     optimise(parsed, target)
     assert target.emit_object(parsed)
     return target.emit_assembly(parsed).splitlines()
@@ -874,10 +875,10 @@ def test_machine_code(machine, dtype, monkeypatch):
     """The tiles assemble for each kind of machine, with accumulators in registers: none is spilled among the products.
 
     Not so where LLVM has no register to spare: with 16 of them, three short rows, rows of three taps and more, and two rows of
-    seven that are summed; with 32, one of 25 sums and six vectors, and more of these on NEON, which multiplies nothing in memory.
-    The LLVM of the oldest Numba spills a vector of sums of tall tiles and of groups, too, with 16 registers those of two rows of
-    five, one more of 25 sums, some of maps that fetch ahead, two of far tiles.  Products of spectra hold 14 sums while they form
-    seven more.
+    seven that are summed, one vector of columns of three taps with a stride, and maps of five values that fetch ahead; with 32,
+    one of 25 sums and six vectors, and more of these on NEON, which multiplies nothing in memory.  The LLVM of the oldest Numba
+    spills a vector of sums of tall tiles and of groups, too, with 16 registers those of two rows of five, one more of 25 sums,
+    some of other maps that fetch ahead, two of far tiles.  Products of spectra hold 14 sums while they form seven more.
     """
     old = llvm.llvm_version_info < (15,)
     vector_bytes, vectors = MACHINES[machine][3:5]
@@ -908,7 +909,8 @@ def test_machine_code(machine, dtype, monkeypatch):
         for width in columns._widths(*kind):
             products, spills = assemble(machine, columns._write_columns, 13, dtype, *kind, width)
             assert products >= kind[0] ** 2 * width  # LLVM may repeat some
-            assert len(spills) <= (machine == "NEON"), (kind, width)  # which multiplies nothing in memory
+            one = machine == "NEON" or (machine == "AVX2" and kind == (3, 2))  # the first multiplies nothing in memory
+            assert len(spills) <= one, (kind, width)
         for lines in set(columns._lines_at_once(kind[0])):
             products, spills = assemble(machine, columns._write_sum_lines, 11, dtype, *kind, lines)
             assert products >= kind[0] * lines
@@ -916,7 +918,7 @@ def test_machine_code(machine, dtype, monkeypatch):
     for _, of_sizes, starts in MAPS:
         for size, map_ in of_sizes.items():
             _, spills = assemble(machine, maps._write_map, 10 if starts else 11, dtype, map_, starts)
-            assert not spills or (old and not starts), size
+            assert not spills or (not starts and (old or (machine == "AVX2" and size == (5, 5, 1)))), size
     for above, below, adds in product((0, 3), (0, 3), (0, 1)):
         products, spills = assemble(machine, spectra._write_multiply_tile, 8, dtype, above, below, adds)
         met = dft.TAPS * dft.SPAN - sum(range(above + 1)) - sum(range(below + 1))
@@ -925,6 +927,18 @@ def test_machine_code(machine, dtype, monkeypatch):
     for _, planes in PLANE_MAPS:
         _, spills = assemble(machine, maps._write_plane_map, 9, dtype, *planes[0])
         assert len(spills) <= 10  # of 18 vectors between columns and rows
+
+
+@MACHINE
+def test_totals_lie_in_lines(machine, monkeypatch):
+    """The stack begins with a vector where one is kept there: it would else lie in two lines of the cache more often than not."""
+    vector_bytes, vectors = MACHINES[machine][3:5]
+    monkeypatch.setattr(words, "VECTOR_BYTES", vector_bytes)
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    lines = assembly(machine, outer._write_tile, 13, types.float32, ROWS, vectors)
+    aligned = re.findall(r"andq\s+\$-(\d+), %rsp", "\n".join(lines))
+    assert aligned == [str(vector_bytes)] * (vector_bytes > words.STACK_BYTES)
 
 
 MASKED = r"maskmov|\) *\{%k"
