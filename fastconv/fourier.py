@@ -75,8 +75,9 @@ def _cut(sizes: Ints, channels: int, itemsize: int, tasks: int, reads: bool) -> 
     images, planes, rows, columns = sizes
     most = READ_BYTES if reads else PACKED_BYTES
     down, across = ceil_div(rows, SPAN), ceil_div(columns, SPAN)
+    large = reads and 2 * rows * columns * channels * itemsize > READ_BYTES
     together = 1
-    if planes == 1 and not (reads and 2 * rows * columns * channels * itemsize > READ_BYTES):
+    if planes == 1 and not large:
         together = max(1, min(images, max(ceil_div(images, tasks), ceil_div(LEAST_TILES, down * across))))
     strips = ceil_div(images, together) * planes
     if reads:

@@ -832,6 +832,15 @@ MACHINES = {
 MACHINE = pytest.mark.parametrize("machine", [pytest.param(name, marks=pytest.mark.slow) for name in MACHINES])
 
 
+def emit_for(machine, monkeypatch):
+    """Have tiles emitted with the vectors of a machine; return the bytes of one, and how many there are in a row."""
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    vector_bytes, vectors = MACHINES[machine][3:5]
+    monkeypatch.setattr(words, "VECTOR_BYTES", vector_bytes)
+    return vector_bytes, vectors
+
+
 def assembly(machine, write, n_args, *arguments):
     """Return the lines of a tile's machine code."""
     triple, cpu, features = MACHINES[machine][:3]
@@ -881,10 +890,7 @@ def test_machine_code(machine, dtype, monkeypatch):
     some of other maps that fetch ahead, two of far tiles.  Products of spectra hold 14 sums while they form seven more.
     """
     old = llvm.llvm_version_info < (15,)
-    vector_bytes, vectors = MACHINES[machine][3:5]
-    monkeypatch.setattr(words, "VECTOR_BYTES", vector_bytes)
-    llvm.initialize_all_targets()
-    llvm.initialize_all_asmprinters()
+    vector_bytes, vectors = emit_for(machine, monkeypatch)
     tiles = [(height, vectors, *kind) for height in (ROWS, FEW_ROWS) for kind in ((0, 13), (0, 17), (outer.AHEAD, 17))]
     monkeypatch.setattr(outer, "FETCH_TERMS", 4 // vectors)
     monkeypatch.setattr(slide, "MEMBERS_AT_ONCE", vectors)
@@ -932,10 +938,7 @@ def test_machine_code(machine, dtype, monkeypatch):
 @MACHINE
 def test_totals_lie_in_lines(machine, monkeypatch):
     """The stack begins with a vector where one is kept there: it would else lie in two lines of the cache more often than not."""
-    vector_bytes, vectors = MACHINES[machine][3:5]
-    monkeypatch.setattr(words, "VECTOR_BYTES", vector_bytes)
-    llvm.initialize_all_targets()
-    llvm.initialize_all_asmprinters()
+    vector_bytes, vectors = emit_for(machine, monkeypatch)
     lines = assembly(machine, outer._write_tile, 13, types.float32, ROWS, vectors)
     aligned = re.findall(r"andq\s+\$-(\d+), %rsp", "\n".join(lines))
     assert aligned == [str(vector_bytes)] * (vector_bytes > words.STACK_BYTES)
@@ -947,11 +950,8 @@ MASKED = r"maskmov|\) *\{%k"
 @MACHINE
 def test_sums_are_stored_whole(machine, monkeypatch):
     """Where vectors overlap, LLVM makes no masked stores of what is chosen lane by lane: with AVX2 they take twelve cycles."""
-    vector_bytes, vectors = MACHINES[machine][3:5]
-    monkeypatch.setattr(words, "VECTOR_BYTES", vector_bytes)
+    vector_bytes, vectors = emit_for(machine, monkeypatch)
     monkeypatch.setattr(slide, "MEMBERS_AT_ONCE", vectors)
-    llvm.initialize_all_targets()
-    llvm.initialize_all_asmprinters()
     for kind in (
         *((*kind, 1, 1) for kind in SLIDES),
         *(kind for kind in slide.GROUP_KINDS if kind[3] <= vector_bytes // 4),
@@ -966,10 +966,7 @@ def test_sums_are_stored_whole(machine, monkeypatch):
 @MACHINE
 def test_outputs_are_streamed(machine, monkeypatch):
     """Tiles of outputs have stores that pass the caches by, where vectors that follow each other fill lines of them."""
-    vector_bytes, vectors = MACHINES[machine][3:5]
-    monkeypatch.setattr(words, "VECTOR_BYTES", vector_bytes)
-    llvm.initialize_all_targets()
-    llvm.initialize_all_asmprinters()
+    vector_bytes, vectors = emit_for(machine, monkeypatch)
     size, map_ = next(iter(maps.OUTPUT.items()))
     parts = words.LINE // vector_bytes
     for stores, write, n_args, *arguments in (
