@@ -1,4 +1,4 @@
-"""Correlations of seven taps through discrete Fourier transforms of twelve numbers.
+"""Correlations of seven taps through discrete Fourier transforms of twelve numbers, or of ten.
 
 Seven outputs y of a correlation with seven taps w see thirteen inputs x.  If the inputs came round after twelve, y would follow
 from the transforms of both, number by number, y = F^-1 (F x * conj F w), but for what the last output sees too much and too
@@ -6,26 +6,29 @@ little::
 
     y[n] = sum over k < 7 of  w[k] * x[(n + k) mod 12]  + (w[6] * (x[12] - x[0])  if n = 6)
 
-Transforms of real numbers are two real and five complex numbers, so that there are 2 + 2*5 + 1 = 13 *values*.  A complex product
-takes three multiplications, (p - iq) (u - iv) = (pu - qv) - i ((p + q)(u + v) - pu - qv): 2 + 3*5 + 1 = 18 products, where direct
-summation has 49.  Taps have values for each of these.  Products, too, are 13 values, and can be added up as such.
+An image that is no wider than seven is in the middle of the inputs: three in front and three behind do not exist, and are 0.
+Then inputs may come round after ten, and nothing is seen too much or too little.
 
-Twelve is three times four, which share no factor: the transform is three of four numbers, then four of three numbers, and nothing
-is multiplied in between (Good and Thomas).  No factor is larger than 2, so that rounding errors are those of direct sums.
+Transforms of 2m real numbers are two real and m - 1 complex numbers, so that there are 2 + 2*5 + 1 = 13 *values* for twelve, and
+2 + 2*4 = 10 for ten.  A complex product takes three multiplications, (p - iq) (u - iv) = (pu - qv) - i ((p + q)(u + v) - pu -
+qv): 2 + 3*5 + 1 = 18 products, or 2 + 3*4 = 14, where direct summation has 49.  Taps have values for each of these.  Products,
+too, are 13 values, or 10, and can be added up as such.
 
-The functions below take what can be added and subtracted, numbers, arrays or code, and are told how to ``multiply_add``.
+Twelve is three times four, and ten is two times five, which share no factor: the transform is three of four numbers, then four of
+three numbers, or five of two and two of five, and nothing is multiplied in between (Good and Thomas).  No factor is larger than
+2, so that rounding errors are those of direct sums.
+
+Functions take what can be added and subtracted, numbers, arrays or code, and are told how to ``multiply_add``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-__all__ = [
-    "EDGE", "INPUTS", "PAIRS", "SINGLES", "SPAN", "TAPS", "TAP_VALUES", "VALUES", "evaluate", "evaluate_taps", "interpolate",
-    "multiply",
-]  # fmt: skip
+__all__ = ["EDGE", "INPUTS", "SPAN", "TAPS", "TEN", "TWELVE", "Transform"]
 
 TAPS, SPAN, INPUTS = 7, 7, 13
 """Taps of a row, outputs of a tile, and inputs that these see."""
@@ -33,17 +36,113 @@ TAPS, SPAN, INPUTS = 7, 7, 13
 EDGE = TAPS // 2
 """Padding on each side of an image that keeps its size: as many rows and columns of tiles at its edge do not exist."""
 
-SINGLES, PAIRS = 3, 5
-"""Values that are real, and complex ones, which are pairs behind them."""
-
-VALUES, TAP_VALUES = SINGLES + 2 * PAIRS, SINGLES + 3 * PAIRS
-"""Values of inputs and of products, and those of taps: 13 and 18."""
-
-POINTS, HEIGHT = 12, math.sqrt(0.75)
-"""Numbers of a transform, and the height of a triangle whose sides are 1."""
-
 MultiplyAdd = Callable[[Any, float, Any], Any]
 """``multiply_add(a, factor, b)`` is a*factor + b, or a*factor if b is None."""
+
+Pairs = Sequence[tuple[Any, Any]]
+"""Complex numbers: (p, q) is p - iq."""
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A way to compute correlations, through transforms of so many numbers.
+
+    Parameters
+    ----------
+    points : int
+        Numbers of a transform.
+    inputs : range
+        Those of a tile's inputs that may be other than 0.
+    forward : callable
+        Returns of so many real numbers, of which None is 0, the two numbers of their transform that are real, and the complex
+        ones, but for those that follow from these.
+    back : callable
+        Returns SPAN of the numbers that have this transform, times ``points``.
+    """
+
+    points: int
+    inputs: range
+    forward: Callable[[Sequence[Any], MultiplyAdd], tuple[list[Any], list[tuple[Any, Any]]]]
+    back: Callable[[Sequence[Any], Pairs, MultiplyAdd], list[Any]]
+
+    @property
+    def wraps(self) -> bool:
+        """Whether the last output sees an input that is behind the transform."""
+        return self.inputs.stop > self.points
+
+    @property
+    def singles(self) -> int:
+        """Values that are real."""
+        return 2 + self.wraps
+
+    @property
+    def pairs(self) -> int:
+        """Complex values, which are pairs behind the real ones."""
+        return self.points // 2 - 1
+
+    @property
+    def values(self) -> int:
+        """Values of inputs and of products."""
+        return self.singles + 2 * self.pairs
+
+    @property
+    def tap_values(self) -> int:
+        """Values of taps."""
+        return self.singles + 3 * self.pairs
+
+    def evaluate(self, inputs: Sequence[Any], multiply_add: MultiplyAdd) -> list[Any]:
+        """Return the values of 13 inputs; None is 0.
+
+        >>> values = TWELVE.evaluate([1.0] * 13, lambda a, factor, b: a * factor + (b or 0.0))
+        >>> [n for n, value in enumerate(values) if value]  # all are one frequency
+        [0]
+        """
+        singles, pairs = self.forward(inputs[: self.points], multiply_add)
+        if self.wraps:
+            singles = [*singles, _minus(inputs[self.points], inputs[0], multiply_add)]
+        return [*singles, *(n for pair in pairs for n in pair)]
+
+    def evaluate_taps(self, taps: Sequence[Any], multiply_add: MultiplyAdd) -> list[Any]:
+        """Return the values of 7 taps.
+
+        A transform's conjugate is that of the numbers in the other direction.
+
+        >>> TWELVE.evaluate_taps([12.0] * 7, lambda a, factor, b: a * factor + (b or 0.0))[:3]
+        [7.0, 1.0, 12.0]
+        """
+        turned: list[Any] = [None] * self.points
+        for k, tap in enumerate(taps):
+            turned[-k % self.points] = multiply_add(tap, 1 / self.points, None)
+        singles, pairs = self.forward(turned, multiply_add)
+        return [*singles, *taps[-1:][: self.wraps], *(n for u, v in pairs for n in (u, v, u + v))]
+
+    def multiply(self, values: Sequence[Any], taps: Sequence[Any]) -> list[Any]:
+        """Return the values of the products.
+
+        >>> add = lambda a, factor, b: a * factor + (b or 0.0)
+        >>> inputs, taps = [0.0] * 6 + [1.0] + [0.0] * 6, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+        >>> for way in (TWELVE, TEN):
+        ...     products = way.multiply(way.evaluate(inputs, add), way.evaluate_taps(taps, add))
+        ...     [round(y, 12) for y in way.interpolate(products, add)]
+        [7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0]
+        [7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0]
+        """
+        singles = self.singles
+        products = [a * b for a, b in zip(values[:singles], taps[:singles], strict=True)]
+        for n in range(self.pairs):
+            (p, q), (u, v, both) = values[singles + 2 * n :][:2], taps[singles + 3 * n :][:3]
+            products += [p * u - q * v, (p + q) * both - p * u - q * v]
+        return products
+
+    def interpolate(self, products: Sequence[Any], multiply_add: MultiplyAdd) -> list[Any]:
+        """Return 7 outputs from the values of products.
+
+        >>> TWELVE.interpolate([1.0] + [0.0] * 12, lambda a, factor, b: a * factor + b)
+        [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+        """
+        pairs = [(products[n], products[n + 1]) for n in range(self.singles, self.values, 2)]
+        outputs = self.back(products[:2], pairs, multiply_add)
+        return [*outputs[:-1], outputs[-1] + products[2]] if self.wraps else outputs
 
 
 def _plus(a: Any, b: Any) -> Any:
@@ -56,19 +155,26 @@ def _minus(a: Any, b: Any, multiply_add: MultiplyAdd) -> Any:
     return a if b is None else multiply_add(b, -1.0, None) if a is None else a - b
 
 
-def _transform(x: Sequence[Any], multiply_add: MultiplyAdd) -> tuple[list[Any], list[tuple[Any, Any]]]:
-    """Return the two real numbers p of a transform of 12 numbers, and the pairs (p, q) of its complex ones p - iq; None is 0."""
+def _add(a: Any, factor: float, b: Any, multiply_add: MultiplyAdd) -> Any:
+    """Return a*factor + b, of which any may be None: 0."""
+    return b if a is None else multiply_add(a, factor, b)
 
+
+HEIGHT = math.sqrt(0.75)
+"""The height of a triangle whose sides are 1."""
+
+
+def _forward_twelve(x: Sequence[Any], multiply_add: MultiplyAdd) -> tuple[list[Any], list[tuple[Any, Any]]]:
     def minus(a: Any, b: Any) -> Any:
         return _minus(a, b, multiply_add)
 
     def add(a: Any, factor: float, b: Any) -> Any:
-        return b if a is None else multiply_add(a, factor, b)
+        return _add(a, factor, b, multiply_add)
 
     # Transforms of four numbers: two real numbers each, and a complex one.
     sums, differences, real, imaginary = [], [], [], []
     for n in range(3):
-        one, two, three, four = (x[(4 * n + 3 * k) % POINTS] for k in range(4))
+        one, two, three, four = (x[(4 * n + 3 * k) % 12] for k in range(4))
         even, odd = _plus(one, three), _plus(two, four)
         sums.append(_plus(even, odd))
         differences.append(minus(even, odd))
@@ -87,58 +193,10 @@ def _transform(x: Sequence[Any], multiply_add: MultiplyAdd) -> tuple[list[Any], 
     return singles, [*pairs, (p, q)]
 
 
-def evaluate(inputs: Sequence[Any], multiply_add: MultiplyAdd) -> list[Any]:
-    """Return the 13 values of 13 inputs; None is 0.
-
-    >>> values = evaluate([1.0] * 13, lambda a, factor, b: a * factor + (b or 0.0))
-    >>> [n for n, value in enumerate(values) if value]  # all are one frequency
-    [0]
-    """
-    singles, pairs = _transform(inputs[:POINTS], multiply_add)
-    return [*singles, _minus(inputs[POINTS], inputs[0], multiply_add), *(n for pair in pairs for n in pair)]
-
-
-def evaluate_taps(taps: Sequence[Any], multiply_add: MultiplyAdd) -> list[Any]:
-    """Return the 18 values of 7 taps.
-
-    A transform's conjugate is that of the numbers in the other direction.
-
-    >>> evaluate_taps([12.0] * 7, lambda a, factor, b: a * factor + (b or 0.0))[:3]
-    [7.0, 1.0, 12.0]
-    """
-    turned: list[Any] = [None] * POINTS
-    for k, tap in enumerate(taps):
-        turned[-k % POINTS] = multiply_add(tap, 1 / POINTS, None)
-    singles, pairs = _transform(turned, multiply_add)
-    return [*singles, taps[-1], *(n for u, v in pairs for n in (u, v, u + v))]
-
-
-def multiply(values: Sequence[Any], taps: Sequence[Any]) -> list[Any]:
-    """Return the 13 values of the products.
-
-    >>> add = lambda a, factor, b: a * factor + (b or 0.0)
-    >>> inputs, taps = [0.0] * 6 + [1.0] + [0.0] * 6, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
-    >>> products = multiply(evaluate(inputs, add), evaluate_taps(taps, add))
-    >>> [round(y, 12) for y in interpolate(products, add)]
-    [7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0]
-    """
-    products = [a * b for a, b in zip(values[:SINGLES], taps[:SINGLES], strict=True)]
-    for n in range(PAIRS):
-        (p, q), (u, v, both) = values[SINGLES + 2 * n :][:2], taps[SINGLES + 3 * n :][:3]
-        products += [p * u - q * v, (p + q) * both - p * u - q * v]
-    return products
-
-
-def interpolate(products: Sequence[Any], multiply_add: MultiplyAdd) -> list[Any]:
-    """Return 7 outputs from the 13 values of products.
-
-    >>> interpolate([1.0] + [0.0] * 12, lambda a, factor, b: a * factor + b)
-    [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
-    """
-    pairs = [products[n : n + 2] for n in range(SINGLES, VALUES, 2)]
+def _back_twelve(singles: Sequence[Any], pairs: Pairs, multiply_add: MultiplyAdd) -> list[Any]:
     # Transforms back of three, of those that real numbers had, and of those of complex ones.
     threes = []
-    for single, (p, q) in zip(products[:2], pairs[:2], strict=True):
+    for single, (p, q) in zip(singles, pairs[:2], strict=True):
         rest = single - p
         threes.append(
             (multiply_add(p, 2.0, single), multiply_add(q, 2 * HEIGHT, rest), multiply_add(q, -2 * HEIGHT, rest))
@@ -154,4 +212,54 @@ def interpolate(products: Sequence[Any], multiply_add: MultiplyAdd) -> list[Any]
         even, odd = threes[0][n % 3], threes[1][n % 3]
         parts, factor = ((real, 2.0), (imaginary, 2.0), (real, -2.0), (imaginary, -2.0))[3 * n % 4]
         outputs.append(multiply_add(parts[n % 3], factor, even - odd if n % 2 else even + odd))
-    return [*outputs[:-1], outputs[-1] + products[SINGLES - 1]]
+    return outputs
+
+
+COSINES = math.cos(0.4 * math.pi), math.cos(0.8 * math.pi)
+SINES = math.sin(0.4 * math.pi), math.sin(0.8 * math.pi)
+"""Of a fifth of a turn, and of two."""
+
+
+def _forward_ten(x: Sequence[Any], multiply_add: MultiplyAdd) -> tuple[list[Any], list[tuple[Any, Any]]]:
+    def add(a: Any, factor: float, b: Any) -> Any:
+        return _add(a, factor, b, multiply_add)
+
+    # Transforms of two numbers.
+    even, odd = ([x[(first + 6 * n) % 10] for n in range(5)] for first in (0, 5))
+    sums = [_plus(a, b) for a, b in zip(even, odd, strict=True)]
+    differences = [_minus(a, b, multiply_add) for a, b in zip(even, odd, strict=True)]
+    # Transforms of five of each.
+    singles, pairs = [], []
+    for a, b, c, d, e in (sums, differences):
+        near, far = _plus(b, e), _plus(c, d)
+        near_turned, far_turned = _minus(b, e, multiply_add), _minus(c, d, multiply_add)
+        singles.append(_plus(a, _plus(near, far)))
+        for cosine, other, sine, turned in ((*COSINES, *SINES), (*COSINES[::-1], SINES[1], -SINES[0])):
+            pairs.append((add(far, other, add(near, cosine, a)), add(far_turned, turned, add(near_turned, sine, None))))
+    return singles, pairs
+
+
+def _back_ten(singles: Sequence[Any], pairs: Pairs, multiply_add: MultiplyAdd) -> list[Any]:
+    # Transforms back of five.
+    fives = []
+    for single, (one_p, one_q), (two_p, two_q) in zip(singles, pairs[::2], pairs[1::2], strict=True):
+        real = [multiply_add(two_p, 2 * b, multiply_add(one_p, 2 * a, single)) for a, b in (COSINES, COSINES[::-1])]
+        imaginary = [
+            multiply_add(two_q, 2 * b, multiply_add(one_q, 2 * a, None)) for a, b in (SINES, (SINES[1], -SINES[0]))
+        ]
+        near, far = zip(real, imaginary, strict=True)
+        fives.append(
+            (
+                multiply_add(one_p + two_p, 2.0, single),
+                near[0] + near[1], far[0] + far[1], far[0] - far[1], near[0] - near[1],
+            )
+        )  # fmt: skip
+    # And of two: those outputs that are asked for.
+    return [fives[0][n % 5] - fives[1][n % 5] if n % 2 else fives[0][n % 5] + fives[1][n % 5] for n in range(SPAN)]
+
+
+TWELVE = Transform(12, range(INPUTS), _forward_twelve, _back_twelve)
+"""Of any inputs."""
+
+TEN = Transform(10, range(EDGE, INPUTS - EDGE), _forward_ten, _back_ten)
+"""Of inputs of which three in front and three behind are 0."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from . import depthwise
 from .algorithm import Algorithm
-from .dft import SPAN, TAP_VALUES, TAPS, VALUES
+from .dft import SPAN, TAPS, TEN, TWELVE, Transform
 from .geometry import ConvGeometry, ceil_div, even_part
 from .kernels.fourier import CORRELATE_FOURIER, GATHER_FOURIER, correlate_fourier, gather_fourier
 from .programs import (
@@ -45,8 +45,9 @@ READ_BYTES, PACKED_BYTES = 640 << 10, 192 << 10
 """Most bytes of a strip's part of the input, which is to stay in the second-level cache; of one that is packed fewer, as its box
 and the results share that."""
 
-LEAST_TILES = 16
-"""Fewest tiles of a strip, if there are so many: each task evaluates the taps that it needs."""
+LEAST_TILES, MOST_TILES = 16, 64
+"""Fewest tiles of a strip, if there are so many: each task evaluates the taps that it needs.  And most of one that is read as it
+lies, vector by vector, where more gain nothing."""
 
 OUTPUT, PADDED = 0.165, 0.4
 """Nanoseconds for each byte of a vector of outputs, where direct sums of 49 products are supposed to take 0.245; and the power of
@@ -73,26 +74,37 @@ def _cut(sizes: Ints, channels: int, itemsize: int, tasks: int, reads: bool) -> 
     can be: of each column of tiles six rows more are evaluated.
     """
     images, planes, rows, columns = sizes
-    most = READ_BYTES if reads else PACKED_BYTES
-    down, across = ceil_div(rows, SPAN), ceil_div(columns, SPAN)
-    large = reads and 2 * rows * columns * channels * itemsize > READ_BYTES
+    down, across, tile = ceil_div(rows, SPAN), ceil_div(columns, SPAN), SPAN * SPAN * itemsize
+    tiles = min(MOST_TILES, max(LEAST_TILES, READ_BYTES // (tile * channels)))
     together = 1
-    if planes == 1 and not large:
-        together = max(1, min(images, max(ceil_div(images, tasks), ceil_div(LEAST_TILES, down * across))))
+    if planes == 1:
+        wanted = ceil_div(images, tasks)
+        if reads:
+            wanted = min(wanted, tiles // max(1, down * across))
+        together = max(1, min(images, max(wanted, ceil_div(LEAST_TILES, max(1, down * across)))))
     strips = ceil_div(images, together) * planes
     if reads:
         parts = depthwise.channel_parts(tasks, strips, channels, itemsize)
         width = whole_lanes(ceil_div(channels, parts), itemsize)
     else:
-        parts = max(ceil_div(tasks, max(1, strips)), channels * together * rows * columns * itemsize // most)
+        parts = max(ceil_div(tasks, max(1, strips)), channels * together * rows * columns * itemsize // PACKED_BYTES)
         width = whole_lanes(ceil_div(channels, max(1, parts)), itemsize)
         parts = ceil_div(channels, width)
-    tiles = max(1, most // (SPAN * SPAN * width * itemsize))
+        tiles = max(1, PACKED_BYTES // (tile * width))
     if down * across <= tiles or together > 1:
         return (together, 1, rows, columns), width, parts
     beside = even_part(across, max(1, tiles // down)) if reads else across
     below = even_part(down, max(1, tiles // beside))
     return (1, 1, min(rows, SPAN * below), min(columns, SPAN * beside)), width, parts
+
+
+def _transform_of(left: int, met: int, computed: int) -> Transform:
+    """Choose the transform of rows of so many numbers with so much padding on their left, by how many are computed of them.
+
+    Rows that are no wider than a tile, and in the middle of what that sees, need fewer points.
+    """
+    narrow = computed <= SPAN and TEN.inputs.start <= left and left + met <= TEN.inputs.stop
+    return TEN if narrow else TWELVE
 
 
 def _pixels_program(p: Pixels) -> Program:
@@ -109,11 +121,13 @@ def _pixels_program(p: Pixels) -> Program:
     out_steps = steps_of_image(p.out_shape, p.out_last)
     numbers = strip_numbers(source, kinds, tables, p.out_shape, out_steps, p.out_step, p.streams)
     taps_at = boxes + (0 if reads else strip[0] * p.scratch_steps(strip, width)[0])
-    taps, each = TAPS * TAP_VALUES * n, TAPS * VALUES * n
+    transform = _transform_of(axes[-1].left, axes[-1].n, axes[-1].grid)
+    taps, each = TAPS * transform.tap_values * n, TAPS * transform.values * n
     place = np.arange(TAPS * TAPS)[:: -1 if p.transposed else 1]
     numbers |= {"box_size": boxes, "runs_at": 0, "run_list_at": 0}
     numbers |= {
-        "channels": channels, "width": width, "parts": parts, "reads": reads, "taps_at": taps_at, "values_at": taps_at + taps,
+        "channels": channels, "width": width, "parts": parts, "reads": reads, "points": transform.points,
+        "values": transform.values, "taps_at": taps_at, "values_at": taps_at + taps,
         "places_at": tables.add(place), "weight_steps": p.weight_steps, "weight_size": math.prod(g.weight_shape),
     }  # fmt: skip
     return Program(
@@ -144,11 +158,13 @@ def _weights_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_last:
     tables = Tables()
     numbers = strip_numbers(source, kinds, tables, g.output_shape, steps_of_image(g.output_shape, grad_last), (1, 1, 1))
     boxes, terms = width // n * source.box_steps[1], TAPS * TAPS
-    taps, each = TAPS * TAP_VALUES * n, TAPS * VALUES * n
+    transform = _transform_of(axes[-1].left, axes[-1].n, axes[-1].grid)
+    taps, each = TAPS * transform.tap_values * n, TAPS * transform.values * n
     taps_at = boxes + math.prod(strip) * width
     numbers |= {"box_size": boxes, "runs_at": 0, "run_list_at": 0}
     numbers |= {
         "channels": channels, "width": width, "parts": parts, "chunks": chunks, "each": parts * terms * width,
+        "points": transform.points, "values": transform.values, "tap_values": transform.tap_values,
         "gradients_at": boxes, "taps_at": taps_at, "values_at": taps_at + taps, "sums_at": taps_at + taps + 2 * each,
     }  # fmt: skip
     return Program(
@@ -163,7 +179,11 @@ FOURIER = Algorithm(_pixels_program, _weights_program)
 
 def describe(computes: str, geometry: ConvGeometry, itemsize: int) -> str:
     """Say how a pass is computed, as the end of a sentence."""
-    about = f"lanes are channels, and tiles of {SPAN}x{SPAN} pixels are rows of {VALUES} values of Fourier transforms"
+    g = geometry.volume
+    met, computed = (g.output, g.input) if computes == "grad_input" else (g.input, g.output)
+    left = TAPS - 1 - g.padding[2][0] if computes == "grad_input" else g.padding[2][0]
+    values = _transform_of(left, met[2], computed[2]).values
+    about = f"lanes are channels, and tiles of {SPAN}x{SPAN} pixels are rows of {values} values of Fourier transforms"
     return f"{about}; if channels-last, direct sums" if computes == "grad_weight" else about
 
 

@@ -116,7 +116,7 @@ layers = (
     (2, 64, 14, 64, 3, 1, 1, 1), (1, 128, 8, 128, 3, 1, 1, 1), (3, 35, 15, 65, 3, 2, 1, 1), (8, 256, 7, 512, 1, 1, 0, 1),
     (2, 3, 56, 32, 7, 2, 3, 1), (4, 1, 28, 32, 5, 1, 2, 1), (4, 96, 14, 96, 3, 1, 1, 96), (4, 72, 14, 72, 5, 2, 2, 72),
     (2, 48, 12, 64, 3, 1, 1, 4), (3, 64, 30, 64, 3, 1, 1, 1), (2, 35, 13, 65, 5, 1, 2, 1),
-    (3, 150, 15, 150, 7, 1, 3, 150),
+    (3, 150, 15, 150, 7, 1, 3, 150), (20, 80, 7, 80, 7, 1, 3, 80),
 )
 for dtype, algorithm in itertools.product((np.float32, np.float64), ("direct", "winograd", "fft")):
     for n, c, size, f, k, s, p, g in layers:
@@ -148,4 +148,4 @@ def test_same_bits_for_any_number_of_threads():
     for done in results:
         assert done.returncode == 0, done.stderr[-2000:]
     assert results[0].stdout == results[1].stdout
-    assert len(results[0].stdout.split()) == 2 * (12 + 6 + 1) * 2 * 4
+    assert len(results[0].stdout.split()) == 2 * (13 + 6 + 2) * 2 * 4

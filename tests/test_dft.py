@@ -1,89 +1,108 @@
-"""Correlations through Fourier transforms of twelve numbers, in exact and in rounded arithmetic."""
+"""Correlations through Fourier transforms of twelve numbers, and of ten, in exact and in rounded arithmetic."""
 
 import numpy as np
 import pytest
 
-from fastconv import dft
-from fastconv.dft import INPUTS, SPAN, TAP_VALUES, TAPS, VALUES, evaluate, evaluate_taps, interpolate, multiply
+from fastconv.dft import INPUTS, SPAN, TAPS, TEN, TWELVE
+
+BOTH = pytest.mark.parametrize("transform", [TWELVE, TEN], ids=["twelve", "ten"])
 
 
 def multiply_add(a, factor, b):
-    product = a * (a.dtype.type(factor) if isinstance(a, np.generic) else factor)
+    product = a * (a.dtype.type(factor) if isinstance(a, np.generic | np.ndarray) else factor)
     return product if b is None else product + b
 
 
-def correlate(x, w):
-    return interpolate(multiply(evaluate(x, multiply_add), evaluate_taps(w, multiply_add)), multiply_add)
+def inputs_of(transform, rng, dtype=float):
+    """Numbers where they may be other than 0."""
+    x = np.zeros(INPUTS, dtype)
+    x[transform.inputs] = rng.standard_normal(len(transform.inputs))
+    return x
 
 
-def test_correlations(rng):
+def products_of(transform, x, w):
+    return transform.multiply(transform.evaluate(x, multiply_add), transform.evaluate_taps(w, multiply_add))
+
+
+def correlate(transform, x, w):
+    return transform.interpolate(products_of(transform, x, w), multiply_add)
+
+
+def test_counts():
+    assert (TWELVE.values, TWELVE.tap_values, TWELVE.inputs) == (13, 18, range(13))
+    assert (TEN.values, TEN.tap_values, TEN.inputs) == (10, 14, range(3, 10))
+    assert SPAN + TAPS - 1 == INPUTS
+
+
+@BOTH
+def test_correlations(transform, rng):
     for _ in range(20):
-        x, w = rng.standard_normal(INPUTS), rng.standard_normal(TAPS)
-        np.testing.assert_allclose(correlate(list(x), list(w)), np.correlate(x, w), atol=1e-13)
+        x, w = inputs_of(transform, rng), rng.standard_normal(TAPS)
+        np.testing.assert_allclose(correlate(transform, list(x), list(w)), np.correlate(x, w), atol=1e-13)
 
 
-@pytest.mark.parametrize("n", range(INPUTS))
+@pytest.mark.parametrize(("transform", "n"), [(each, n) for each in (TWELVE, TEN) for n in each.inputs])
 @pytest.mark.parametrize("k", range(TAPS))
-def test_each_product_counts_once(n, k):
+def test_each_product_counts_once(transform, n, k):
     """Of an input and a tap which are 1: that of output n - k, if there is such a one."""
     wanted = [float(y == n - k) for y in range(SPAN)]
-    np.testing.assert_allclose(correlate(list(np.eye(INPUTS)[n]), list(np.eye(TAPS)[k])), wanted, atol=1e-15)
+    found = correlate(transform, list(np.eye(INPUTS)[n]), list(np.eye(TAPS)[k]))
+    np.testing.assert_allclose(found, wanted, atol=1e-15)
 
 
+@BOTH
 @pytest.mark.parametrize(("first", "last"), [(0, 13), (3, 13), (0, 10), (3, 10), (5, 6), (0, 0)])
-def test_what_is_none_is_zero(first, last, rng):
-    x = rng.standard_normal(INPUTS)
+def test_what_is_none_is_zero(transform, first, last, rng):
+    x = inputs_of(transform, rng)
     x[:first], x[last:] = 0, 0
-    some = [value if first <= n < last else None for n, value in enumerate(x)]
-    with_none = [0.0 if value is None else value for value in evaluate(some, multiply_add)]
-    np.testing.assert_allclose(with_none, evaluate(list(x), multiply_add), atol=1e-15)
+    some = [value if first <= n < last and n in transform.inputs else None for n, value in enumerate(x)]
+    with_none = [0.0 if value is None else value for value in transform.evaluate(some, multiply_add)]
+    np.testing.assert_allclose(with_none, transform.evaluate(list(x), multiply_add), atol=1e-15)
 
 
-def test_values_are_those_of_fourier_transforms(rng):
-    x, w = rng.standard_normal(INPUTS), rng.standard_normal(TAPS)
-    values, taps = evaluate(list(x), multiply_add), evaluate_taps(list(w), multiply_add)
-    assert (len(values), len(taps)) == (VALUES, TAP_VALUES)
-    spectrum, of_taps = np.fft.fft(x[:12]), np.fft.fft(w, 12).conj() / 12
-    places = (4, 10, 1, 5, 9)  # of the complex ones: those whose remainders by 3 and by 4 they belong to
-    found = [values[n] - 1j * values[n + 1] for n in range(3, VALUES, 2)]
-    np.testing.assert_allclose(found, spectrum[list(places)], atol=1e-12)
-    np.testing.assert_allclose(
-        [taps[n] - 1j * taps[n + 1] for n in range(3, TAP_VALUES, 3)], of_taps[list(places)], atol=1e-12
-    )
-    np.testing.assert_allclose(values[:3], [spectrum[0].real, spectrum[6].real, x[12] - x[0]], atol=1e-12)
-    np.testing.assert_allclose(taps[:3], [of_taps[0].real, of_taps[6].real, w[6]], atol=1e-12)
+@pytest.mark.parametrize(("transform", "places"), [(TWELVE, [4, 10, 1, 5, 9]), (TEN, [2, 4, 7, 9])])
+def test_values_are_those_of_fourier_transforms(transform, places, rng):
+    """``places`` are those of the complex values: those whose remainders by 3 and by 4, or by 2 and by 5, they belong to."""
+    x, w = inputs_of(transform, rng), rng.standard_normal(TAPS)
+    values, taps = transform.evaluate(list(x), multiply_add), transform.evaluate_taps(list(w), multiply_add)
+    assert (len(values), len(taps)) == (transform.values, transform.tap_values)
+    points, singles = transform.points, transform.singles
+    spectrum, of_taps = np.fft.fft(x[:points]), np.fft.fft(w, points).conj() / points
+    found = [values[n] - 1j * values[n + 1] for n in range(singles, transform.values, 2)]
+    np.testing.assert_allclose(found, spectrum[places], atol=1e-12)
+    found = [taps[n] - 1j * taps[n + 1] for n in range(singles, transform.tap_values, 3)]
+    np.testing.assert_allclose(found, of_taps[places], atol=1e-12)
+    real = [0, points // 2]
+    np.testing.assert_allclose(values[:singles], [*spectrum[real].real, x[12] - x[0]][:singles], atol=1e-12)
+    np.testing.assert_allclose(taps[:singles], [*of_taps[real].real, w[6]][:singles], atol=1e-12)
 
 
-def test_errors_are_those_of_direct_sums(rng):
-    """Of seven rows of taps, about those of adding the 49 products one by one."""
-    rows = [(rng.standard_normal(INPUTS), rng.standard_normal(TAPS)) for _ in range(TAPS * 300)]
+@BOTH
+def test_errors_are_those_of_direct_sums(transform, rng):
+    """Of seven rows of taps, about those of adding the products one by one."""
+    rows = [(inputs_of(transform, rng), rng.standard_normal(TAPS)) for _ in range(TAPS * 300)]
     ours, direct = [], []
     for first in range(0, len(rows), TAPS):
-        exact, sums, one_by_one = np.zeros(SPAN), [np.float32(0)] * VALUES, [np.float32(0)] * SPAN
+        exact, sums, one_by_one = np.zeros(SPAN), [np.float32(0)] * transform.values, [np.float32(0)] * SPAN
         for x, w in rows[first : first + TAPS]:
             x, w = x.astype(np.float32), w.astype(np.float32)
             exact += np.correlate(x.astype(np.float64), w.astype(np.float64))
-            products = multiply(evaluate(list(x), multiply_add), evaluate_taps(list(w), multiply_add))
+            products = products_of(transform, list(x), list(w))
             sums = [total + product for total, product in zip(sums, products, strict=True)]
             for k in range(TAPS):
                 one_by_one = [total + x[y + k] * w[k] for y, total in enumerate(one_by_one)]
-        ours.append(np.subtract(interpolate(sums, multiply_add), exact))
+        ours.append(np.subtract(transform.interpolate(sums, multiply_add), exact))
         direct.append(np.subtract(one_by_one, exact))
     assert np.linalg.norm(ours) < 1.1 * np.linalg.norm(direct)
     assert np.abs(ours).max() < 1.5 * np.abs(direct).max()
 
 
-def test_functions_keep_their_kind(rng):
+@BOTH
+def test_functions_keep_their_kind(transform, rng):
     """What is given in single precision stays so, and arrays are taken as numbers are."""
-    x, w = rng.standard_normal((INPUTS, 3)).astype(np.float32), rng.standard_normal((TAPS, 3)).astype(np.float32)
-
-    def of_arrays(a, factor, b):
-        product = a * a.dtype.type(factor)
-        return product if b is None else product + b
-
-    products = multiply(evaluate(list(x), of_arrays), evaluate_taps(list(w), of_arrays))
-    outputs = np.array(interpolate(products, of_arrays))
+    x = np.stack([inputs_of(transform, rng, np.float32) for _ in range(3)], axis=1)
+    w = rng.standard_normal((TAPS, 3)).astype(np.float32)
+    outputs = np.array(correlate(transform, list(x), list(w)))
     assert outputs.dtype == np.float32
     for lane in range(3):
         np.testing.assert_allclose(outputs[:, lane], np.correlate(x[:, lane], w[:, lane]), atol=1e-5)
-    assert dft.SPAN + dft.TAPS - 1 == dft.INPUTS

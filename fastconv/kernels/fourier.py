@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ..dft import EDGE, INPUTS, SPAN, TAP_VALUES, TAPS, VALUES
+from ..dft import EDGE, INPUTS, SPAN, TAPS
 from ..jit import inlined, unsigned
 from ..simd import clear, compact, evaluate_taps_tile, evaluate_tile, interpolate_tile, lanes, multiply_tile
 from ..tasks import task
@@ -35,17 +35,22 @@ __all__ = ["CORRELATE_FOURIER", "GATHER_FOURIER", "correlate_fourier", "gather_f
 Array = np.ndarray[Any, Any]
 
 GATHER_FOURIER = Fields(
-    "GatherFourier", "channels width parts reads taps_at values_at places_at weight_steps:4 weight_size", STRIPS
+    "GatherFourier",
+    "channels width parts reads points values taps_at values_at places_at weight_steps:4 weight_size",
+    STRIPS,
 )
-"""Channels, those of a part that is packed, parts of the channels, whether images are read and written as they lie, where in its
-room a task has the values of taps and those of rows, where tables hold the place of each tap, and what `pack_depths` takes."""
+"""Channels, those of a part that is packed, parts of the channels, whether images are read and written as they lie, points of the
+transforms and values of a row, where in its room a task has the values of taps and those of rows, where tables hold the place of
+each tap, and what `pack_depths` takes."""
 
 CORRELATE_FOURIER = Fields(
-    "CorrelateFourier", "channels width parts chunks each gradients_at taps_at values_at sums_at", STRIPS
+    "CorrelateFourier",
+    "channels width parts chunks each points values tap_values gradients_at taps_at values_at sums_at",
+    STRIPS,
 )
 """Channels, those of a part, which are the numbers in a row of a panel, and parts of the channels; chunks of strips, the distance
-of their panels, and where in its room a task has its gradients, the values of some rows of them, those of rows of the input, and
-the sums of their products."""
+of their panels; points of the transforms, values of a row, and those of a row of gradients; and where in its room a task has its
+gradients, the values of some rows of them, those of rows of the input, and the sums of their products."""
 
 read_gather, read_correlate = GATHER_FOURIER.reader(), CORRELATE_FOURIER.reader()
 
@@ -56,7 +61,7 @@ MOST_TILES = 8
 @inlined
 def evaluate_rows(
     image: Array, at: int, row_step: int, step: int, x: int, width: int, y: int, height: int, done: int, rows: int, room: Array,
-    values_at: int,
+    values_at: int, points: int, values: int,
 ) -> tuple[int, int]:  # fmt: skip
     """Evaluate the lower rows of the tile ``done`` rows below the first one; if that is above it, the upper rows of the first.
 
@@ -65,7 +70,7 @@ def evaluate_rows(
     and below, as is returned.
     """
     compact()
-    row = VALUES * lanes(room.itemsize)
+    row = values * lanes(room.itemsize)
     begin, ends = y + done, done + SPAN >= rows
     above = EDGE if begin <= -EDGE else 0
     below = EDGE if ends and begin + INPUTS - EDGE >= height else 0
@@ -75,8 +80,8 @@ def evaluate_rows(
     last = max(first, min(count, height - top))
     clear(room, values_at + unused * row, values_at + first * row)
     evaluate_tile(
-        image, at + (top + first) * row_step, row_step, step, max(0, -x), min(width - x, INPUTS), room, values_at + first * row,
-        last - first,
+        points, image, at + (top + first) * row_step, row_step, step, max(0, -x), min(width - x, INPUTS), room,
+        values_at + first * row, last - first,
     )  # fmt: skip
     clear(room, values_at + last * row, values_at + count * row)
     return above, below
@@ -85,8 +90,8 @@ def evaluate_rows(
 @inlined
 def convolve_column(
     image: Array, at: int, row_step: int, step: int, following: int, x: int, width: int, y: int, height: int, room: Array,
-    taps_at: int, values_at: int, start: Array, start_at: int, floor_at: int, out: Array, out_at: int, out_row: int,
-    out_step: int, columns: int, rows: int, streams: int,
+    points: int, values: int, taps_at: int, values_at: int, start: Array, start_at: int, floor_at: int, out: Array,
+    out_at: int, out_row: int, out_step: int, columns: int, rows: int, streams: int,
 ) -> None:  # fmt: skip
     """Compute a column of tiles, ``rows`` rows of ``columns`` outputs; see `evaluate_rows`.
 
@@ -94,18 +99,20 @@ def convolve_column(
     the first ones of that.
     """
     compact()
-    upper, lower = values_at, values_at + TAPS * VALUES * lanes(room.itemsize)
+    upper, lower = values_at, values_at + TAPS * values * lanes(room.itemsize)
     for done in range(-SPAN, rows, SPAN):
-        above, below = evaluate_rows(image, at, row_step, step, x, width, y, height, done, rows, room, lower)
+        above, below = evaluate_rows(
+            image, at, row_step, step, x, width, y, height, done, rows, room, lower, points, values
+        )
         if done >= 0:
             ends = done + SPAN >= rows
             next_at = following + max(0, y) * row_step if ends else (y + done + 2 * TAPS) * row_step
             multiply_tile(
-                above, below, 0, room, upper, room, lower, room, taps_at, image, at + next_at, row_step, step,
+                points, above, below, 0, room, upper, room, lower, room, taps_at, image, at + next_at, row_step, step,
                 min(INPUTS, height) if ends else TAPS, room, upper,
             )  # fmt: skip
             interpolate_tile(
-                room, upper, start, start_at, floor_at, out, out_at + done * out_row, out_row, out_step, columns,
+                points, room, upper, start, start_at, floor_at, out, out_at + done * out_row, out_row, out_step, columns,
                 min(SPAN, rows - done), streams,
             )  # fmt: skip
         upper, lower = lower, upper
@@ -149,7 +156,7 @@ def gather_fourier(
             (1, TAPS * TAPS, min(n, t.channels - channel)), (lane_step, lane_step, depth_step, tap_step), t.weight_size, tables,
             t.places_at, weight, channel, 0, 1, room, values_at, n, 1,
         )  # fmt: skip
-        evaluate_taps_tile(room, values_at, TAPS * n, n, 0, TAPS, room, taps_at, TAPS)
+        evaluate_taps_tile(t.points, room, values_at, TAPS * n, n, 0, TAPS, room, taps_at, TAPS)
         for index in range(images * Z):
             b, z = divmod(index, Z)
             next_b, next_z = divmod(index + 1, Z)
@@ -161,8 +168,8 @@ def gather_fourier(
                 following = SPAN * pitches[4] if column + SPAN < X else further - column * pitches[4]
                 convolve_column(
                     image, this + column * pitches[4], pitches[3], pitches[4], following, x_in + column, width, y_in, height,
-                    room, taps_at, values_at, start, channel, floor, target, there_at + column * there[4], there[3], there[4],
-                    min(SPAN, X - column), Y, s.streams * reads,
+                    room, t.points, t.values, taps_at, values_at, start, channel, floor, target,
+                    there_at + column * there[4], there[3], there[4], min(SPAN, X - column), Y, s.streams * reads,
                 )  # fmt: skip
     if not reads:
         for lane in range(0, valid, n):
@@ -175,24 +182,28 @@ def gather_fourier(
 @inlined
 def correlate_column(
     at: int, row_step: int, step: int, x: int, width: int, y: int, height: int, gradient_at: int, gradient_row: int,
-    gradient_step: int, columns: int, rows: int, room: Array, taps_at: int, values_at: int, sums_at: int,
+    gradient_step: int, columns: int, rows: int, room: Array, points: int, values: int, tap_values: int, taps_at: int,
+    values_at: int, sums_at: int,
 ) -> None:  # fmt: skip
     """Add up a column of tiles at the values: ``rows`` rows of ``columns`` gradients, and what they meet of a box."""
     compact()
     n = lanes(room.itemsize)
-    row = TAP_VALUES * n
-    upper, lower = values_at, values_at + TAPS * VALUES * n
+    row = tap_values * n
+    upper, lower = values_at, values_at + TAPS * values * n
     for done in range(-SPAN, rows, SPAN):
-        above, below = evaluate_rows(room, at, row_step, step, x, width, y, height, done, rows, room, lower)
+        above, below = evaluate_rows(
+            room, at, row_step, step, x, width, y, height, done, rows, room, lower, points, values
+        )
         if done >= 0:
             taken = min(SPAN, rows - done)
             evaluate_taps_tile(
-                room, gradient_at + done * gradient_row, gradient_row, gradient_step, 0, columns, room, taps_at, taken
-            )
+                points, room, gradient_at + done * gradient_row, gradient_row, gradient_step, 0, columns, room, taps_at,
+                taken,
+            )  # fmt: skip
             clear(room, taps_at + taken * row, taps_at + SPAN * row)
             multiply_tile(
-                above, below, 1, room, upper, room, lower, room, taps_at, room, at + (y + done + 2 * TAPS) * row_step, row_step,
-                step, TAPS, room, sums_at,
+                points, above, below, 1, room, upper, room, lower, room, taps_at, room,
+                at + (y + done + 2 * TAPS) * row_step, row_step, step, TAPS, room, sums_at,
             )  # fmt: skip
         upper, lower = lower, upper
 
@@ -235,15 +246,15 @@ def correlate_fourier(
                 goes = gradients_at + lane + (b * strip[1] + z) * strip[2] * row
                 for column in range(0, X, SPAN):
                     if tiles == 0:
-                        clear(room, sums_at, sums_at + TAPS * VALUES * n)
+                        clear(room, sums_at, sums_at + TAPS * t.values * n)
                     correlate_column(
                         at + column * steps[4], steps[3], steps[4], x_in + column, width, y_in, height, goes + column * whole,
-                        row, whole, min(SPAN, X - column), Y, room, taps_at, values_at, sums_at,
+                        row, whole, min(SPAN, X - column), Y, room, t.points, t.values, t.tap_values, taps_at, values_at, sums_at,
                     )  # fmt: skip
                     tiles += (Y + SPAN - 1) // SPAN
                     if tiles < MOST_TILES and (index < images * Z - 1 or column + SPAN < X):
                         continue
-                    interpolate_tile(room, sums_at, start, 0, n, room, taps_at, TAPS * n, n, TAPS, TAPS, 0)
+                    interpolate_tile(t.points, room, sums_at, start, 0, n, room, taps_at, TAPS * n, n, TAPS, TAPS, 0)
                     for tap in range(TAPS * TAPS):
                         for k in range(n):
                             panels[unsigned(panel + tap * pitch + lane + k)] += room[unsigned(taps_at + tap * n + k)]
