@@ -215,27 +215,33 @@ def _back_twelve(singles: Sequence[Any], pairs: Pairs, multiply_add: MultiplyAdd
     return outputs
 
 
-COSINES = math.cos(0.4 * math.pi), math.cos(0.8 * math.pi)
+MIDDLE, APART = -0.25, math.sqrt(5) / 4
+"""The cosines of a fifth of a turn and of two are MIDDLE + APART and MIDDLE - APART."""
+
 SINES = math.sin(0.4 * math.pi), math.sin(0.8 * math.pi)
-"""Of a fifth of a turn, and of two."""
+"""Those of a fifth of a turn, and of two."""
 
 
 def _forward_ten(x: Sequence[Any], multiply_add: MultiplyAdd) -> tuple[list[Any], list[tuple[Any, Any]]]:
+    def minus(a: Any, b: Any) -> Any:
+        return _minus(a, b, multiply_add)
+
     def add(a: Any, factor: float, b: Any) -> Any:
         return _add(a, factor, b, multiply_add)
 
     # Transforms of two numbers.
     even, odd = ([x[(first + 6 * n) % 10] for n in range(5)] for first in (0, 5))
     sums = [_plus(a, b) for a, b in zip(even, odd, strict=True)]
-    differences = [_minus(a, b, multiply_add) for a, b in zip(even, odd, strict=True)]
+    differences = [minus(a, b) for a, b in zip(even, odd, strict=True)]
     # Transforms of five of each.
     singles, pairs = [], []
     for a, b, c, d, e in (sums, differences):
-        near, far = _plus(b, e), _plus(c, d)
-        near_turned, far_turned = _minus(b, e, multiply_add), _minus(c, d, multiply_add)
-        singles.append(_plus(a, _plus(near, far)))
-        for cosine, other, sine, turned in ((*COSINES, *SINES), (*COSINES[::-1], SINES[1], -SINES[0])):
-            pairs.append((add(far, other, add(near, cosine, a)), add(far_turned, turned, add(near_turned, sine, None))))
+        near, far, near_turned, far_turned = _plus(b, e), _plus(c, d), minus(b, e), minus(c, d)
+        both, between = _plus(near, far), minus(near, far)
+        singles.append(_plus(a, both))
+        rest = add(both, MIDDLE, a)
+        for apart, (one, two) in ((APART, SINES), (-APART, (SINES[1], -SINES[0]))):
+            pairs.append((add(between, apart, rest), add(far_turned, two, add(near_turned, one, None))))
     return singles, pairs
 
 
@@ -243,17 +249,17 @@ def _back_ten(singles: Sequence[Any], pairs: Pairs, multiply_add: MultiplyAdd) -
     # Transforms back of five.
     fives = []
     for single, (one_p, one_q), (two_p, two_q) in zip(singles, pairs[::2], pairs[1::2], strict=True):
-        real = [multiply_add(two_p, 2 * b, multiply_add(one_p, 2 * a, single)) for a, b in (COSINES, COSINES[::-1])]
+        both, between = one_p + two_p, one_p - two_p
+        rest = multiply_add(both, 2 * MIDDLE, single)
+        real = [multiply_add(between, factor, rest) for factor in (2 * APART, -2 * APART)]
         imaginary = [
-            multiply_add(two_q, 2 * b, multiply_add(one_q, 2 * a, None)) for a, b in (SINES, (SINES[1], -SINES[0]))
+            multiply_add(two_q, 2 * two, multiply_add(one_q, 2 * one, None))
+            for one, two in (SINES, (SINES[1], -SINES[0]))
         ]
         near, far = zip(real, imaginary, strict=True)
         fives.append(
-            (
-                multiply_add(one_p + two_p, 2.0, single),
-                near[0] + near[1], far[0] + far[1], far[0] - far[1], near[0] - near[1],
-            )
-        )  # fmt: skip
+            (multiply_add(both, 2.0, single), near[0] + near[1], far[0] + far[1], far[0] - far[1], near[0] - near[1])
+        )
     # And of two: those outputs that are asked for.
     return [fives[0][n % 5] - fives[1][n % 5] if n % 2 else fives[0][n % 5] + fives[1][n % 5] for n in range(SPAN)]
 
