@@ -174,20 +174,25 @@ class _Walk:
             b.store(b.add(at, n), until)
             b.store(b.add(b.load(lane), n), lane)
 
-    def fetch(self, source: Any, row: Any, first: Any) -> None:
-        """Have the rows that the next outputs add brought into the cache."""
-        b = self.b
+    def fetch(self, row: Any, first: Any, channels: Any, offset: Any) -> None:
+        """Have the rows that the next outputs add brought into the cache, or a vector's share of them.
+
+        Where pixels follow each other that is as much, but what lies together: memory gives neighbouring lines sooner.
+        """
+        b, pixels = self.b, SPAN * self.stride
+        follow = b.icmp_signed("==", self.x_step, channels)
+        share = b.select(follow, b.mul(offset, I64(pixels)), offset)
+        step = b.select(follow, I64(self.w.bytes), b.mul(self.x_step, I64(self.w.size)))
         for n in range(max(self.height, self.stride)):
             line = b.sub(self.lines, I64(1 if self.height > 1 else 1 + n))
             with b.if_then(b.icmp_signed(">=", line, I64(0)), likely=True):
                 plane, above, place = self.places(line, row, first)
                 here = b.add(above, b.mul(self.y_row, I64(self.height + n if self.height > 1 else 1)))
                 with b.if_then(self.exists(here, self.y_end), likely=True):
-                    at = self.w.at(source, b.add(plane, here))
-                    for _ in range(SPAN * self.stride):
-                        with b.if_then(self.exists(place, self.x_end), likely=True):
-                            self.w.prefetch(self.w.at(at, place))
-                        place = b.add(place, self.x_step)
+                    at = b.add(self.w.at(self.x, b.add(plane, b.add(here, place))), share)
+                    for _ in range(pixels):
+                        self.w.prefetch(at)
+                        at = b.add(at, step)
 
 
 def _members_at_once(members: int) -> list[range]:
@@ -237,7 +242,7 @@ def _write_slide_tile(function: Any, dtype: Any, taps: int, stride: int, height:
             for number in range(walk.rows):
                 with walk.row(number, source, places) as (address, met):
                     add_row(line, places, factors, address, met)
-        walk.fetch(source, row, first)
+        walk.fetch(row, first, channels, offset)
 
     def outputs(there: Any, rest: Any, left: Any) -> Iterator[tuple[int, int, Any]]:
         """Visit the outputs that exist: the row and the pixel of each, and where it goes."""
@@ -393,7 +398,7 @@ def _write_sum_slide_tile(function: Any, dtype: Any, taps: int, stride: int, hei
                     if k >= 0:
                         add_sums(acc[k], ends[k * taps * len(some) : (k + 1) * taps * len(some)], before)
         if span > 1:
-            walk.fetch(source, row, first)
+            walk.fetch(row, first, channels, b.sub(source, walk.x))
             for r, m in itertools.product(range(height), range(span)):
                 w.prefetch(b.add(each[r][m], b.mul(gradient_row, I64(height))))
 
