@@ -38,6 +38,15 @@ def address(array):
     return array.__array_interface__["data"][0]
 
 
+def test_large_arrays_begin_in_different_places_of_a_page():
+    """Tiles that write to one and read from the other would wait for what only seems to be the same."""
+    kept = [large(arrays.LEAST_PLACED + 8 * n) for n in range(8)]
+    places = [address(array) % arrays.PAGE for array in kept]
+    assert places[:4] == places[4:]
+    assert sorted(places[:4]) == sorted(arrays.PLACES)
+    assert all(place % arrays.LINE == 0 for place in places)
+
+
 @pytest.mark.parametrize("size", [arrays.LEAST_POOLED, arrays.LEAST_POOLED + 8])
 def test_begins_with_a_line(size):
     for dtype in (np.float32, np.float64):
