@@ -6,8 +6,9 @@ Rows and columns that do not exist are left out, so that padding is not stored.
 
 A task takes a vector of channels at a time, and all images of its strip.  Everything but these then stays in the first-level
 cache: the values of the taps, and of two times seven rows, where sums take the place of what they are made of.  Where images lie
-channels-last they are read and written as they lie; the pixels of a vector lie far apart then, so that those of the next tile are
-brought near meanwhile.  Else a task packs its box, as `fastconv.kernels.depthwise` does.
+channels-last they are read and written as they lie.  The pixels of a vector lie far apart then, and memory gives such lines
+slowly, so that those of the next vectors are fetched meanwhile, two lines of each pixel at a time.  Else a task packs its box, as
+`fastconv.kernels.depthwise` does.
 
 `gather_fourier` computes equations (1) and (2).  In equation (3) rows of gradients stand for those of taps, and rows of taps for
 the outputs: `correlate_fourier` adds up products of all tiles at the values, and makes taps of these at the end.
@@ -23,7 +24,17 @@ import numpy as np
 
 from ..dft import EDGE, INPUTS, SPAN, TAPS
 from ..jit import inlined, unsigned
-from ..simd import clear, compact, evaluate_taps_tile, evaluate_tile, interpolate_tile, lanes, multiply_tile
+from ..simd import (
+    FETCHED_LINES,
+    clear,
+    compact,
+    evaluate_taps_tile,
+    evaluate_tile,
+    interpolate_tile,
+    lanes,
+    line_parts,
+    multiply_tile,
+)
 from ..tasks import task
 from .depthwise import channels_of, pack_vectors
 from .direct import STRIPS, count_strips, pixels_of, place_strip, read_strips
@@ -89,14 +100,13 @@ def evaluate_rows(
 
 @inlined
 def convolve_column(
-    image: Array, at: int, row_step: int, step: int, following: int, x: int, width: int, y: int, height: int, room: Array,
-    points: int, values: int, taps_at: int, values_at: int, start: Array, start_at: int, floor_at: int, out: Array,
-    out_at: int, out_row: int, out_step: int, columns: int, rows: int, streams: int,
+    image: Array, at: int, row_step: int, step: int, x: int, width: int, y: int, height: int, fetched: int, fetches: int,
+    room: Array, points: int, values: int, taps_at: int, values_at: int, start: Array, start_at: int, floor_at: int,
+    out: Array, out_at: int, out_row: int, out_step: int, columns: int, rows: int, streams: int,
 ) -> None:  # fmt: skip
     """Compute a column of tiles, ``rows`` rows of ``columns`` outputs; see `evaluate_rows`.
 
-    The next column of tiles lies ``following`` behind this one.  What comes next is brought near meanwhile: the rows below, or
-    the first ones of that.
+    Meanwhile ``fetches`` rows of pixels are fetched for each tile, from ``fetched`` on, relative to the middle of its inputs.
     """
     compact()
     upper, lower = values_at, values_at + TAPS * values * lanes(room.itemsize)
@@ -105,17 +115,32 @@ def convolve_column(
             image, at, row_step, step, x, width, y, height, done, rows, room, lower, points, values
         )
         if done >= 0:
-            ends = done + SPAN >= rows
-            next_at = following + max(0, y) * row_step if ends else (y + done + 2 * TAPS) * row_step
             multiply_tile(
-                points, above, below, 0, room, upper, room, lower, room, taps_at, image, at + next_at, row_step, step,
-                min(INPUTS, height) if ends else TAPS, room, upper,
+                points, above, below, 0, room, upper, room, lower, room, taps_at, image,
+                at + (y + done + EDGE) * row_step + EDGE * step + fetched, row_step, step, fetches, room, upper,
             )  # fmt: skip
             interpolate_tile(
                 points, room, upper, start, start_at, floor_at, out, out_at + done * out_row, out_row, out_step, columns,
                 min(SPAN, rows - done), streams,
             )  # fmt: skip
         upper, lower = lower, upper
+
+
+@inlined
+def fetch_ahead(lane: int, valid: int, n: int, after: int) -> tuple[int, int, int]:
+    """Share out what is fetched for the vectors of channels that follow those of two lines, among which is ``lane``.
+
+    Returned are how far it is to them, which rows of a tile this vector fetches, from the first on, and how many.  What comes
+    behind all ``valid`` channels lies ``after`` the first.
+    """
+    compact()
+    together = FETCHED_LINES * line_parts() * n
+    group = lane // together * together
+    sharing = (min(together, valid - group) + n - 1) // n
+    this = (lane - group) // n
+    first = SPAN * this // sharing
+    beyond = after if group + together >= valid else group + together
+    return beyond - lane, first, SPAN * (this + 1) // sharing - first
 
 
 @task
@@ -147,6 +172,10 @@ def gather_fourier(
         volume = min(strip[1], out_shape[2]) * plane
         target, to, there, next_vector = room, s.box_size, (volume, 1, plane, row, n), strip[0] * volume
     at += x_in * pitches[4]
+    after = valid
+    if part == parts - 1 and number + 1 < count_strips(numbers):
+        n1, z1, y1, x1, _ = place_strip(number + 1, numbers, tables)
+        after = (n1 - n0) * steps[0] + (z1 - z0) * steps[2] + (y1 - y0) * steps[3] + (x1 - x0) * steps[4] - first
     for lane in range(0, valid, n):
         # The last vector of channels that are read as they lie overlaps the one before it.
         before = max(0, lane + n - valid) if reads else 0
@@ -157,19 +186,16 @@ def gather_fourier(
             t.places_at, weight, channel, 0, 1, room, values_at, n, 1,
         )  # fmt: skip
         evaluate_taps_tile(t.points, room, values_at, TAPS * n, n, 0, TAPS, room, taps_at, TAPS)
+        fetched, first_row, fetches = fetch_ahead(lane, valid, n, after)
         for index in range(images * Z):
             b, z = divmod(index, Z)
-            next_b, next_z = divmod(index + 1, Z)
-            further = (next_b - b) * pitches[0] + (next_z - z) * pitches[2]
-            if index == images * Z - 1:
-                further = vector - b * pitches[0] - z * pitches[2]
             this, there_at = here + b * pitches[0] + z * pitches[2], goes + b * there[0] + z * there[2]
             for column in range(0, X, SPAN):
-                following = SPAN * pitches[4] if column + SPAN < X else further - column * pitches[4]
                 convolve_column(
-                    image, this + column * pitches[4], pitches[3], pitches[4], following, x_in + column, width, y_in, height,
-                    room, t.points, t.values, taps_at, values_at, start, channel, floor, target,
-                    there_at + column * there[4], there[3], there[4], min(SPAN, X - column), Y, s.streams * reads,
+                    image, this + column * pitches[4], pitches[3], pitches[4], x_in + column, width, y_in, height,
+                    fetched + before + first_row * pitches[3], fetches * reads, room, t.points, t.values, taps_at, values_at,
+                    start, channel, floor, target, there_at + column * there[4], there[3], there[4],
+                    min(SPAN, X - column), Y, s.streams * reads,
                 )  # fmt: skip
     if not reads:
         for lane in range(0, valid, n):
@@ -202,8 +228,7 @@ def correlate_column(
             )  # fmt: skip
             clear(room, taps_at + taken * row, taps_at + SPAN * row)
             multiply_tile(
-                points, above, below, 1, room, upper, room, lower, room, taps_at, room,
-                at + (y + done + 2 * TAPS) * row_step, row_step, step, TAPS, room, sums_at,
+                points, above, below, 1, room, upper, room, lower, room, taps_at, room, 0, 0, 0, 0, room, sums_at,
             )  # fmt: skip
         upper, lower = lower, upper
 

@@ -35,7 +35,7 @@ from .slide import (
     sum_group_slide_tile,
     sum_slide_tile,
 )
-from .spectra import evaluate_taps_tile, evaluate_tile, interpolate_tile, multiply_tile
+from .spectra import FETCHED_LINES, evaluate_taps_tile, evaluate_tile, interpolate_tile, multiply_tile
 from .sums import sum_tile
 from .tasks import APART, compact, run_tasks
 from .transpose import gather_tile, scatter_tile, transpose_lines_tile, transpose_tile
@@ -46,6 +46,7 @@ __all__ = [
     "AHEAD",
     "APART",
     "COLUMNS",
+    "FETCHED_LINES",
     "FETCH_AHEAD",
     "FETCH_TERMS",
     "FEW_ROWS",

@@ -20,6 +20,7 @@ from numba.core import cgutils
 from ..dft import EDGE, INPUTS, SPAN, TAPS, TEN, TWELVE, Transform
 from .words import (
     I64,
+    LINE,
     Array,
     Words,
     call_first,
@@ -30,7 +31,7 @@ from .words import (
     tile_intrinsic,
 )
 
-__all__ = ["evaluate_taps_tile", "evaluate_tile", "interpolate_tile", "multiply_tile"]
+__all__ = ["FETCHED_LINES", "evaluate_taps_tile", "evaluate_tile", "interpolate_tile", "multiply_tile"]
 
 EVALUATE = "points, source, source_at, source_row, source_step, first, last, out, out_at, rows"
 
@@ -45,6 +46,9 @@ INTERPOLATE = (
 
 TRANSFORMS = {transform.points: transform for transform in (TWELVE, TEN)}
 """By their numbers of points, by which tiles are told which they are to compute."""
+
+FETCHED_LINES = 2
+"""Lines of the cache that are fetched together: memory gives two that are neighbours nearly as soon as one."""
 
 EXIST = {12: ((0, INPUTS), (EDGE, INPUTS), (0, INPUTS - EDGE)), 10: ((EDGE, INPUTS - EDGE),)}
 """Most frequent ranges of the inputs of a tile that exist: where it stands inside, on the left, on the right; and alone."""
@@ -196,8 +200,10 @@ def _write_multiply_tile(tile: Any, dtype: Any, transform: Transform, above: int
     def fetch(number: Any) -> None:
         with b.if_then(b.icmp_signed("<", number, fetches)):
             here = b.add(fetched, b.mul(number, fetched_row))
-            for n in transform.inputs:
-                w.prefetch(b.add(here, b.mul(fetched_step, I64(n))), near=True)
+            for _ in range(SPAN):
+                for line in range(FETCHED_LINES):
+                    w.prefetch(b.add(here, I64(line * LINE)))
+                here = b.add(here, fetched_step)
 
     def place(address: Any, row: int, count: int, value: int = 0) -> Any:
         return b.add(address, I64((row * count + value) * w.bytes))
@@ -222,13 +228,12 @@ def _write_multiply_tile(tile: Any, dtype: Any, transform: Transform, above: int
             w.store(b.fadd(w.load(there, w.vector), result) if adds else result, there)
 
     with cgutils.for_range(b, I64(singles)) as single:
-        fetch(b.add(single.index, I64(2 * pairs)))
+        fetch(b.add(single.index, I64(pairs)))
         at = b.mul(single.index, I64(w.bytes))
         upper, lower, taps, out = (b.add(address, at) for address in arrays)
         store(sum_up(upper, lower, taps, (0,), 0), out, 0)
     with cgutils.for_range(b, I64(pairs)) as pair:
-        for n in range(2):
-            fetch(b.add(b.mul(pair.index, I64(2)), I64(n)))
+        fetch(pair.index)
         value, tap = (b.mul(pair.index, I64(n * w.bytes)) for n in (2, 3))
         upper, lower, taps, out = (b.add(address, tap if n == 2 else value) for n, address in enumerate(arrays))
         p, q, both = (
@@ -372,7 +377,7 @@ upper, upper_at, lower, lower_at : flat arrays and offsets
 taps, taps_at : flat array and offset
     The values of the taps.
 fetched, fetched_at, fetched_row, fetched_step : flat array, offset and distances
-    The first input of a row of tiles that is brought into the first-level cache meanwhile; it need not exist.
+    Rows of 7 pixels, of which FETCHED_LINES lines each are brought into the second-level cache meanwhile; they need not exist.
 fetches : int
     Rows of these; there may be none.
 out, out_at : flat array and offset
