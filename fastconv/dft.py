@@ -1,4 +1,4 @@
-"""Correlations of seven taps through discrete Fourier transforms of twelve numbers, or of ten.
+"""Correlations of seven taps through discrete Fourier transforms of twelve numbers, or of ten or sixteen.
 
 Seven outputs y of a correlation with seven taps w see thirteen inputs x.  If the inputs came round after twelve, y would follow
 from the transforms of both, number by number, y = F^-1 (F x * conj F w), but for what the last output sees too much and too
@@ -7,16 +7,17 @@ little::
     y[n] = sum over k < 7 of  w[k] * x[(n + k) mod 12]  + (w[6] * (x[12] - x[0])  if n = 6)
 
 An image that is no wider than seven is in the middle of the inputs: three in front and three behind do not exist, and are 0.
-Then inputs may come round after ten, and nothing is seen too much or too little.
+Then inputs may come round after ten, and nothing is seen too much or too little.  So are the fourteen of an image that is no wider
+than that, of which sixteen are enough for as many outputs: the first and the last one see a product too much each.
 
-Transforms of 2m real numbers are two real and m - 1 complex numbers, so that there are 2 + 2*5 + 1 = 13 *values* for twelve, and
-2 + 2*4 = 10 for ten.  A complex product takes three multiplications, (p - iq) (u - iv) = (pu - qv) - i ((p + q)(u + v) - pu -
-qv): 2 + 3*5 + 1 = 18 products, or 2 + 3*4 = 14, where direct summation has 49.  Taps have values for each of these.  Products,
-too, are 13 values, or 10, and can be added up as such.
+Transforms of 2m real numbers are two real and m - 1 complex numbers, so that there are 2 + 2*5 + 1 = 13 *values* for twelve, 2 +
+2*4 = 10 for ten and 2 + 2*7 + 2 = 18 for sixteen.  A complex product takes three multiplications, (p - iq) (u - iv) = (pu - qv) -
+i ((p + q)(u + v) - pu - qv): 2 + 3*5 + 1 = 18 products, or 2 + 3*4 = 14, where direct summation has 49, and 2 + 3*7 + 2 = 25 where
+it has 98.  Taps have values for each of these.  Products, too, are 13, 10 or 18 values, and can be added up as such.
 
 Twelve is three times four, and ten is two times five, which share no factor: the transform is three of four numbers, then four of
-three numbers, or five of two and two of five, and nothing is multiplied in between (Good and Thomas).  No factor is larger than
-2, so that rounding errors are those of direct sums.
+three numbers, or five of two and two of five, and nothing is multiplied in between (Good and Thomas).  That of sixteen halves them
+until four are left (Cooley and Tukey).  No factor is larger than 2, so that rounding errors are those of direct sums.
 
 Functions take what can be added and subtracted, numbers, arrays or code, and are told how to ``multiply_add``.
 """
@@ -26,9 +27,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ["EDGE", "INPUTS", "SPAN", "TAPS", "TEN", "TWELVE", "Transform"]
+__all__ = ["EDGE", "INPUTS", "SIXTEEN", "SPAN", "TAPS", "TEN", "TWELVE", "Transform"]
 
 TAPS, SPAN, INPUTS = 7, 7, 13
 """Taps of a row, outputs of a tile, and inputs that these see."""
@@ -43,6 +44,18 @@ Pairs = Sequence[tuple[Any, Any]]
 """Complex numbers: (p, q) is p - iq."""
 
 
+class Wrap(NamedTuple):
+    """A product that comes out wrong where inputs come round: of an ``output`` and a ``tap``.
+
+    It sees the input ``seen`` and has missed the one named ``missed``, or what is 0, if that is None.
+    """
+
+    output: int
+    tap: int
+    missed: int | None
+    seen: int
+
+
 @dataclass(frozen=True)
 class Transform:
     """A way to compute correlations, through transforms of so many numbers.
@@ -51,29 +64,35 @@ class Transform:
     ----------
     points : int
         Numbers of a transform.
+    span : int
+        Outputs of a tile.
     inputs : range
-        Those of a tile's inputs that may be other than 0.
+        Those of the inputs that these see which may be other than 0.
+    wraps : tuple of Wrap
+        What is mended after all.
     forward : callable
         Returns of so many real numbers, of which None is 0, the two numbers of their transform that are real, and the complex
         ones, but for those that follow from these.
     back : callable
-        Returns SPAN of the numbers that have this transform, times ``points``.
+        Returns ``span`` of the numbers that have this transform, times ``points``.
     """
 
     points: int
+    span: int
     inputs: range
+    wraps: tuple[Wrap, ...]
     forward: Callable[[Sequence[Any], MultiplyAdd], tuple[list[Any], list[tuple[Any, Any]]]]
     back: Callable[[Sequence[Any], Pairs, MultiplyAdd], list[Any]]
 
     @property
-    def wraps(self) -> bool:
-        """Whether the last output sees an input that is behind the transform."""
-        return self.inputs.stop > self.points
+    def window(self) -> int:
+        """Inputs that the outputs see."""
+        return self.span + TAPS - 1
 
     @property
     def singles(self) -> int:
         """Values that are real."""
-        return 2 + self.wraps
+        return 2 + len(self.wraps)
 
     @property
     def pairs(self) -> int:
@@ -91,15 +110,17 @@ class Transform:
         return self.singles + 3 * self.pairs
 
     def evaluate(self, inputs: Sequence[Any], multiply_add: MultiplyAdd) -> list[Any]:
-        """Return the values of 13 inputs; None is 0.
+        """Return the values of the inputs that a tile sees; None is 0.
 
         >>> values = TWELVE.evaluate([1.0] * 13, lambda a, factor, b: a * factor + (b or 0.0))
         >>> [n for n, value in enumerate(values) if value]  # all are one frequency
         [0]
         """
-        singles, pairs = self.forward(inputs[: self.points], multiply_add)
-        if self.wraps:
-            singles = [*singles, _minus(inputs[self.points], inputs[0], multiply_add)]
+        places = (n if n in self.inputs else n + self.points for n in range(self.points))
+        singles, pairs = self.forward([inputs[n] if n in self.inputs else None for n in places], multiply_add)
+        for wrap in self.wraps:
+            missed = None if wrap.missed is None else inputs[wrap.missed]
+            singles.append(_minus(missed, inputs[wrap.seen], multiply_add))
         return [*singles, *(n for pair in pairs for n in pair)]
 
     def evaluate_taps(self, taps: Sequence[Any], multiply_add: MultiplyAdd) -> list[Any]:
@@ -114,7 +135,8 @@ class Transform:
         for k, tap in enumerate(taps):
             turned[-k % self.points] = multiply_add(tap, 1 / self.points, None)
         singles, pairs = self.forward(turned, multiply_add)
-        return [*singles, *taps[-1:][: self.wraps], *(n for u, v in pairs for n in (u, v, u + v))]
+        singles += [taps[wrap.tap] for wrap in self.wraps]
+        return [*singles, *(n for u, v in pairs for n in (u, v, u + v))]
 
     def multiply(self, values: Sequence[Any], taps: Sequence[Any]) -> list[Any]:
         """Return the values of the products.
@@ -135,14 +157,16 @@ class Transform:
         return products
 
     def interpolate(self, products: Sequence[Any], multiply_add: MultiplyAdd) -> list[Any]:
-        """Return 7 outputs from the values of products.
+        """Return the outputs from the values of products.
 
         >>> TWELVE.interpolate([1.0] + [0.0] * 12, lambda a, factor, b: a * factor + b)
         [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
         """
         pairs = [(products[n], products[n + 1]) for n in range(self.singles, self.values, 2)]
         outputs = self.back(products[:2], pairs, multiply_add)
-        return [*outputs[:-1], outputs[-1] + products[2]] if self.wraps else outputs
+        for n, wrap in enumerate(self.wraps):
+            outputs[wrap.output] += products[2 + n]
+        return outputs
 
 
 def _plus(a: Any, b: Any) -> Any:
@@ -264,8 +288,102 @@ def _back_ten(singles: Sequence[Any], pairs: Pairs, multiply_add: MultiplyAdd) -
     return [fives[0][n % 5] - fives[1][n % 5] if n % 2 else fives[0][n % 5] + fives[1][n % 5] for n in range(SPAN)]
 
 
-TWELVE = Transform(12, range(INPUTS), _forward_twelve, _back_twelve)
+EIGHTHS = [(math.cos(n * math.pi / 8), math.sin(n * math.pi / 8)) for n in range(8)]
+"""Cosines and sines of sixteenths of a turn."""
+
+
+def _forward_sixteen(x: Sequence[Any], multiply_add: MultiplyAdd) -> tuple[list[Any], list[tuple[Any, Any]]]:
+    def minus(a: Any, b: Any) -> Any:
+        return _minus(a, b, multiply_add)
+
+    def add(a: Any, factor: float, b: Any) -> Any:
+        return _add(a, factor, b, multiply_add)
+
+    def halves(numbers: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        pairs = list(zip(numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :], strict=True))
+        return [_plus(a, b) for a, b in pairs], [minus(a, b) for a, b in pairs]
+
+    sums, differences = halves(x)
+    # Even frequencies: a transform of eight.
+    (sums, (a, b, c, d)) = halves(sums)
+    (even, odd), quarter = halves(sums)
+    near, far, diagonal = minus(b, d), _plus(b, d), math.sqrt(0.5)
+    singles = [_plus(even, odd), minus(even, odd)]
+    pairs = [
+        (add(near, diagonal, a), add(far, diagonal, c)),
+        (add(near, -diagonal, a), add(far, diagonal, minus(None, c))),
+    ]
+    pairs.append((quarter[0], quarter[1]))
+    # Odd ones: a transform of four complex numbers, which are turned first.
+    turned = []
+    for n, (p, q) in enumerate(zip(differences[:4], differences[4:], strict=True)):
+        cosine, sine = EIGHTHS[n]
+        if n == 0:
+            turned.append((p, q))
+        elif n == 2:
+            turned.append((add(minus(p, q), diagonal, None), add(_plus(p, q), diagonal, None)))
+        else:
+            turned.append((add(q, -sine, add(p, cosine, None)), add(q, cosine, add(p, sine, None))))
+    return singles, [*pairs, *_four(turned, 1, multiply_add)]
+
+
+def _four(numbers: Pairs, direction: int, multiply_add: MultiplyAdd) -> list[tuple[Any, Any]]:
+    """Return the transform of four complex numbers, or, if ``direction`` is -1, that in the other direction."""
+
+    def minus(a: Any, b: Any) -> Any:
+        return _minus(a, b, multiply_add)
+
+    (a_p, a_q), (b_p, b_q), (c_p, c_q), (d_p, d_q) = numbers
+    even, odd = (_plus(a_p, c_p), _plus(a_q, c_q)), (_plus(b_p, d_p), _plus(b_q, d_q))
+    (p, q), (r, t) = (minus(a_p, c_p), minus(a_q, c_q)), (minus(b_p, d_p), minus(b_q, d_q))
+    one, three = (minus(p, t), _plus(q, r)), (_plus(p, t), minus(q, r))
+    zero, two = (_plus(even[0], odd[0]), _plus(even[1], odd[1])), (minus(even[0], odd[0]), minus(even[1], odd[1]))
+    return [zero, one, two, three] if direction > 0 else [zero, three, two, one]
+
+
+def _back_sixteen(singles: Sequence[Any], pairs: Pairs, multiply_add: MultiplyAdd) -> list[Any]:
+    (two_p, two_q), (six_p, six_q), (four_p, four_q) = pairs[:3]
+    # What even frequencies give comes again after eight numbers.
+    sums, differences = singles[0] + singles[1], singles[0] - singles[1]
+    quarters = [
+        multiply_add(number, factor, single)
+        for number, factor, single in (
+            (four_p, 2.0, sums), (four_q, 2.0, differences), (four_p, -2.0, sums), (four_q, -2.0, differences)
+        )
+    ]  # fmt: skip
+    near, far, diagonal = two_p - six_p, two_q + six_q, math.sqrt(2)
+    eighths = [(two_p + six_p, 2.0), (far + near, diagonal), (two_q - six_q, 2.0), (far - near, diagonal)]
+    even = [
+        multiply_add(number, sign * factor, quarter)
+        for sign in (1, -1)
+        for (number, factor), quarter in zip(eighths, quarters, strict=True)
+    ]
+    # What odd ones give is that with the other sign.
+    outputs = []
+    turned = _four(pairs[3:], -1, multiply_add)
+    for n in range(14):
+        (p, q), (cosine, sine), sign = turned[n % 4], EIGHTHS[n % 8], 2.0 if n < 8 else -2.0
+        if n % 8 in (2, 6):
+            outputs.append(multiply_add(q + p if n % 8 == 2 else q - p, sign * diagonal / 2, even[n % 8]))
+        elif n % 4 == 0:
+            outputs.append(multiply_add(q if n % 8 else p, sign, even[n % 8]))
+        else:
+            outputs.append(multiply_add(p, sign * cosine, multiply_add(q, sign * sine, even[n % 8])))
+    return outputs
+
+
+TWELVE = Transform(12, SPAN, range(INPUTS), (Wrap(6, 6, 12, 0),), _forward_twelve, _back_twelve)
 """Of any inputs."""
 
-TEN = Transform(10, range(EDGE, INPUTS - EDGE), _forward_ten, _back_ten)
+TEN = Transform(10, SPAN, range(EDGE, INPUTS - EDGE), (), _forward_ten, _back_ten)
 """Of inputs of which three in front and three behind are 0."""
+
+SIXTEEN = Transform(
+    16,
+    2 * SPAN,
+    range(EDGE, EDGE + 2 * SPAN),
+    (Wrap(0, 0, None, 16), Wrap(13, 6, None, 3)),
+    _forward_sixteen,
+    _back_sixteen,
+)
+"""The same, of a tile that is two wide."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from . import depthwise
 from .algorithm import Algorithm
-from .dft import SPAN, TAPS, TEN, TWELVE, Transform
+from .dft import SIXTEEN, SPAN, TAPS, TEN, TWELVE, Transform
 from .geometry import ConvGeometry, ceil_div, even_part
 from .kernels.fourier import CORRELATE_FOURIER, GATHER_FOURIER, correlate_fourier, gather_fourier
 from .programs import (
@@ -48,6 +48,13 @@ and the results share that."""
 LEAST_TILES, MOST_TILES = 16, 64
 """Fewest tiles of a strip, if there are so many: each task evaluates the taps that it needs.  And most of one that is read as it
 lies, vector by vector, where more gain nothing."""
+
+MOST_STREAMED = 1 << 10
+"""Most bytes of a pixel whose vectors, written one by one, go to memory past the caches: farther apart that takes longer than to
+fetch the lines that are to be written."""
+
+NARROW = (TEN, SIXTEEN)
+"""Transforms for images that are no wider than a tile, the narrowest first."""
 
 OUTPUT, PADDED = 0.165, 0.4
 """Nanoseconds for each byte of a vector of outputs, where direct sums of 49 products are supposed to take 0.245; and the power of
@@ -93,18 +100,23 @@ def _cut(sizes: Ints, channels: int, itemsize: int, tasks: int, reads: bool) -> 
         tiles = max(1, PACKED_BYTES // (tile * width))
     if down * across <= tiles or together > 1:
         return (together, 1, rows, columns), width, parts
-    beside = even_part(across, max(1, tiles // down)) if reads else across
+    beside = even_part(across, max(min(2, across), tiles // down)) if reads else across
     below = even_part(down, max(1, tiles // beside))
     return (1, 1, min(rows, SPAN * below), min(columns, SPAN * beside)), width, parts
 
 
-def _transform_of(left: int, met: int, computed: int) -> Transform:
-    """Choose the transform of rows of so many numbers with so much padding on their left, by how many are computed of them.
+def _transform(computes: str, g: ConvGeometry) -> Transform:
+    """Choose the transform of rows for a pass.
 
     Rows that are no wider than a tile, and in the middle of what that sees, need fewer points.
     """
-    narrow = computed <= SPAN and TEN.inputs.start <= left and left + met <= TEN.inputs.stop
-    return TEN if narrow else TWELVE
+    left, met, computed = g.padding[2][0], g.input[2], g.output[2]
+    if computes == "grad_input":
+        left, met, computed = TAPS - 1 - left, computed, met
+    for transform in (TEN,) if computes == "grad_weight" else NARROW:
+        if computed <= transform.span and transform.inputs.start <= left and left + met <= transform.inputs.stop:
+            return transform
+    return TWELVE
 
 
 def _pixels_program(p: Pixels) -> Program:
@@ -119,15 +131,17 @@ def _pixels_program(p: Pixels) -> Program:
     tables = Tables()
     boxes = 0 if reads else width // n * source.box_steps[1]
     out_steps = steps_of_image(p.out_shape, p.out_last)
-    numbers = strip_numbers(source, kinds, tables, p.out_shape, out_steps, p.out_step, p.streams)
+    past = p.streams and (not reads or channels * itemsize <= MOST_STREAMED)
+    numbers = strip_numbers(source, kinds, tables, p.out_shape, out_steps, p.out_step, past)
     taps_at = boxes + (0 if reads else strip[0] * p.scratch_steps(strip, width)[0])
-    transform = _transform_of(axes[-1].left, axes[-1].n, axes[-1].grid)
+    transform = _transform("grad_input" if p.transposed else "output", g)
     taps, each = TAPS * transform.tap_values * n, TAPS * transform.values * n
     place = np.arange(TAPS * TAPS)[:: -1 if p.transposed else 1]
     numbers |= {"box_size": boxes, "runs_at": 0, "run_list_at": 0}
     numbers |= {
-        "channels": channels, "width": width, "parts": parts, "reads": reads, "points": transform.points,
-        "values": transform.values, "taps_at": taps_at, "values_at": taps_at + taps,
+        "channels": channels, "width": width, "parts": parts, "reads": reads, "awaits": p.streams and not past,
+        "points": transform.points, "span": transform.span, "values": transform.values,
+        "taps_at": taps_at, "values_at": taps_at + taps,
         "places_at": tables.add(place), "weight_steps": p.weight_steps, "weight_size": math.prod(g.weight_shape),
     }  # fmt: skip
     return Program(
@@ -158,7 +172,7 @@ def _weights_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_last:
     tables = Tables()
     numbers = strip_numbers(source, kinds, tables, g.output_shape, steps_of_image(g.output_shape, grad_last), (1, 1, 1))
     boxes, terms = width // n * source.box_steps[1], TAPS * TAPS
-    transform = _transform_of(axes[-1].left, axes[-1].n, axes[-1].grid)
+    transform = _transform("grad_weight", g)
     taps, each = TAPS * transform.tap_values * n, TAPS * transform.values * n
     taps_at = boxes + math.prod(strip) * width
     numbers |= {"box_size": boxes, "runs_at": 0, "run_list_at": 0}
@@ -179,11 +193,11 @@ FOURIER = Algorithm(_pixels_program, _weights_program)
 
 def describe(computes: str, geometry: ConvGeometry, itemsize: int) -> str:
     """Say how a pass is computed, as the end of a sentence."""
-    g = geometry.volume
-    met, computed = (g.output, g.input) if computes == "grad_input" else (g.input, g.output)
-    left = TAPS - 1 - g.padding[2][0] if computes == "grad_input" else g.padding[2][0]
-    values = _transform_of(left, met[2], computed[2]).values
-    about = f"lanes are channels, and tiles of {SPAN}x{SPAN} pixels are rows of {values} values of Fourier transforms"
+    transform = _transform(computes, geometry.volume)
+    tile = f"{SPAN}x{transform.span}"
+    about = (
+        f"lanes are channels, and tiles of {tile} pixels are rows of {transform.values} values of Fourier transforms"
+    )
     return f"{about}; if channels-last, direct sums" if computes == "grad_weight" else about
 
 
@@ -192,8 +206,12 @@ def nanoseconds(computes: str, geometry: ConvGeometry, itemsize: int) -> float:
     """Estimate the time of a pass, in the measure of the direct rows' estimate."""
     g = geometry.volume
     rows, columns = g.input[1:] if computes == "grad_input" else g.output[1:]
-    tiles = g.batch * g.output[0] * ceil_div(rows, SPAN) * ceil_div(columns, SPAN)
-    time = OUTPUT * tiles * SPAN * SPAN * whole_lanes(g.channels, itemsize) * itemsize / met_share(g) ** PADDED
+    transform = _transform(computes, g)
+    tiles = g.batch * g.output[0] * ceil_div(rows, SPAN) * ceil_div(columns, transform.span)
+    products = (
+        transform.tap_values * SPAN / TWELVE.tap_values
+    )  # as many of these take as long as SPAN outputs of TWELVE
+    time = OUTPUT * tiles * SPAN * products * whole_lanes(g.channels, itemsize) * itemsize / met_share(g) ** PADDED
     if computes == "grad_weight":
         time *= max(1, columns / WIDE)
     return 20_000 + float(time)

@@ -195,6 +195,9 @@ SPECIAL = (
             (1, 35, (9, 4), (3, (5, 1))),
             (1, 17, (12, 6), ((2, 1), (3, 0))),
             (3, 4, (16, 5), ((0, 6), (2, 4))),
+            (2, 17, (14, 14), 3),
+            (1, 35, (9, 12), ((2, 4), (4, 3))),
+            (2, 3, (20, 11), ((6, 0), (1, 6))),
         )
     ),
     simple(3, batch=2, channels=18, filters=18, size=(3, 8, 15), kernel=(1, 7, 7), padding=(0, 3, 3), groups=18),
@@ -284,6 +287,9 @@ LARGE = (
     # 7x7 whose rows are transformed: strips of several images, or of parts of one; parts of the channels.
     simple(2, batch=35, channels=20, filters=20, size=7, kernel=7, padding=3, groups=20),
     simple(2, batch=7, channels=70, filters=70, size=(40, 6), kernel=7, padding=3, groups=70),
+    simple(2, batch=9, channels=70, filters=70, size=14, kernel=7, padding=3, groups=70),
+    simple(2, batch=1, channels=20, filters=20, size=(300, 13), kernel=7, padding=3, groups=20),
+    simple(2, batch=40, channels=272, filters=272, size=(12, 14), kernel=7, padding=3, groups=272),
     simple(2, batch=3, channels=150, filters=150, size=(29, 40), kernel=7, padding=3, groups=150),
     simple(2, batch=1, channels=34, filters=34, size=(60, 220), kernel=7, padding=((3, 0), (6, 3)), groups=34),
     simple(3, batch=2, channels=80, filters=80, size=(2, 21, 30), kernel=(1, 7, 7), padding=(0, 3, 3), groups=80),

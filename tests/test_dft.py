@@ -1,11 +1,12 @@
-"""Correlations through Fourier transforms of twelve numbers, and of ten, in exact and in rounded arithmetic."""
+"""Correlations through Fourier transforms of twelve, ten and sixteen numbers, in exact and in rounded arithmetic."""
 
 import numpy as np
 import pytest
 
-from fastconv.dft import INPUTS, SPAN, TAPS, TEN, TWELVE
+from fastconv.dft import INPUTS, SIXTEEN, SPAN, TAPS, TEN, TWELVE
 
-BOTH = pytest.mark.parametrize("transform", [TWELVE, TEN], ids=["twelve", "ten"])
+ALL = (TWELVE, TEN, SIXTEEN)
+EACH = pytest.mark.parametrize("transform", ALL, ids=["twelve", "ten", "sixteen"])
 
 
 def multiply_add(a, factor, b):
@@ -15,7 +16,7 @@ def multiply_add(a, factor, b):
 
 def inputs_of(transform, rng, dtype=float):
     """Numbers where they may be other than 0."""
-    x = np.zeros(INPUTS, dtype)
+    x = np.zeros(transform.window, dtype)
     x[transform.inputs] = rng.standard_normal(len(transform.inputs))
     return x
 
@@ -31,27 +32,28 @@ def correlate(transform, x, w):
 def test_counts():
     assert (TWELVE.values, TWELVE.tap_values, TWELVE.inputs) == (13, 18, range(13))
     assert (TEN.values, TEN.tap_values, TEN.inputs) == (10, 14, range(3, 10))
-    assert SPAN + TAPS - 1 == INPUTS
+    assert (SIXTEEN.values, SIXTEEN.tap_values, SIXTEEN.inputs) == (18, 25, range(3, 17))
+    assert [transform.window for transform in ALL] == [INPUTS, INPUTS, INPUTS + SPAN]
 
 
-@BOTH
+@EACH
 def test_correlations(transform, rng):
     for _ in range(20):
         x, w = inputs_of(transform, rng), rng.standard_normal(TAPS)
         np.testing.assert_allclose(correlate(transform, list(x), list(w)), np.correlate(x, w), atol=1e-13)
 
 
-@pytest.mark.parametrize(("transform", "n"), [(each, n) for each in (TWELVE, TEN) for n in each.inputs])
+@pytest.mark.parametrize(("transform", "n"), [(each, n) for each in ALL for n in each.inputs])
 @pytest.mark.parametrize("k", range(TAPS))
 def test_each_product_counts_once(transform, n, k):
     """Of an input and a tap which are 1: that of output n - k, if there is such a one."""
-    wanted = [float(y == n - k) for y in range(SPAN)]
-    found = correlate(transform, list(np.eye(INPUTS)[n]), list(np.eye(TAPS)[k]))
+    wanted = [float(y == n - k) for y in range(transform.span)]
+    found = correlate(transform, list(np.eye(transform.window)[n]), list(np.eye(TAPS)[k]))
     np.testing.assert_allclose(found, wanted, atol=1e-15)
 
 
-@BOTH
-@pytest.mark.parametrize(("first", "last"), [(0, 13), (3, 13), (0, 10), (3, 10), (5, 6), (0, 0)])
+@EACH
+@pytest.mark.parametrize(("first", "last"), [(0, 20), (3, 20), (0, 10), (3, 10), (5, 6), (16, 17), (0, 0)])
 def test_what_is_none_is_zero(transform, first, last, rng):
     x = inputs_of(transform, rng)
     x[:first], x[last:] = 0, 0
@@ -60,30 +62,35 @@ def test_what_is_none_is_zero(transform, first, last, rng):
     np.testing.assert_allclose(with_none, transform.evaluate(list(x), multiply_add), atol=1e-15)
 
 
-@pytest.mark.parametrize(("transform", "places"), [(TWELVE, [4, 10, 1, 5, 9]), (TEN, [2, 4, 7, 9])])
+@pytest.mark.parametrize(
+    ("transform", "places"), [(TWELVE, [4, 10, 1, 5, 9]), (TEN, [2, 4, 7, 9]), (SIXTEEN, [2, 6, 4, 1, 5, 9, 13])]
+)
 def test_values_are_those_of_fourier_transforms(transform, places, rng):
     """``places`` are those of the complex values: those whose remainders by 3 and by 4, or by 2 and by 5, they belong to."""
     x, w = inputs_of(transform, rng), rng.standard_normal(TAPS)
     values, taps = transform.evaluate(list(x), multiply_add), transform.evaluate_taps(list(w), multiply_add)
     assert (len(values), len(taps)) == (transform.values, transform.tap_values)
     points, singles = transform.points, transform.singles
-    spectrum, of_taps = np.fft.fft(x[:points]), np.fft.fft(w, points).conj() / points
+    around = sum(np.pad(x, (0, 2 * points - len(x))).reshape(2, points)) if points == 16 else x[:points]
+    spectrum, of_taps = np.fft.fft(around), np.fft.fft(w, points).conj() / points
     found = [values[n] - 1j * values[n + 1] for n in range(singles, transform.values, 2)]
     np.testing.assert_allclose(found, spectrum[places], atol=1e-12)
     found = [taps[n] - 1j * taps[n + 1] for n in range(singles, transform.tap_values, 3)]
     np.testing.assert_allclose(found, of_taps[places], atol=1e-12)
-    real = [0, points // 2]
-    np.testing.assert_allclose(values[:singles], [*spectrum[real].real, x[12] - x[0]][:singles], atol=1e-12)
-    np.testing.assert_allclose(taps[:singles], [*of_taps[real].real, w[6]][:singles], atol=1e-12)
+    real, wraps = [0, points // 2], transform.wraps
+    missed = [(0 if wrap.missed is None else x[wrap.missed]) - x[wrap.seen] for wrap in wraps]
+    np.testing.assert_allclose(values[:singles], [*spectrum[real].real, *missed], atol=1e-12)
+    np.testing.assert_allclose(taps[:singles], [*of_taps[real].real, *(w[wrap.tap] for wrap in wraps)], atol=1e-12)
 
 
-@BOTH
+@EACH
 def test_errors_are_those_of_direct_sums(transform, rng):
     """Of seven rows of taps, about those of adding the products one by one."""
     rows = [(inputs_of(transform, rng), rng.standard_normal(TAPS)) for _ in range(TAPS * 300)]
     ours, direct = [], []
     for first in range(0, len(rows), TAPS):
-        exact, sums, one_by_one = np.zeros(SPAN), [np.float32(0)] * transform.values, [np.float32(0)] * SPAN
+        exact, sums = np.zeros(transform.span), [np.float32(0)] * transform.values
+        one_by_one = [np.float32(0)] * transform.span
         for x, w in rows[first : first + TAPS]:
             x, w = x.astype(np.float32), w.astype(np.float32)
             exact += np.correlate(x.astype(np.float64), w.astype(np.float64))
@@ -97,7 +104,7 @@ def test_errors_are_those_of_direct_sums(transform, rng):
     assert np.abs(ours).max() < 1.5 * np.abs(direct).max()
 
 
-@BOTH
+@EACH
 def test_functions_keep_their_kind(transform, rng):
     """What is given in single precision stays so, and arrays are taken as numbers are."""
     x = np.stack([inputs_of(transform, rng, np.float32) for _ in range(3)], axis=1)

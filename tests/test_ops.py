@@ -738,7 +738,7 @@ def tiles_of(row, g):
     """Return where the first tile begins and its size, along the last two axes."""
     computes = row.computes
     if row.algorithm == "fft":
-        return (0, 0), (dft.SPAN, dft.SPAN)
+        return (0, 0), (dft.SPAN, 2 * dft.SPAN)
     if computes == "grad_weight":
         return (0, 0), g.kernel[1:]
     form = tiles.form_of(g, computes == "grad_input")

@@ -1,7 +1,8 @@
 """Depthwise convolution through Fourier transforms of rows: from 18 products a row of seven taps where there are 49.
 
-Columns of tiles, each SPAN outputs wide, go down an image.  A tile's rows of the input are evaluated (`fastconv.dft`), once for
-all rows of outputs that meet them; at each of the values the rows of taps are summed over, and from the sums follow the outputs.
+Columns of tiles, each SPAN outputs wide, or two times that, go down an image.  A tile's rows of the input are evaluated
+(`fastconv.dft`), once for all rows of outputs that meet them; at each of the values the rows of taps are summed over, and from
+the sums follow the outputs.
 Rows and columns that do not exist are left out, so that padding is not stored.
 
 A task takes a vector of channels at a time, and all images of its strip.  Everything but these then stays in the first-level
@@ -47,12 +48,13 @@ Array = np.ndarray[Any, Any]
 
 GATHER_FOURIER = Fields(
     "GatherFourier",
-    "channels width parts reads points values taps_at values_at places_at weight_steps:4 weight_size",
+    "channels width parts reads awaits points span values taps_at values_at places_at weight_steps:4 weight_size",
     STRIPS,
 )
-"""Channels, those of a part that is packed, parts of the channels, whether images are read and written as they lie, points of the
-transforms and values of a row, where in its room a task has the values of taps and those of rows, where tables hold the place of
-each tap, and what `pack_depths` takes."""
+"""Channels, those of a part that is packed, parts of the channels, whether images are read and written as they lie, and whether
+lines that are to be written are fetched first; points of the transforms, outputs of a tile beside each other, and values of a
+row; where in its room a task has the values of taps and those of rows, where tables hold the place of each tap, and what
+`pack_depths` takes."""
 
 CORRELATE_FOURIER = Fields(
     "CorrelateFourier",
@@ -72,7 +74,7 @@ MOST_TILES = 8
 @inlined
 def evaluate_rows(
     image: Array, at: int, row_step: int, step: int, x: int, width: int, y: int, height: int, done: int, rows: int, room: Array,
-    values_at: int, points: int, values: int,
+    values_at: int, points: int, span: int, values: int,
 ) -> tuple[int, int]:  # fmt: skip
     """Evaluate the lower rows of the tile ``done`` rows below the first one; if that is above it, the upper rows of the first.
 
@@ -91,7 +93,7 @@ def evaluate_rows(
     last = max(first, min(count, height - top))
     clear(room, values_at + unused * row, values_at + first * row)
     evaluate_tile(
-        points, image, at + (top + first) * row_step, row_step, step, max(0, -x), min(width - x, INPUTS), room,
+        points, image, at + (top + first) * row_step, row_step, step, max(0, -x), min(width - x, span + TAPS - 1), room,
         values_at + first * row, last - first,
     )  # fmt: skip
     clear(room, values_at + last * row, values_at + count * row)
@@ -101,23 +103,25 @@ def evaluate_rows(
 @inlined
 def convolve_column(
     image: Array, at: int, row_step: int, step: int, x: int, width: int, y: int, height: int, fetched: int, fetches: int,
-    room: Array, points: int, values: int, taps_at: int, values_at: int, start: Array, start_at: int, floor_at: int,
-    out: Array, out_at: int, out_row: int, out_step: int, columns: int, rows: int, streams: int,
+    room: Array, points: int, span: int, values: int, taps_at: int, values_at: int, start: Array, start_at: int, floor_at: int,
+    out: Array, out_at: int, out_row: int, out_step: int, columns: int, rows: int, streams: int, awaits: int,
 ) -> None:  # fmt: skip
     """Compute a column of tiles, ``rows`` rows of ``columns`` outputs; see `evaluate_rows`.
 
-    Meanwhile ``fetches`` rows of pixels are fetched for each tile, from ``fetched`` on, relative to the middle of its inputs.
+    Meanwhile ``fetches`` rows of pixels are fetched for each tile, from ``fetched`` on, relative to the middle of its inputs; and
+    the lines that outputs go to, if they are ``awaits``.
     """
     compact()
     upper, lower = values_at, values_at + TAPS * values * lanes(room.itemsize)
     for done in range(-SPAN, rows, SPAN):
         above, below = evaluate_rows(
-            image, at, row_step, step, x, width, y, height, done, rows, room, lower, points, values
+            image, at, row_step, step, x, width, y, height, done, rows, room, lower, points, span, values
         )
         if done >= 0:
             multiply_tile(
                 points, above, below, 0, room, upper, room, lower, room, taps_at, image,
-                at + (y + done + EDGE) * row_step + EDGE * step + fetched, row_step, step, fetches, room, upper,
+                at + (y + done + EDGE) * row_step + EDGE * step + fetched, row_step, step, fetches,
+                out, out_at + done * out_row, out_row, out_step, min(SPAN, rows - done) * awaits, room, upper,
             )  # fmt: skip
             interpolate_tile(
                 points, room, upper, start, start_at, floor_at, out, out_at + done * out_row, out_row, out_step, columns,
@@ -190,12 +194,12 @@ def gather_fourier(
         for index in range(images * Z):
             b, z = divmod(index, Z)
             this, there_at = here + b * pitches[0] + z * pitches[2], goes + b * there[0] + z * there[2]
-            for column in range(0, X, SPAN):
+            for column in range(0, X, t.span):
                 convolve_column(
                     image, this + column * pitches[4], pitches[3], pitches[4], x_in + column, width, y_in, height,
-                    fetched + before + first_row * pitches[3], fetches * reads, room, t.points, t.values, taps_at, values_at,
-                    start, channel, floor, target, there_at + column * there[4], there[3], there[4],
-                    min(SPAN, X - column), Y, s.streams * reads,
+                    fetched + before + first_row * pitches[3], fetches * reads, room, t.points, t.span, t.values, taps_at,
+                    values_at, start, channel, floor, target, there_at + column * there[4], there[3], there[4],
+                    min(t.span, X - column), Y, s.streams * reads, t.awaits,
                 )  # fmt: skip
     if not reads:
         for lane in range(0, valid, n):
@@ -218,7 +222,7 @@ def correlate_column(
     upper, lower = values_at, values_at + TAPS * values * n
     for done in range(-SPAN, rows, SPAN):
         above, below = evaluate_rows(
-            room, at, row_step, step, x, width, y, height, done, rows, room, lower, points, values
+            room, at, row_step, step, x, width, y, height, done, rows, room, lower, points, SPAN, values
         )
         if done >= 0:
             taken = min(SPAN, rows - done)
@@ -228,7 +232,8 @@ def correlate_column(
             )  # fmt: skip
             clear(room, taps_at + taken * row, taps_at + SPAN * row)
             multiply_tile(
-                points, above, below, 1, room, upper, room, lower, room, taps_at, room, 0, 0, 0, 0, room, sums_at,
+                points, above, below, 1, room, upper, room, lower, room, taps_at, room, 0, 0, 0, 0, room, 0, 0, 0, 0, room,
+                sums_at,
             )  # fmt: skip
         upper, lower = lower, upper
 

@@ -8,7 +8,7 @@ for seven rows of outputs at once: a row of the input is loaded once for all.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from llvmlite import ir
 from numba import config
 from numba.core import cgutils
 
-from ..dft import EDGE, INPUTS, SPAN, TAPS, TEN, TWELVE, Transform
+from ..dft import EDGE, INPUTS, SIXTEEN, SPAN, TAPS, TEN, TWELVE, Transform
 from .words import (
     I64,
     LINE,
@@ -37,20 +37,24 @@ EVALUATE = "points, source, source_at, source_row, source_step, first, last, out
 
 MULTIPLY = (
     "points, above, below, adds, upper, upper_at, lower, lower_at, taps, taps_at, fetched, fetched_at, fetched_row, "
-    "fetched_step, fetches, out, out_at"
+    "fetched_step, fetches, ends, ends_at, ends_row, ends_step, ends_rows, out, out_at"
 )
 
 INTERPOLATE = (
     "points, source, source_at, start, start_at, floor_at, out, out_at, out_row, out_step, columns, rows, streams"
 )
 
-TRANSFORMS = {transform.points: transform for transform in (TWELVE, TEN)}
+TRANSFORMS = {transform.points: transform for transform in (TWELVE, TEN, SIXTEEN)}
 """By their numbers of points, by which tiles are told which they are to compute."""
 
 FETCHED_LINES = 2
 """Lines of the cache that are fetched together: memory gives two that are neighbours nearly as soon as one."""
 
-EXIST = {12: ((0, INPUTS), (EDGE, INPUTS), (0, INPUTS - EDGE)), 10: ((EDGE, INPUTS - EDGE),)}
+EXIST = {
+    12: ((0, INPUTS), (EDGE, INPUTS), (0, INPUTS - EDGE)),
+    10: ((EDGE, EDGE + SPAN),),
+    16: ((EDGE, EDGE + 2 * SPAN),),
+}
 """Most frequent ranges of the inputs of a tile that exist: where it stands inside, on the left, on the right; and alone."""
 
 
@@ -80,7 +84,7 @@ class Rows:
 
 
 OF_INPUTS = {
-    points: Rows(INPUTS, transform.inputs, transform.values, transform.evaluate, EXIST[points])
+    points: Rows(transform.window, transform.inputs, transform.values, transform.evaluate, EXIST[points])
     for points, transform in TRANSFORMS.items()
 }
 OF_TAPS = {
@@ -193,17 +197,26 @@ def _write_multiply_tile(tile: Any, dtype: Any, transform: Transform, above: int
     """Emit the products of rows but for so many above and below, which are added to what is there if it ``adds``."""
     b = ir.IRBuilder(tile.append_basic_block("entry"))
     w = Words(b, dtype)
-    *arrays, fetched, fetched_row, fetched_step, fetches = tile.args
-    fetched_row, fetched_step = b.mul(fetched_row, I64(w.size)), b.mul(fetched_step, I64(w.size))
+    *arrays, fetched, fetched_row, fetched_step, fetches, ends, ends_row, ends_step, ends_rows = tile.args
+    fetched_row, fetched_step, ends_row, ends_step = (
+        b.mul(step, I64(w.size)) for step in (fetched_row, fetched_step, ends_row, ends_step)
+    )
     singles, pairs = transform.singles, transform.pairs
 
-    def fetch(number: Any) -> None:
-        with b.if_then(b.icmp_signed("<", number, fetches)):
-            here = b.add(fetched, b.mul(number, fetched_row))
-            for _ in range(SPAN):
-                for line in range(FETCHED_LINES):
-                    w.prefetch(b.add(here, I64(line * LINE)))
-                here = b.add(here, fetched_step)
+    def visit(row: Any, rows: Any, first: Any, row_step: Any, step: Any) -> Iterator[Any]:
+        """Visit the addresses of a row of pixels, if there are so many rows."""
+        with b.if_then(b.icmp_signed("<", row, rows)):
+            here = b.add(first, b.mul(row, row_step))
+            for _ in range(transform.span):
+                yield here
+                here = b.add(here, step)
+
+    def fetch(row: Any) -> None:
+        for pixel in visit(row, fetches, fetched, fetched_row, fetched_step):
+            for line in range(FETCHED_LINES):
+                w.prefetch(b.add(pixel, I64(line * LINE)))
+        for pixel in visit(row, ends_rows, ends, ends_row, ends_step):
+            w.prefetch(pixel, near=True, writes=True)
 
     def place(address: Any, row: int, count: int, value: int = 0) -> Any:
         return b.add(address, I64((row * count + value) * w.bytes))
@@ -251,7 +264,8 @@ def _call_multiply(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]
         context,
         builder,
         named,
-        "upper+upper_at lower+lower_at taps+taps_at out+out_at fetched+fetched_at fetched_row fetched_step fetches",
+        "upper+upper_at lower+lower_at taps+taps_at out+out_at fetched+fetched_at fetched_row fetched_step fetches "
+        "ends+ends_at ends_row ends_step ends_rows",
     )
     calls = []
     for points, above, below, adds in itertools.product(TRANSFORMS, (EDGE, 0), (EDGE, 0), (0, 1)):
@@ -265,7 +279,8 @@ def _call_multiply(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]
 
 def _multiply_twin(
     points: int, above: int, below: int, adds: int, upper: Array, upper_at: int, lower: Array, lower_at: int, taps: Array,
-    taps_at: int, fetched: Array, fetched_at: int, fetched_row: int, fetched_step: int, fetches: int, out: Array, out_at: int,
+    taps_at: int, fetched: Array, fetched_at: int, fetched_row: int, fetched_step: int, fetches: int, ends: Array, ends_at: int,
+    ends_row: int, ends_step: int, ends_rows: int, out: Array, out_at: int,
 ) -> None:  # fmt: skip
     """The tile that multiplies in plain Python."""
     n, transform = lanes(out.itemsize), TRANSFORMS[points]
@@ -298,9 +313,9 @@ def _write_interpolate_tile(tile: Any, dtype: Any, transform: Transform) -> None
         products = [w.load(b.add(here, I64(k * w.bytes)), w.vector) for k in range(transform.values)]
         products[0] = b.fadd(products[0], begin)  # which is a term of all outputs
         results = [w.at_least(value, least) for value in _apply(w, transform.interpolate, products)]
-        places = [b.add(there, b.mul(out_step, I64(n))) for n in range(SPAN)]
+        places = [b.add(there, b.mul(out_step, I64(n))) for n in range(transform.span)]
         for store in w.stores([there, out_step], streams):
-            with b.if_else(b.icmp_signed(">=", columns, I64(SPAN))) as (all_, some):
+            with b.if_else(b.icmp_signed(">=", columns, I64(transform.span))) as (all_, some):
                 with all_:
                     for result, place in zip(results, places, strict=True):
                         store(result, place)
@@ -341,25 +356,25 @@ def _interpolate_twin(
 
 
 evaluate_tile = _evaluate_tile("evaluate", OF_INPUTS)
-"""The values of rows of 13 inputs.
+"""The values of rows of inputs, 13 or, of a transform of 16, 20.
 
 Parameters
 ----------
 points : int
-    Those of the transform: 12, or 10.
+    Those of the transform: 12, 10 or 16.
 source, source_at, source_row, source_step : flat array, offset and distances
     The first input, and the distances of rows and of inputs.
 first, last : int
-    Inputs from ``first`` up to ``last`` - 1 exist; the others are 0, and are not read.  So are those that a transform of 10
-    leaves out.
+    Inputs from ``first`` up to ``last`` - 1 exist; the others are 0, and are not read.  So are those that transforms
+    of 10 and 16 leave out.
 out, out_at : flat array and offset
-    Where the values go: 13, or 10 vectors for each row.
+    Where the values go: 13, 10 or 18 vectors for each row.
 rows : int
     Rows; there may be none.
 """
 
 evaluate_taps_tile = _evaluate_tile("evaluate_taps", OF_TAPS)
-"""The 18, or 14 values of rows of 7 taps; the parameters are those of `evaluate_tile`."""
+"""The 18, 14 or 25 values of rows of 7 taps; the parameters are those of `evaluate_tile`."""
 
 multiply_tile = _multiply_twin if config.DISABLE_JIT else tile_intrinsic(MULTIPLY, _call_multiply)
 """Products of values, seven rows of them: out[y] = the sum over r < 7 of taps[r] * values[y + r].
@@ -367,7 +382,7 @@ multiply_tile = _multiply_twin if config.DISABLE_JIT else tile_intrinsic(MULTIPL
 Parameters
 ----------
 points : int
-    Those of the transform: 12, or 10.
+    Those of the transform: 12, 10 or 16.
 above, below : int
     So many of the 13 rows of values are none, in front and behind: 0, or 3.  They are not read.
 adds : int
@@ -377,9 +392,12 @@ upper, upper_at, lower, lower_at : flat arrays and offsets
 taps, taps_at : flat array and offset
     The values of the taps.
 fetched, fetched_at, fetched_row, fetched_step : flat array, offset and distances
-    Rows of 7 pixels, of which FETCHED_LINES lines each are brought into the second-level cache meanwhile; they need not exist.
+    Rows of pixels, as many as outputs, of which FETCHED_LINES lines each are brought into the second-level cache meanwhile; they
+    need not exist.
 fetches : int
     Rows of these; there may be none.
+ends, ends_at, ends_row, ends_step, ends_rows : flat array, offset, distances and int
+    The same of rows of pixels of which a line is to be written to, and is brought into the first-level cache.
 out, out_at : flat array and offset
     Where the products go; that may be the place of the upper values.
 """
@@ -390,15 +408,15 @@ interpolate_tile = _interpolate_twin if config.DISABLE_JIT else tile_intrinsic(I
 Parameters
 ----------
 points : int
-    Those of the transform: 12, or 10.
+    Those of the transform: 12, 10 or 16.
 source, source_at : flat array and offset
-    The products: 13, or 10 vectors for each row.
+    The products: 13, 10 or 18 vectors for each row.
 start, start_at, floor_at : flat array and offsets
     A vector that is added to all, and a number: what is less becomes that.
 out, out_at, out_row, out_step : flat array, offset and distances
     Where the outputs go, and the distances of rows and of outputs.
 columns, rows : int
-    Outputs of a row, at most 7, and rows.
+    Outputs of a row, at most 7, or 14 of a transform of 16, and rows.
 streams : int
     If not 0, outputs go to memory past the caches, where they can.
 """

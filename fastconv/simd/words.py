@@ -94,13 +94,16 @@ class Words:
         store.align = min(LINE, self.bytes)
         store.set_metadata("nontemporal", self.b.module.add_metadata([I32(1)]))
 
-    def prefetch(self, address: Any, near: bool = False) -> None:
-        """Have what lies at an address brought into the second-level cache, or the first, if ``near``; it need not exist."""
+    def prefetch(self, address: Any, near: bool = False, writes: bool = False) -> None:
+        """Have what lies at an address brought into the second-level cache, or the first, if ``near``; it need not exist.
+
+        If it is for what ``writes`` there, other cores lose it.
+        """
         byte = ir.IntType(8).as_pointer()
         kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
         function = cgutils.get_or_insert_function(self.b.module, kind, "llvm.prefetch")
-        to_read, level, data = I32(0), I32(3 if near else 2), I32(1)
-        self.b.call(function, [self.b.inttoptr(address, byte), to_read, level, data])
+        kind_of_use, level, data = I32(int(writes)), I32(3 if near else 2), I32(1)
+        self.b.call(function, [self.b.inttoptr(address, byte), kind_of_use, level, data])
 
     def align_stack(self) -> None:
         """Have vectors for which there is no register kept in lines of the cache: stacks are aligned for less than these need.
