@@ -7,13 +7,14 @@ little::
     y[n] = sum over k < 7 of  w[k] * x[(n + k) mod 12]  + (w[6] * (x[12] - x[0])  if n = 6)
 
 An image that is no wider than seven is in the middle of the inputs: three in front and three behind do not exist, and are 0.
-Then inputs may come round after ten, and nothing is seen too much or too little.  So are the fourteen of an image that is no wider
-than that, of which sixteen are enough for as many outputs: the first and the last one see a product too much each.
+Then inputs may come round after ten, and nothing is seen too much or too little.  So are the fourteen of an image that is no
+wider than that, where sixteen are enough for as many outputs: the first and the last one see a product too much each.
 
-Transforms of 2m real numbers are two real and m - 1 complex numbers, so that there are 2 + 2*5 + 1 = 13 *values* for twelve, 2 +
-2*4 = 10 for ten and 2 + 2*7 + 2 = 18 for sixteen.  A complex product takes three multiplications, (p - iq) (u - iv) = (pu - qv) -
-i ((p + q)(u + v) - pu - qv): 2 + 3*5 + 1 = 18 products, or 2 + 3*4 = 14, where direct summation has 49, and 2 + 3*7 + 2 = 25 where
-it has 98.  Taps have values for each of these.  Products, too, are 13, 10 or 18 values, and can be added up as such.
+Transforms of 2m real numbers are two real and m - 1 complex numbers, so that there are 2 + 2*5 + 1 = 13 *values* for twelve,
+2 + 2*4 = 10 for ten and 2 + 2*7 + 2 = 18 for sixteen.  A complex product takes three multiplications, (p - iq) (u - iv) =
+(pu - qv) - i ((p + q)(u + v) - pu - qv): 2 + 3*5 + 1 = 18 products, or 2 + 3*4 = 14, where direct summation has 49, and
+2 + 3*7 + 2 = 25 where it has 98.  Taps have values for each of these.  Products, too, are 13, 10 or 18 values, and can be added
+up as such.
 
 Twelve is three times four, and ten is two times five, which share no factor: the transform is three of four numbers, then four of
 three numbers, or five of two and two of five, and nothing is multiplied in between (Good and Thomas).  That of sixteen halves them
@@ -288,7 +289,7 @@ def _back_ten(singles: Sequence[Any], pairs: Pairs, multiply_add: MultiplyAdd) -
     return [fives[0][n % 5] - fives[1][n % 5] if n % 2 else fives[0][n % 5] + fives[1][n % 5] for n in range(SPAN)]
 
 
-EIGHTHS = [(math.cos(n * math.pi / 8), math.sin(n * math.pi / 8)) for n in range(8)]
+SIXTEENTHS = [(math.cos(n * math.pi / 8), math.sin(n * math.pi / 8)) for n in range(8)]
 """Cosines and sines of sixteenths of a turn."""
 
 
@@ -317,7 +318,7 @@ def _forward_sixteen(x: Sequence[Any], multiply_add: MultiplyAdd) -> tuple[list[
     # Odd ones: a transform of four complex numbers, which are turned first.
     turned = []
     for n, (p, q) in enumerate(zip(differences[:4], differences[4:], strict=True)):
-        cosine, sine = EIGHTHS[n]
+        cosine, sine = SIXTEENTHS[n]
         if n == 0:
             turned.append((p, q))
         elif n == 2:
@@ -362,7 +363,7 @@ def _back_sixteen(singles: Sequence[Any], pairs: Pairs, multiply_add: MultiplyAd
     outputs = []
     turned = _four(pairs[3:], -1, multiply_add)
     for n in range(14):
-        (p, q), (cosine, sine), sign = turned[n % 4], EIGHTHS[n % 8], 2.0 if n < 8 else -2.0
+        (p, q), (cosine, sine), sign = turned[n % 4], SIXTEENTHS[n % 8], 2.0 if n < 8 else -2.0
         if n % 8 in (2, 6):
             outputs.append(multiply_add(q + p if n % 8 == 2 else q - p, sign * diagonal / 2, even[n % 8]))
         elif n % 4 == 0:
