@@ -17,8 +17,8 @@ Transforms of 2m real numbers are two real and m - 1 complex numbers, so that th
 up as such.
 
 Twelve is three times four, and ten is two times five, which share no factor: the transform is three of four numbers, then four of
-three numbers, or five of two and two of five, and nothing is multiplied in between (Good and Thomas).  That of sixteen halves them
-until four are left (Cooley and Tukey).  No factor is larger than 2, so that rounding errors are those of direct sums.
+three numbers, or five of two and two of five, and nothing is multiplied in between (Good and Thomas).  That of sixteen halves
+them until four are left (Cooley and Tukey).  No factor is larger than 2, so that rounding errors are those of direct sums.
 
 Functions take what can be added and subtracted, numbers, arrays or code, and are told how to ``multiply_add``.
 """
