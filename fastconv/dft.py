@@ -119,9 +119,9 @@ class Transform:
         """
         places = (n if n in self.inputs else n + self.points for n in range(self.points))
         singles, pairs = self.forward([inputs[n] if n in self.inputs else None for n in places], multiply_add)
+        minus, _ = _with(multiply_add)
         for wrap in self.wraps:
-            missed = None if wrap.missed is None else inputs[wrap.missed]
-            singles.append(_minus(missed, inputs[wrap.seen], multiply_add))
+            singles.append(minus(None if wrap.missed is None else inputs[wrap.missed], inputs[wrap.seen]))
         return [*singles, *(n for pair in pairs for n in pair)]
 
     def evaluate_taps(self, taps: Sequence[Any], multiply_add: MultiplyAdd) -> list[Any]:
@@ -175,14 +175,23 @@ def _plus(a: Any, b: Any) -> Any:
     return b if a is None else a if b is None else a + b
 
 
-def _minus(a: Any, b: Any, multiply_add: MultiplyAdd) -> Any:
-    """Return a - b, of which any may be None: 0."""
-    return a if b is None else multiply_add(b, -1.0, None) if a is None else a - b
+def _with(multiply_add: MultiplyAdd) -> tuple[Callable[[Any, Any], Any], Callable[[Any, float, Any], Any]]:
+    """Return ``minus(a, b)`` and ``add(a, factor, b)``: a - b and a*factor + b, of which a or b may be None: 0."""
+
+    def minus(a: Any, b: Any) -> Any:
+        return a if b is None else multiply_add(b, -1.0, None) if a is None else a - b
+
+    def add(a: Any, factor: float, b: Any) -> Any:
+        return b if a is None else multiply_add(a, factor, b)
+
+    return minus, add
 
 
-def _add(a: Any, factor: float, b: Any, multiply_add: MultiplyAdd) -> Any:
-    """Return a*factor + b, of which any may be None: 0."""
-    return b if a is None else multiply_add(a, factor, b)
+def _halves(numbers: Sequence[Any], multiply_add: MultiplyAdd) -> tuple[list[Any], list[Any]]:
+    """Return the sums and the differences of the first half and the other one, of which any may be None: 0."""
+    minus, _ = _with(multiply_add)
+    pairs = list(zip(numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :], strict=True))
+    return [_plus(a, b) for a, b in pairs], [minus(a, b) for a, b in pairs]
 
 
 HEIGHT = math.sqrt(0.75)
@@ -190,12 +199,7 @@ HEIGHT = math.sqrt(0.75)
 
 
 def _forward_twelve(x: Sequence[Any], multiply_add: MultiplyAdd) -> tuple[list[Any], list[tuple[Any, Any]]]:
-    def minus(a: Any, b: Any) -> Any:
-        return _minus(a, b, multiply_add)
-
-    def add(a: Any, factor: float, b: Any) -> Any:
-        return _add(a, factor, b, multiply_add)
-
+    minus, add = _with(multiply_add)
     # Transforms of four numbers: two real numbers each, and a complex one.
     sums, differences, real, imaginary = [], [], [], []
     for n in range(3):
@@ -248,16 +252,10 @@ SINES = math.sin(0.4 * math.pi), math.sin(0.8 * math.pi)
 
 
 def _forward_ten(x: Sequence[Any], multiply_add: MultiplyAdd) -> tuple[list[Any], list[tuple[Any, Any]]]:
-    def minus(a: Any, b: Any) -> Any:
-        return _minus(a, b, multiply_add)
-
-    def add(a: Any, factor: float, b: Any) -> Any:
-        return _add(a, factor, b, multiply_add)
-
+    minus, add = _with(multiply_add)
     # Transforms of two numbers.
     even, odd = ([x[(first + 6 * n) % 10] for n in range(5)] for first in (0, 5))
-    sums = [_plus(a, b) for a, b in zip(even, odd, strict=True)]
-    differences = [minus(a, b) for a, b in zip(even, odd, strict=True)]
+    sums, differences = _halves([*even, *odd], multiply_add)
     # Transforms of five of each.
     singles, pairs = [], []
     for a, b, c, d, e in (sums, differences):
@@ -294,27 +292,19 @@ SIXTEENTHS = [(math.cos(n * math.pi / 8), math.sin(n * math.pi / 8)) for n in ra
 
 
 def _forward_sixteen(x: Sequence[Any], multiply_add: MultiplyAdd) -> tuple[list[Any], list[tuple[Any, Any]]]:
-    def minus(a: Any, b: Any) -> Any:
-        return _minus(a, b, multiply_add)
+    minus, add = _with(multiply_add)
 
-    def add(a: Any, factor: float, b: Any) -> Any:
-        return _add(a, factor, b, multiply_add)
-
-    def halves(numbers: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-        pairs = list(zip(numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :], strict=True))
-        return [_plus(a, b) for a, b in pairs], [minus(a, b) for a, b in pairs]
-
-    sums, differences = halves(x)
+    sums, differences = _halves(x, multiply_add)
     # Even frequencies: a transform of eight.
-    (sums, (a, b, c, d)) = halves(sums)
-    (even, odd), quarter = halves(sums)
+    sums, (a, b, c, d) = _halves(sums, multiply_add)
+    (even, odd), (p, q) = _halves(sums, multiply_add)
     near, far, diagonal = minus(b, d), _plus(b, d), math.sqrt(0.5)
     singles = [_plus(even, odd), minus(even, odd)]
     pairs = [
         (add(near, diagonal, a), add(far, diagonal, c)),
         (add(near, -diagonal, a), add(far, diagonal, minus(None, c))),
+        (p, q),
     ]
-    pairs.append((quarter[0], quarter[1]))
     # Odd ones: a transform of four complex numbers, which are turned first.
     turned = []
     for n, (p, q) in enumerate(zip(differences[:4], differences[4:], strict=True)):
@@ -330,10 +320,7 @@ def _forward_sixteen(x: Sequence[Any], multiply_add: MultiplyAdd) -> tuple[list[
 
 def _four(numbers: Pairs, direction: int, multiply_add: MultiplyAdd) -> list[tuple[Any, Any]]:
     """Return the transform of four complex numbers, or, if ``direction`` is -1, that in the other direction."""
-
-    def minus(a: Any, b: Any) -> Any:
-        return _minus(a, b, multiply_add)
-
+    minus, _ = _with(multiply_add)
     (a_p, a_q), (b_p, b_q), (c_p, c_q), (d_p, d_q) = numbers
     even, odd = (_plus(a_p, c_p), _plus(a_q, c_q)), (_plus(b_p, d_p), _plus(b_q, d_q))
     (p, q), (r, t) = (minus(a_p, c_p), minus(a_q, c_q)), (minus(b_p, d_p), minus(b_q, d_q))

@@ -755,7 +755,7 @@ def check_interpolate(dtype):
         places = 2 + np.arange(rows)[:, None] * (40 * n) + np.arange(columns_) * apart
         out, written = blank(dtype, places.reshape(-1), n)
         wanted = np.maximum((matrix @ products + start[5 : 5 + n])[:, :columns_], floor)
-        scale = abs(matrix).max() * abs(products).sum(axis=1, keepdims=True) + 5
+        scale = (abs(matrix) @ abs(products) + 5)[:, :columns_]
         for tile in (run_interpolate, spectra._interpolate_twin):
             result = lined(out, 2)
             tile(transform.points, source, 3, start, 5, floor_at, result, 2, 40 * n, apart, columns_, rows, streams)

@@ -377,7 +377,8 @@ def _write_sum_slide_tile(function: Any, dtype: Any, taps: int, stride: int, hei
         for end, a in zip(ends, sums, strict=True):
             w.store(b.fadd(w.load(end, w.vector), b.load(a)), end)
 
-    def add_products(span: int, row: Any, first: Any, source: Any, there: Any, sums: Any, before: Any) -> None:
+    def add_products(span: int, row: Any, first: Any, offset: Any, there: Any, before: Any) -> None:
+        source, there, sums = (b.add(address, offset) for address in (walk.x, there, out))
         each = [
             [b.add(there, b.add(b.mul(gradient_row, I64(r)), b.mul(gradient_step, I64(m)))) for m in range(span)]
             for r in range(height)
@@ -398,7 +399,7 @@ def _write_sum_slide_tile(function: Any, dtype: Any, taps: int, stride: int, hei
                     if k >= 0:
                         add_sums(acc[k], ends[k * taps * len(some) : (k + 1) * taps * len(some)], before)
         if span > 1:
-            walk.fetch(row, first, channels, b.sub(source, walk.x))
+            walk.fetch(row, first, channels, offset)
             for r, m in itertools.product(range(height), range(span)):
                 w.prefetch(b.add(each[r][m], b.mul(gradient_row, I64(height))))
 
@@ -411,8 +412,7 @@ def _write_sum_slide_tile(function: Any, dtype: Any, taps: int, stride: int, hei
                 there = b.add(b.add(gradient, b.mul(upper, gradient_row)), b.mul(b.load(done), gradient_step))
                 for lane, until in walk.vectors(channels):
                     offset = b.mul(lane, I64(w.size))
-                    x, g, sums = (b.add(address, offset) for address in (walk.x, there, out))
-                    add_products(span, row, first, x, g, sums, b.sub(until, lane))
+                    add_products(span, row, first, offset, there, b.sub(until, lane))
                 b.store(b.add(b.load(done), I64(span)), done)
     b.ret_void()
 

@@ -216,7 +216,7 @@ def _write_multiply_tile(tile: Any, dtype: Any, transform: Transform, above: int
             for line in range(FETCHED_LINES):
                 w.prefetch(b.add(pixel, I64(line * LINE)))
         for pixel in visit(row, ends_rows, ends, ends_row, ends_step):
-            w.prefetch(pixel, near=True, writes=True)
+            w.prefetch(pixel, writes=True)
 
     def place(address: Any, row: int, count: int, value: int = 0) -> Any:
         return b.add(address, I64((row * count + value) * w.bytes))

@@ -94,15 +94,15 @@ class Words:
         store.align = min(LINE, self.bytes)
         store.set_metadata("nontemporal", self.b.module.add_metadata([I32(1)]))
 
-    def prefetch(self, address: Any, near: bool = False, writes: bool = False) -> None:
-        """Have what lies at an address brought into the second-level cache, or the first, if ``near``; it need not exist.
+    def prefetch(self, address: Any, writes: bool = False) -> None:
+        """Have what lies at an address brought into the second-level cache; it need not exist.
 
-        If it is for what ``writes`` there, other cores lose it.
+        If it is for what ``writes`` there, into the first one, and other cores lose it.
         """
         byte = ir.IntType(8).as_pointer()
         kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
         function = cgutils.get_or_insert_function(self.b.module, kind, "llvm.prefetch")
-        kind_of_use, level, data = I32(int(writes)), I32(3 if near else 2), I32(1)
+        kind_of_use, level, data = I32(int(writes)), I32(3 if writes else 2), I32(1)
         self.b.call(function, [self.b.inttoptr(address, byte), kind_of_use, level, data])
 
     def align_stack(self) -> None:
