@@ -7,7 +7,6 @@ their inputs, but Numba compiles a second kernel for a read-only array).
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import os
 import threading
@@ -168,8 +167,10 @@ class _Writable:
         self.__array_interface__ = {**array.__array_interface__, "data": (array.ctypes.data, False)}
 
 
-def empty(name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
+def empty(name: str, shape: Sequence[int], dtype: np.dtype[Any], beside: Array | None = None) -> Array:
     """Allocate an array, in memory that the calling thread had for one that is gone, if that fits.
+
+    A large one begins in another place of a page than what it is computed from, which is to lie ``beside`` it.
 
     Raises
     ------
@@ -177,11 +178,17 @@ def empty(name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
         If it is larger than what is free: asking the system could succeed, and using it could not.
     """
     size = math.prod(shape) * dtype.itemsize
-    return np.empty(shape, dtype) if size < LEAST_POOLED else np.ndarray(shape, dtype, _lease(name, shape, size))
+    if size < LEAST_POOLED:
+        return np.empty(shape, dtype)
+    return np.ndarray(shape, dtype, _lease(name, shape, size, beside))
 
 
-def new_array(name: str, shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[Array, Array]:
+def new_array(
+    name: str, shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype[Any], beside: Array | None = None
+) -> tuple[Array, Array]:  # fmt: skip
     """Allocate an array with these strides, of elements that lie one behind the other in some order; return its memory, too.
+
+    It lies as one of `empty` does.
 
     Raises
     ------
@@ -192,43 +199,44 @@ def new_array(name: str, shape: tuple[int, ...], strides: tuple[int, ...], dtype
     if size * dtype.itemsize < LEAST_POOLED:
         memory = np.empty(size, dtype)
         return memory, np.ndarray(shape, dtype, memory, 0, strides)
-    lease = _lease(name, shape, size * dtype.itemsize)
+    lease = _lease(name, shape, size * dtype.itemsize, beside)
     return np.ndarray((size,), dtype, lease), np.ndarray(shape, dtype, lease, 0, strides)
 
 
-def _lease(name: str, shape: Sequence[int], size: int) -> _Lease:
+def _lease(name: str, shape: Sequence[int], size: int, beside: Array | None) -> _Lease:
     """Take at least ``size`` bytes of the calling thread's pool, or of the system's memory."""
     try:
         pool: _Pool = _local.pool
     except AttributeError:
         pool = _local.pool = _Pool()
-    memory = pool.take(size)
+    taken = size if size < LEAST_PLACED else size + PAGE
+    memory = pool.take(taken)
     if memory is None:
         require_memory(f"{name} of shape {tuple(shape)}", size)
-        memory = pool.allocate(size)
-    return pool.lend(memory)
+        memory = from_line(np.empty(taken + LINE, np.uint8), taken).view(_Memory)
+    return pool.lend(memory, size, beside)
+
+
+def _address(array: Array) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
 
 
 def from_line(memory: Array, size: int) -> Array:
     """Return the first ``size`` bytes of memory that begin with a line of the cache, if it is a LINE larger."""
-    return _from_place(memory, size, 0, LINE)
-
-
-def _from_place(memory: Array, size: int, place: int, every: int) -> Array:
-    """Return the first ``size`` bytes whose address is a multiple of ``every``, and ``place``."""
-    first = (place - memory.__array_interface__["data"][0]) % every
+    first = -_address(memory) % LINE
     return memory[first : first + size]
 
 
 LINE = 64
 """Bytes of a line of the cache.  Arrays begin with one, so that a vector lies in one line, not in two."""
 
-PAGE, PLACES, LEAST_PLACED = 4096, (512, 2560, 1536, 3584), 2**16
-"""Bytes of a page, and where in it large arrays begin, in turn; and bytes from which on an array is large.
+PAGE, APART, LEAST_PLACED = 4096, 5 * LINE, 2**16
+"""Bytes of a page; by how many a large array begins earlier in one than what it is computed from; and what is large.
 
 What is loaded waits for what is still to be stored if both lie in the same place of their pages, as processors look at nothing
 else first.  A tile that reads pixels of 1024 channels and writes such took twice as long where one array began a line behind the
-other.  NumPy's own large arrays begin with a page, but for 16 bytes.
+other; with 512 channels that was so for half a page and a line, too, and so on.  Five lines are far from multiples of 256 bytes.
 """
 
 LEAST_POOLED, MOST_POOLED = 2**10, 2**30
@@ -256,7 +264,7 @@ class _Pool:
 
     def __init__(self) -> None:
         self.size = 0
-        self._places = itertools.cycle(PLACES)
+        self._place = 0
         self._lent: dict[int, _Loan] = {}
         self._returned: deque[_Loan] = deque()
         self._waiting: dict[int, list[_Memory]] = {}
@@ -271,17 +279,9 @@ class _Pool:
             size = min((known for known in list(self._waiting) if size < known <= 2 * size), default=0)
         return self._pop(size, -1)
 
-    def allocate(self, size: int) -> _Memory:
-        """Take memory of the system."""
-        if size < LEAST_PLACED:
-            memory = from_line(np.empty(size + LINE, np.uint8), size)
-        else:
-            memory = _from_place(np.empty(size + PAGE, np.uint8), size, next(self._places), PAGE)
-        return memory.view(_Memory)
-
-    def lend(self, memory: _Memory) -> _Lease:
+    def lend(self, memory: _Memory, size: int, beside: Array | None) -> _Lease:
         """Lend memory, and keep it when it returns, in place of what has been waiting, or lent, for longest."""
-        lease = memory.view(_Lease)
+        lease = (memory if size < LEAST_PLACED else self._placed(memory, beside)).view(_Lease)
         if memory.size <= MOST_POOLED:
             while self.size + memory.size > MOST_POOLED:
                 self._forget()
@@ -290,6 +290,12 @@ class _Pool:
             self._lent[id(loan)] = loan
             self.size += memory.size
         return lease
+
+    def _placed(self, memory: Array, beside: Array | None) -> Array:
+        """Return what a large array takes of memory: beside another, or else in another place than the last one."""
+        self._place = (self._place if beside is None else _address(beside)) - APART
+        first = (self._place - _address(memory)) % PAGE
+        return memory[first + -first % LINE :]
 
     def _forget(self) -> None:
         for size in list(self._waiting):
@@ -395,11 +401,12 @@ def overlap(a: Array, b: Array) -> bool:
 
 
 def target(
-    name: str, out: Array | None, shape: Sequence[int], dtype: np.dtype[Any], fresh: bool, ndim: int = 0
-) -> Array:
+    name: str, out: Array | None, shape: Sequence[int], dtype: np.dtype[Any], fresh: bool, ndim: int = 0,
+    beside: Array | None = None,
+) -> Array:  # fmt: skip
     """Return the array that a kernel writes to: ``out`` itself if it lies as it should and need not be fresh.
 
-    With ``ndim`` spatial axes named it is a channels-last view, else C-contiguous.
+    With ``ndim`` spatial axes named it is a channels-last view, else C-contiguous.  A new one is placed as `empty` does.
     """
     if out is not None and not fresh and out.dtype == dtype and out.flags.behaved and out.dtype.isnative:
         out = np.asarray(out)  # of a subclass the kernels see the plain array
@@ -407,7 +414,7 @@ def target(
             return out.reshape(shape)
         if ndim and _channels_to_end(out, ndim).flags.c_contiguous:
             return _channels_last_view(_channels_to_end(out, ndim).reshape(-1), shape)
-    memory = empty(name, shape, dtype)
+    memory = empty(name, shape, dtype, beside)
     return _channels_last_view(memory, shape) if ndim else memory
 
 

@@ -122,11 +122,11 @@ class Bound:
         self.computes, self.run, self.added, self.needed = computes, run, added, needed
         self.dtype, self.shape, self.strides = like.dtype, like.shape, like.strides
 
-    def _target(self, out: Array | None) -> tuple[Array, Array]:
+    def _target(self, out: Array | None, beside: Array) -> tuple[Array, Array]:
         if self.needed >= SMALL:
             require_memory(f"{self.computes} of shape {self.shape}, with scratch memory,", self.needed)
         if out is None or self.added:
-            return new_array(self.computes, self.shape, self.strides, self.dtype)
+            return new_array(self.computes, self.shape, self.strides, self.dtype, beside)
         return out.ravel("K"), out
 
     def _finish(self, result: Array, out: Array | None) -> Array:
@@ -134,7 +134,7 @@ class Bound:
 
     def __call__(self, *inputs: Any, out: Array | None = None) -> Array:
         """Compute the pass of flat arrays."""
-        memory, result = self._target(out)
+        memory, result = self._target(out, inputs[0])
         self.run(memory, *inputs)
         return self._finish(result, out)
 
@@ -142,7 +142,9 @@ class Bound:
         self, other: Bound, *inputs: Any, outs: tuple[Array | None, Array | None] = (None, None)
     ) -> tuple[Array, Array]:
         """Compute the pass and, in the same run, what the ``other`` returns."""
-        (memory, result), (other_memory, other_result) = self._target(outs[0]), other._target(outs[1])
+        (memory, result), (other_memory, other_result) = (
+            bound._target(out, inputs[0]) for bound, out in zip((self, other), outs, strict=True)
+        )
         self.run(memory, *inputs, other_memory)
         return self._finish(result, outs[0]), other._finish(other_result, outs[1])
 

@@ -135,7 +135,7 @@ def _run_and_bind(
     ndim = geometry.ndim if computes != "grad_bias" and is_channels_last(like, geometry.ndim) else 0
     kept = ndim if row.channels_last else 0
     adds = accumulate and row.adds(geometry, summed.itemsize, kept > 0)
-    result = target(computes, out, shape, summed, accumulate and not adds, kept)
+    result = target(computes, out, shape, summed, accumulate and not adds, kept, inputs[0].array)
     adds = adds and np.may_share_memory(result, like)
     arrays = [
         prepared if prepared is not None and row.prepare and prepared.dtype == summed

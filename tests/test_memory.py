@@ -1,6 +1,7 @@
 """Where results lie: large ones take the memory of those that are gone, and never that of one that is still seen."""
 
 import gc
+import itertools
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from numba import config
 
+import fastconv
 from fastconv import arrays, limits, models, nn
 
 BYTE = np.dtype(np.uint8)
@@ -38,13 +40,46 @@ def address(array):
     return array.__array_interface__["data"][0]
 
 
-def test_large_arrays_begin_in_different_places_of_a_page():
-    """Tiles that write to one and read from the other would wait for what only seems to be the same."""
-    kept = [large(arrays.LEAST_PLACED + 8 * n) for n in range(8)]
-    places = [address(array) % arrays.PAGE for array in kept]
-    assert places[:4] == places[4:]
-    assert sorted(places[:4]) == sorted(arrays.PLACES)
-    assert all(place % arrays.LINE == 0 for place in places)
+def apart(a, b, distance):
+    """Lines by which b lies behind a, of those in a distance."""
+    return (address(b) - address(a)) % distance // arrays.LINE
+
+
+DISTANCES = [arrays.PAGE >> n for n in range(5)]
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_results_begin_apart_from_what_they_are_computed_from(distance):
+    """Tiles that write a line behind, modulo a page, what they read next wait for their own stores."""
+    memory = np.empty(arrays.LEAST_PLACED + arrays.PAGE, np.uint8)
+    for start in range(0, arrays.PAGE, arrays.LINE):
+        other = memory[start : start + arrays.LEAST_PLACED]
+        for _ in range(2):  # new memory, and the same again
+            result = arrays.empty("result", (arrays.LEAST_PLACED,), BYTE, other)
+            assert apart(other, result, distance) not in (0, 1, 2), start
+            assert address(result) % arrays.LINE == 0
+            result[:] = 1
+            del result
+
+
+def test_large_arrays_begin_apart():
+    kept = [large(arrays.LEAST_PLACED + 8 * n) for n in range(4)]
+    for a, b in itertools.pairwise(kept):
+        assert apart(a, b, arrays.PAGE) not in (0, 1)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_passes_place_what_they_return(channels_last):
+    """When they are first called, and when they are remembered."""
+    x = np.ones((2, 64, 28, 28), np.float32)
+    if channels_last:
+        x = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    weight = np.ones((64, 1, 3, 3), np.float32)
+    for _ in range(3):
+        out = fastconv.conv2d(x, weight, padding=1, groups=64)
+        dx = fastconv.conv2d_backward(out, x, weight, padding=1, groups=64, output_mask=(True, False, False)).input
+        for a, b in ((x, out), (out, dx)):
+            assert apart(a, b, arrays.PAGE) == (arrays.PAGE - arrays.APART) // arrays.LINE
 
 
 @pytest.mark.parametrize("size", [arrays.LEAST_POOLED, arrays.LEAST_POOLED + 8])
