@@ -102,6 +102,7 @@ class _Walk:
         self.column, self.x_step, self.x_end = args[8:]
         self.reach = taps if height > 1 else 1  # lines that follow each other at the distance of rows
         self.rows = self.reach + height - 1  # of the input, which these meet
+        self.next = TALL.get(taps, 1) if stride == members == 1 else 1  # rows of a tall tile, or of what it has left
 
     def exists(self, place: Any, end: Any) -> Any:
         """Say whether a place along an axis does: as an unsigned number, less than 0 is very large."""
@@ -177,22 +178,29 @@ class _Walk:
     def fetch(self, row: Any, first: Any, channels: Any, offset: Any) -> None:
         """Have the rows that the next outputs add brought into the cache, or a vector's share of them.
 
+        After the last row of an image comes the first one of the next, where images follow each other.
+        """
+        b = self.b
+        for n in range(max(self.height, self.stride)):
+            line = b.sub(self.lines, I64(1 + n if self.stride > 1 else 1))
+            with b.if_then(b.icmp_signed(">=", line, I64(0)), likely=True):
+                place = functools.reduce(b.add, self.places(line, row, first))
+                ahead = b.mul(self.y_row, I64(1 if self.stride > 1 else self.next + n))
+                at = self.w.at(self.x, b.add(place, ahead))
+                self.fetch_row(at, self.x_step, SPAN * self.stride, channels, offset)
+
+    def fetch_row(self, at: Any, step: Any, pixels: int, channels: Any, offset: Any) -> None:
+        """Have a vector's share of some pixels of a row brought into the cache.
+
         Where pixels follow each other that is as much, but what lies together: memory gives neighbouring lines sooner.
         """
-        b, pixels = self.b, SPAN * self.stride
-        follow = b.icmp_signed("==", self.x_step, channels)
-        share = b.select(follow, b.mul(offset, I64(pixels)), offset)
-        step = b.select(follow, I64(self.w.bytes), b.mul(self.x_step, I64(self.w.size)))
-        for n in range(max(self.height, self.stride)):
-            line = b.sub(self.lines, I64(1 if self.height > 1 else 1 + n))
-            with b.if_then(b.icmp_signed(">=", line, I64(0)), likely=True):
-                plane, above, place = self.places(line, row, first)
-                here = b.add(above, b.mul(self.y_row, I64(self.height + n if self.height > 1 else 1)))
-                with b.if_then(self.exists(here, self.y_end), likely=True):
-                    at = b.add(self.w.at(self.x, b.add(plane, b.add(here, place))), share)
-                    for _ in range(pixels):
-                        self.w.prefetch(at)
-                        at = b.add(at, step)
+        b = self.b
+        follow = b.icmp_signed("==", step, channels)
+        at = b.add(at, b.select(follow, b.mul(offset, I64(pixels)), offset))
+        step = b.select(follow, I64(self.w.bytes), b.mul(step, I64(self.w.size)))
+        for _ in range(pixels):
+            self.w.prefetch(at)
+            at = b.add(at, step)
 
 
 def _members_at_once(members: int) -> list[range]:
@@ -352,8 +360,8 @@ def _write_sum_slide_tile(function: Any, dtype: Any, taps: int, stride: int, hei
     """
     b = ir.IRBuilder(function.append_basic_block("entry"))
     w = Words(b, dtype)
-    *image, gradient, gradient_step, gradient_row, out, pitch, count, rows, channels = function.args
-    pitch, gradient_step, gradient_row = (b.mul(step, I64(w.size)) for step in (pitch, gradient_step, gradient_row))
+    *image, gradient, gradient_pitch, gradient_row, out, pitch, count, rows, channels = function.args
+    pitch, gradient_step, gradient_row = (b.mul(step, I64(w.size)) for step in (pitch, gradient_pitch, gradient_row))
     walk = _Walk(w, taps, stride, height, members, image)
     acc = [[w.variable(w.vector) for _ in range(taps * min(members, MEMBERS_AT_ONCE))] for _ in range(walk.reach)]
     done = w.variable(I64)
@@ -378,9 +386,9 @@ def _write_sum_slide_tile(function: Any, dtype: Any, taps: int, stride: int, hei
             w.store(b.fadd(w.load(end, w.vector), b.load(a)), end)
 
     def add_products(span: int, row: Any, first: Any, offset: Any, there: Any, before: Any) -> None:
-        source, there, sums = (b.add(address, offset) for address in (walk.x, there, out))
+        source, here, sums = (b.add(address, offset) for address in (walk.x, there, out))
         each = [
-            [b.add(there, b.add(b.mul(gradient_row, I64(r)), b.mul(gradient_step, I64(m)))) for m in range(span)]
+            [b.add(here, b.add(b.mul(gradient_row, I64(r)), b.mul(gradient_step, I64(m)))) for m in range(span)]
             for r in range(height)
         ]
         factors = [[w.load(at, w.vector) for at in along] for along in each]
@@ -400,8 +408,9 @@ def _write_sum_slide_tile(function: Any, dtype: Any, taps: int, stride: int, hei
                         add_sums(acc[k], ends[k * taps * len(some) : (k + 1) * taps * len(some)], before)
         if span > 1:
             walk.fetch(row, first, channels, offset)
-            for r, m in itertools.product(range(height), range(span)):
-                w.prefetch(b.add(each[r][m], b.mul(gradient_row, I64(height))))
+            for r in range(height):
+                ahead = b.mul(gradient_row, I64(walk.next + r))
+                walk.fetch_row(b.add(there, ahead), gradient_pitch, span, channels, offset)
 
     with cgutils.for_range_slice(b, I64(0), rows, I64(height)) as (upper, _):
         row = b.add(walk.y, b.mul(upper, walk.y_row))
