@@ -16,9 +16,11 @@ from .arrays import LINE
 from .geometry import ConvGeometry, ceil_div
 from .kernels.bands import (
     CORRELATE_COLUMNS,
+    CORRELATE_FILTERS,
     GATHER_COLUMNS,
     GATHER_FILTERS,
     correlate_columns,
+    correlate_filters,
     gather_columns,
     gather_filters,
 )
@@ -26,6 +28,7 @@ from .programs import (
     Packing,
     Pixels,
     Program,
+    StripSums,
     choose_chunks,
     count_tasks,
     forward_axes,
@@ -37,7 +40,8 @@ from .simd import COLUMNS, lanes
 from .strips import Axis, Ints, Source, Tables, fill_tiles, make_source, tile_width, whole_lanes
 
 __all__ = [
-    "columns_program", "computes_columns", "computes_filters", "computes_weights", "filters_program", "weights_program",
+    "columns_program", "computes_columns", "computes_filter_weights", "computes_filters", "computes_weights",
+    "filter_weights_program", "filters_program", "weights_program",
 ]  # fmt: skip
 
 BAND_BYTES, MOST_BYTES = 32 << 10, 512 << 10
@@ -52,6 +56,16 @@ SUM_BYTES = 96 << 10
 MOST_CHANNELS, MOST_TERMS = 4, 160
 """Most channels and terms of sums for which filters are the rows of tiles: rows of pixels then go to memory at once, while others
 are summed up.  With more, that costs more than to turn over what had filters for lanes."""
+
+MOST_SUMMED = 128
+"""Longest plain run of additions for a filter's weights: a longer sum is taken in chunks, whose sums are added one by one."""
+
+NEAR_WORK, FAR_WORK, STARTING = 1.3, 2.6, 10
+"""What a product of vectors takes with pixels for lanes, where what a task keeps stays in the second-level cache or not, and for
+how many of them beginning and ending a tile lasts."""
+
+NARROW_WORK, WIDE_WORK, PACKING = 1.4, 1.1, 11
+"""What it takes with filters for lanes, of which there are fewer than a vector has, or more; and turning a vector over."""
 
 FEWEST_ROWS = 4
 """Fewest filters' heights of a band: its first rows are computed for nothing, or read again."""
@@ -88,6 +102,28 @@ def computes_filters(p: Pixels) -> bool:
 def computes_weights(g: ConvGeometry, x_last: bool, grad_last: bool, itemsize: int) -> bool:
     """Say whether `weights_program` computes equation (3)."""
     return is_depthwise(g) and not (x_last or grad_last) and _falls(forward_axes(g), g.output_shape, itemsize)
+
+
+def computes_filter_weights(g: ConvGeometry, x_last: bool, grad_last: bool, itemsize: int) -> bool:
+    """Say whether `filter_weights_program` computes equation (3): where it is estimated to take less time than filters as lanes.
+
+    These are turned over first, which few terms do not make worth while, and few filters leave lanes empty; so do narrow images
+    where pixels are lanes.
+    """
+    plane, down, across = forward_axes(g)
+    planes = not (x_last or grad_last) and g.groups == max(g.dilation) == 1
+    flat = g.input[0] == g.output[0] == g.kernel[0] == 1 and plane.left == 0
+    whole = [len(axis.phases[0].taps) for axis in (down, across)] == list(g.kernel[1:])
+    if not (planes and flat and whole and math.prod(g.kernel) > 1 and down.step == across.step <= 2):
+        return False
+    n, filters, channels, columns = lanes(itemsize), g.filters, g.channels, g.output[2]
+    terms = channels * math.prod(g.kernel)
+    numbers = _band_numbers((plane, down, across), g.input_shape, g.output_shape, itemsize, count_tasks(g), pads=True)
+    vectors = ceil_div(columns, n)
+    near = itemsize * (channels * numbers["plane"] + filters * terms * n) <= MOST_BYTES
+    work = (NEAR_WORK if near else FAR_WORK) + STARTING / (vectors * numbers["band"])
+    with_filters = (WIDE_WORK if filters > n else NARROW_WORK) + PACKING / terms
+    return bool(vectors * n / columns * work < whole_lanes(filters, itemsize) / filters * with_filters)
 
 
 def _band_numbers(
@@ -190,25 +226,55 @@ def weights_program(g: ConvGeometry, per_sample: bool, itemsize: int) -> Program
     """Compute equation (3) of channels that do not mix."""
     axes, tasks, n = forward_axes(g), count_tasks(g), lanes(itemsize)
     numbers = _band_numbers(axes, g.input_shape, g.output_shape, itemsize, tasks)
-    channels, rows, columns, band, taps = (numbers[name] for name in ("channels", "rows", "columns", "band", "taps"))
-    terms, per_image = taps * taps, ceil_div(rows, band)
+    channels, columns, band, taps = (numbers[name] for name in ("channels", "columns", "band", "taps"))
+    terms = taps * taps
     parts = min(channels, max(tasks, ceil_div(channels * terms * n * itemsize, SUM_BYTES)))
-    pixels = g.batch * math.prod(g.output)
-    chunks = choose_chunks(g.batch * per_image, pixels, g.batch, ceil_div(tasks, parts), per_sample)
-    size = channels * terms
-    adds = chunks > 1 and not per_sample
-    each = whole_lanes(size, itemsize) if adds else size
-    packing: Packing | None = None
-    if adds:  # all weights are lanes of one term
-        packing = unpacking(chunks, False, 1, np.zeros(1, np.int64), size, each, each, itemsize)
     boxes, gradient_row = _boxes(numbers), whole_lanes(columns, itemsize)
     sums_at = boxes + ceil_div(numbers["together"] * band * gradient_row, 16) * 16
-    numbers |= {
-        "parts": parts, "chunks": chunks, "each": each, "gradient_at": boxes, "gradient_row": gradient_row,
-        "sums_at": sums_at,
-    }  # fmt: skip
+    summed, packing = _chunks_of_bands(g, numbers, ceil_div(tasks, parts), per_sample, channels * terms, itemsize)
+    numbers |= summed | {"parts": parts, "gradient_at": boxes, "gradient_row": gradient_row, "sums_at": sums_at}
     source = _source(axes, g.input_shape, numbers, itemsize)
     return Program(
-        correlate_columns, chunks * parts, CORRELATE_COLUMNS.lay(**numbers), Tables().whole(),
+        correlate_columns, summed["chunks"] * parts, CORRELATE_COLUMNS.lay(**numbers), Tables().whole(),
         sums_at + 2 * n * whole_lanes(ceil_div(channels, parts) * terms, itemsize), tasks == 1, source, (1, 0, 0, 0), packing,
     )  # fmt: skip
+
+
+def filter_weights_program(g: ConvGeometry, per_sample: bool, itemsize: int) -> Program:
+    """Compute equation (3) of few filters: lanes are pixels."""
+    axes, tasks, n = forward_axes(g), count_tasks(g), lanes(itemsize)
+    numbers = _band_numbers(axes, g.input_shape, g.output_shape, itemsize, tasks, pads=True)
+    channels, columns, band, pitch = (numbers[name] for name in ("channels", "columns", "band", "pitch"))
+    _, down, across = axes
+    stride, filters, tables = numbers["stride"], g.filters, Tables()
+    offsets = [
+        c * numbers["plane"] + (y + numbers["top"]) * pitch
+        + (x + numbers["left"]) // stride + (x + numbers["left"]) % stride * numbers["half"]
+        for c in range(channels) for _, y in down.phases[0].taps for _, x in across.phases[0].taps
+    ]  # fmt: skip
+    terms, sums_at = len(offsets), ceil_div(channels * numbers["plane"] + n, 16) * 16
+    summed, packing = _chunks_of_bands(g, numbers, tasks, per_sample, filters * terms, itemsize)
+    numbers |= summed | {
+        "parts": 1, "filters": filters, "terms": terms, "offsets_at": tables.add(offsets),
+        "most": max(1, MOST_SUMMED // ceil_div(columns, n)), "sums_at": sums_at, "biases_at": 0,
+    }  # fmt: skip
+    source = _source(axes, g.input_shape, numbers, itemsize)
+    bands = g.batch * ceil_div(numbers["rows"], band)
+    return Program(
+        correlate_filters, summed["chunks"], CORRELATE_FILTERS.lay(**numbers), tables.whole(),
+        sums_at + 2 * n * whole_lanes(filters * terms, itemsize), tasks == 1, source, (1, 0, 0, 0), packing,
+        StripSums(CORRELATE_FILTERS.place("biases_at"), bands, 1, filters, whole_lanes(filters, itemsize)),
+    )  # fmt: skip
+
+
+def _chunks_of_bands(
+    g: ConvGeometry, numbers: dict[str, Any], wanted: int, per_sample: bool, size: int, itemsize: int
+) -> tuple[dict[str, int], Packing | None]:
+    """Cut the bands of equation (3) into chunks, with ``size`` sums each: what tasks are told, and what adds these up."""
+    bands = g.batch * ceil_div(numbers["rows"], numbers["band"])
+    chunks = choose_chunks(bands, g.batch * math.prod(g.output), g.batch, wanted, per_sample)
+    if per_sample or chunks == 1:
+        return {"chunks": chunks, "each": size}, None
+    each = whole_lanes(size, itemsize)  # all weights are lanes of one term
+    packing = unpacking(chunks, False, 1, np.zeros(1, np.int64), size, each, each, itemsize)
+    return {"chunks": chunks, "each": each}, packing

@@ -260,6 +260,8 @@ def _flat(g: ConvGeometry, images_too: bool) -> ConvGeometry:
 def _weights_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: bool, itemsize: int) -> Program:
     if bands.computes_weights(g, x_last, grad_last, itemsize):
         return bands.weights_program(g, per_sample, itemsize)
+    if bands.computes_filter_weights(g, x_last, grad_last, itemsize):
+        return bands.filter_weights_program(g, per_sample, itemsize)
     if members_of(g, itemsize):
         return depthwise.weights_program(g, per_sample, x_last, grad_last, itemsize)
     if per_sample or not swaps(g, itemsize):
@@ -308,7 +310,8 @@ def describe(computes: str, geometry: ConvGeometry, itemsize: int) -> str:
         return f"{slides}, packed unless channels-last"
     if computes == "grad_weight":
         lanes_are = "channels" if swaps(g, itemsize) else "filters"
-        return f"tiles of weights times {lanes_are}, summed over pixels"
+        planes = "; if NCHW, lanes are pixels" if bands.computes_filter_weights(g, False, False, itemsize) else ""
+        return f"tiles of weights times {lanes_are}, summed over pixels{planes}"
     what, used, step = ("filters", g.filters, g.stride) if computes == "output" else ("channels", g.channels, (1, 1, 1))
     used //= g.groups
     phases = ", phase by phase" if computes == "grad_input" and max(g.stride) > 1 else ""

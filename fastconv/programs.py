@@ -237,7 +237,7 @@ class Program:
         longer than to turn the weights over.
         """
         turned = dataclasses.replace(self, turns=(filters, depth, taps))
-        if self.packing is None:  # the tasks write them
+        if self.packing is None or self.packing.table.size < depth * taps:  # the tasks have turned them over
             return turned
         rows = self.packing.table.reshape(depth, taps)
         if depth > 1 and np.median(np.diff(rows[:, 0])) != 1:

@@ -212,6 +212,18 @@ SPECIAL = (
         )
     ),
     simple(2, channels=3, filters=10, size=(9, 34), kernel=(2, 3), dilation=(2, 1)),
+    # Few filters: dW has pixels for lanes, which fill vectors or do not.
+    *(
+        simple(2, batch=b, channels=c, filters=f, size=(n, m), kernel=k, stride=s, padding=p)
+        for b, c, f, n, m, k, s, p in (
+            (2, 1, 1, 16, 16, (1, 3), 1, (0, 1)),
+            (1, 2, 2, 19, 33, 3, 1, ((0, 2), (3, 0))),
+            (3, 1, 3, 12, 48, 5, 1, 2),
+            (2, 3, 4, 11, 20, (4, 2), 2, (1, 0)),
+            (1, 5, 7, 33, 31, 3, 2, 1),
+            (2, 20, 3, 14, 15, 3, 1, ((6, 0), (0, 4))),
+        )
+    ),
     # 3x3 with stride 1: tiles of all sizes along each axis, padding that no tap needs, several strips, panels and stages.
     *(simple(2, batch=1, channels=3, filters=5, size=(n, 10 - n), kernel=3, padding=1) for n in range(1, 10)),
     *(simple(2, channels=16, filters=18, size=(6, 5), kernel=3, padding=((0, p), (p, 1))) for p in (0, 2, 3, 5)),
@@ -303,6 +315,8 @@ LARGE = (
     simple(2, batch=2, channels=3, filters=70, size=(70, 64), kernel=3, padding=1),
     simple(2, batch=2, channels=3, filters=70, size=(71, 64), kernel=7, stride=2, padding=3),
     simple(2, batch=3, channels=12, filters=140, size=(13, 6), kernel=3, padding=1, groups=2),
+    simple(2, batch=2, channels=1, filters=5, size=(80, 130), kernel=3, padding=1),
+    simple(2, batch=1, channels=70, filters=4, size=(90, 61), kernel=3, stride=2, padding=1),
     simple(2, batch=2, channels=1, filters=20, size=(70, 60), kernel=3, padding=((1, 0), (0, 1))),
     simple(2, batch=1, channels=40, filters=1, size=(80, 50), kernel=5, padding=2),
     simple(

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..jit import inner_kernel, linked_kernel, unsigned
 from ..simd import (
+    DOT_FILTERS,
     FETCH_AHEAD,
     VECTORS,
     clear,
@@ -22,10 +23,12 @@ from ..simd import (
     compact,
     copy,
     copy_tile,
+    dot_tile,
     lanes,
     outer_tile,
     pad_tile,
     sum_column_tile,
+    sum_tile,
     take_tile,
 )  # fmt: skip
 from ..tasks import task
@@ -33,7 +36,8 @@ from .fields import Fields
 from .pack import transpose
 
 __all__ = [
-    "BANDS", "CORRELATE_COLUMNS", "GATHER_COLUMNS", "GATHER_FILTERS", "correlate_columns", "gather_columns", "gather_filters",
+    "BANDS", "CORRELATE_COLUMNS", "CORRELATE_FILTERS", "GATHER_COLUMNS", "GATHER_FILTERS", "correlate_columns",
+    "correlate_filters", "gather_columns", "gather_filters",
 ]  # fmt: skip
 
 Array = np.ndarray[Any, Any]
@@ -60,8 +64,12 @@ are, the distance of filters in the weight, where scratch holds these, and wheth
 CORRELATE_COLUMNS = Fields("CorrelateColumns", "chunks each gradient_at gradient_row sums_at", BANDS)
 """Chunks of bands, the distance of their sums, where scratch holds gradients, the distance of their rows, and where sums."""
 
-read_bands, read_gather_columns, read_gather_filters, read_correlate_columns = (
-    fields.reader() for fields in (BANDS, GATHER_COLUMNS, GATHER_FILTERS, CORRELATE_COLUMNS)
+CORRELATE_FILTERS = Fields("CorrelateFilters", "filters terms offsets_at most chunks each sums_at biases_at", BANDS)
+"""Filters, terms of each, where a table holds what these add to a place in scratch, most rows that are summed at once, chunks
+of bands, the distance of their sums, where scratch holds these, and where the last array has room for equation (4), or 0."""
+
+read_bands, read_gather_columns, read_gather_filters, read_correlate_columns, read_correlate_filters = (
+    fields.reader() for fields in (BANDS, GATHER_COLUMNS, GATHER_FILTERS, CORRELATE_COLUMNS, CORRELATE_FILTERS)
 )
 
 
@@ -212,10 +220,69 @@ def correlate_columns(
                 gradient_at, gradient_row, count * gradient_row, room, sums_at + (plane // depth - channel) * terms * n,
                 terms * n,
             )  # fmt: skip
-    # Their lanes are added up side by side.
-    count = many * terms
+    add_lanes(room, sums_at, many * terms, sums, chunk * t.each + channel * terms)
+
+
+@task
+def correlate_filters(
+    task: int, room: Array, numbers: Array, tables: Array, x: Array, gradient: Array, sums: Array, zeros: Array
+) -> None:  # fmt: skip
+    """sums[s, filter, term] = sum over pixels of chunk s of gradient[filter, y, x] * x[place of (y, x) and the term].
+
+    A task is a chunk of consecutive bands.  Some rows of each are summed up by themselves first.  Behind the ``zeros`` is room
+    for equation (4), if that is asked for.
+    """
+    s, t = read_bands(numbers), read_correlate_filters(numbers)
+    channels, height, width, rows, columns, stride, pitch, box, band = (
+        s.channels, s.height, s.width, s.rows, s.columns, s.stride, s.pitch, s.plane, s.band
+    )  # fmt: skip
+    filters, terms, chunks, sums_at = t.filters, t.terms, t.chunks, t.sums_at
+    n, behind = lanes(x.itemsize), sums_at + filters * terms * lanes(x.itemsize)
+    slot = (filters + n - 1) // n * n + n
+    parts = (filters + DOT_FILTERS - 1) // DOT_FILTERS
+    clear(room, sums_at, sums_at + filters * terms * n)
+    bands = s.images * ((rows + band - 1) // band)
+    for number in range(task * bands // chunks, (task + 1) * bands // chunks):
+        image, y, count, begin, met = band_of(number, numbers)
+        clear(room, 0, channels * box)
+        above = stride * y - s.top  # the first row that is met, if it exists
+        pack_rows(numbers, x, (image * channels * height + begin) * width, channels, met, room, (begin - above) * pitch)
+        at = (image * filters * rows + y) * columns
+        for row in range(0, count, t.most):
+            for part in range(parts):
+                first, last = filters * part // parts, filters * (part + 1) // parts
+                dot_tile(
+                    last - first, terms, min(t.most, count - row), columns, room, stride * row * pitch + s.edge, stride * pitch,
+                    tables, t.offsets_at, gradient, at + (first * rows + row) * columns, columns, rows * columns, room,
+                    sums_at + first * terms * n, terms * n,
+                )  # fmt: skip
+        for f in range(filters if t.biases_at else 0):
+            zeros[t.biases_at + number * slot + n + f] = sum_row(
+                gradient, at + f * rows * columns, count * columns, room, behind
+            )
+    add_lanes(room, sums_at, filters * terms, sums, task * t.each)
+
+
+@linked_kernel
+def sum_row(row: Array, at: int, count: int, room: Array, room_at: int) -> float:
+    """Sum a row of numbers; in scratch is room for a vector."""
+    n = lanes(row.itemsize)
+    vectors, total = count // n, 0.0
+    sum_tile(row, at, 1, 1, 1, vectors, 0, 0, 0, n, room, room_at)
+    for lane in range(n):
+        total += room[unsigned(room_at + lane)]
+    for k in range(vectors * n, count):
+        total += row[unsigned(at + k)]
+    return total
+
+
+@linked_kernel
+def add_lanes(room: Array, sums_at: int, count: int, sums: Array, to: int) -> None:
+    """Add up the lanes of so many vectors, side by side; scratch has room for as many, and for whole vectors, behind them."""
+    compact()
+    n = lanes(room.itemsize)
     line = (count + n - 1) // n * n
-    turned, to = sums_at + count * n, chunk * t.each + channel * terms
+    turned = sums_at + count * n
     transpose(room, sums_at, n, count, n, room, turned, line, 0)
     for lane in range(1, n):
         for term in range(count):

@@ -20,6 +20,7 @@ Each tile has a twin in plain Python with the same signature, which takes its pl
 from ..jit import ROWS, VECTORS
 from .columns import COLUMNS, column_tile, sum_column_tile
 from .copying import FETCH_AHEAD, clear, copy, copy_tile, fetch, pad_tile, take_tile
+from .dot import DOT_FILTERS, dot_tile
 from .maps import gradient_map, input_map, output_map, weight_gradient_map, weight_map
 from .outer import AHEAD, FETCH_TERMS, FEW_ROWS, SHORT, far_tile, outer_tile, short_tile
 from .peak import ACCUMULATORS, peak_tile
@@ -46,6 +47,7 @@ __all__ = [
     "AHEAD",
     "APART",
     "COLUMNS",
+    "DOT_FILTERS",
     "FETCHED_LINES",
     "FETCH_AHEAD",
     "FETCH_TERMS",
@@ -64,6 +66,7 @@ __all__ = [
     "compact",
     "copy",
     "copy_tile",
+    "dot_tile",
     "evaluate_taps_tile",
     "evaluate_tile",
     "far_tile",
