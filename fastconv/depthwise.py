@@ -91,14 +91,16 @@ def _neighbours(taps: Taps, distance: int) -> bool:
 def _slide(taps: Sequence[Taps], step: Ints, members: int, pixel_bytes: int, sums: bool) -> tuple[int, int, int]:
     """Choose the tile that slides over lines of these taps, or ``sums`` over pixels: its taps in a row, stride and rows.
 
+    A row of more taps than any tile has is lines of as many as one has, if these share it evenly.
     Tall ones whose accumulators, taps or gradients do not fit into registers are worth it only where those of one row would find
     nothing in the first-level cache.
     """
     _, above, beside = taps
-    each = len(beside)
-    if each < 2 or (each, step[2]) not in (SLIDES if members == 1 else GROUPED) or not _neighbours(beside, 1):
+    kinds = SLIDES if members == 1 else GROUPED
+    each = max((n for n, stride in kinds if stride == step[2] and len(beside) % n == 0), default=1)
+    if each < 2 or not _neighbours(beside, 1):
         return 1, 1, 1
-    square = len(above) == each and _neighbours(above, step[1])
+    square = len(above) == len(beside) == each and _neighbours(above, step[1])
     fits = (sums or each < 7) if VECTORS == 4 else (sums and each < 7)
     tall = members == step[2] == 1 and square and (fits or pixel_bytes % CROWDED_BYTES == 0)
     return each, step[2], TALL.get(each, 1) if tall else 1
