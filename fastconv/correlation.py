@@ -49,6 +49,7 @@ from .strips import (
     line_by_line,
     make_source,
     panel_pitch,
+    repeats,
     runs_of,
     steps_of_box,
     steps_of_image,
@@ -312,8 +313,9 @@ def _find_input(w: Weights, cut: Cut) -> tuple[Kinds, Source]:
     can_read = w.x_last == w.last and not w.crowds
     _, kinds, packs = choose_padding(g.batch, w.axes, cut.strip, by_tap, can_read, work, packing_work)
     # Tasks pack their own part of the depths, group by group, where no two need the same.
-    own = packs and (cut.groups_of_blocks == 1 or (g.groups > 1 and cut.blocks <= g.groups * cut.per_task))
-    together = not own and (cut.sharers - 1) * math.prod(g.input_shape) > REPACKED
+    again = packs and repeats(w.axes, cut.strip)
+    own = packs and not again and (cut.groups_of_blocks == 1 or (g.groups > 1 and cut.blocks <= g.groups * cut.per_task))
+    together = again or (not own and (cut.sharers - 1) * math.prod(g.input_shape) > REPACKED)
     source = make_source(
         g.input_shape, w.x_last, w.itemsize, g.batch, w.axes, cut.strip, w.last, packs, together,
         channels=cut.depths if own else 0,

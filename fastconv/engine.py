@@ -60,6 +60,7 @@ from .strips import (
     imbalance,
     make_source,
     panel_pitch,
+    repeats,
     runs_of,
     steps_of_image,
     strip_numbers,
@@ -169,7 +170,7 @@ def _gather_program(p: Pixels) -> Program:
     cut = _cut(p, last)
     strip, kinds, pitch, parts, own = cut.strip, cut.kinds, cut.pitch, cut.parts, cut.own
     blocks, padded = ceil_div(lane_count, pitch), whole_lanes(lane_count, itemsize)
-    together = (parts - 1) * math.prod(p.in_shape) > REPACKED
+    together = (parts - 1) * math.prod(p.in_shape) > REPACKED or repeats(axes, strip)
     source = make_source(p.in_shape, p.in_last, itemsize, g.batch, axes, strip, last, cut.packs, together)
     stage_bytes = SMALL_STAGE_BYTES if T == max(p.out_step) == 1 else STAGE_BYTES
     stages = max(1, ceil_div(depth * T * pitch * itemsize, stage_bytes))

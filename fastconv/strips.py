@@ -35,6 +35,9 @@ FEWEST_PIXELS, MOST_PIXELS, MOST_SUMMED = 96, 384, 256
 """Pixels of a strip: enough to use a panel for, few enough to share among cores; and where they are summed over, so few that
 their part of a block of filters, 64 bytes a pixel with AVX2, stays in the first-level cache."""
 
+MOST_REPEATED = 5
+"""How often strips may pack a pixel of the input in the mean: to write it once more, and read it again, takes as long."""
+
 STRIP_BYTES = 2**19
 """Most bytes of input in a strip, without what its neighbours need too: it is to stay in the second-level cache."""
 
@@ -474,6 +477,20 @@ def make_source(
     return Source(
         strip, counts, shape, steps, left, step, packs, part, steps_of_box(part, last, itemsize), slack, whole, lefts
     )
+
+
+def repeats(axes: Sequence[Axis], strip: Ints) -> bool:
+    """Say whether strips meet each pixel of the input so often that it had better be packed but once, as a whole.
+
+    >>> axes = [Axis(n, 1, (AxisPhase(0, n, ((0, -1), (1, 0), (2, 1))),)) for n in (32, 64, 64)]
+    >>> repeats(axes, (1, 1, 2, 64)), repeats(axes, (1, 1, 8, 64))
+    (True, False)
+    """
+    met = every = 1
+    for axis, size in zip(axes, strip[1:], strict=True):
+        met *= ceil_div(axis.grid, size) * ((size - 1) * axis.step + axis.span + 1)
+        every *= (axis.grid - 1) * axis.step + axis.span + 1
+    return met > MOST_REPEATED * every
 
 
 def line_by_line(source: Source, itemsize: int) -> Source:

@@ -294,6 +294,8 @@ LARGE = (
     simple(2, batch=2, channels=82, filters=10, size=27, kernel=3, stride=2, padding=1, groups=2),
     simple(2, batch=2, channels=30, filters=12, size=(64, 66), kernel=3, padding=1, groups=3),
     simple(2, batch=2, channels=30, filters=12, size=(131, 130), kernel=3, stride=2, padding=1, groups=3),
+    # Volumes whose strips meet so much of each other's input that it is packed as a whole.
+    simple(3, batch=1, channels=36, filters=9, size=(7, 12, 70), kernel=3, padding=1),
     # Pixels that lie 2 KiB apart, which taller tiles read.
     *(simple(2, batch=1, channels=512, filters=512, size=(5, 9), kernel=k, padding=k // 2, groups=512) for k in (5, 7)),
     # 7x7 whose rows are transformed: strips of several images, or of parts of one; parts of the channels.
