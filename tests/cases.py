@@ -172,6 +172,11 @@ SPECIAL = (
         simple(2, batch=1, channels=17, filters=17, size=(1 + n % 7, n), kernel=k, stride=s, padding=k // 2, groups=17)
         for n, k, s in zip(range(1, 21), itertools.cycle((3, 5, 7)), itertools.cycle((1, 1, 1, 2)))
     ),
+    # Rows of so many taps that they are lines of fewer, and of a prime.
+    *(
+        simple(2, channels=c, filters=c, size=(10, 13), kernel=k, stride=s, padding=(k[0] // 2, k[1] // 2), groups=c)
+        for c, k, s in ((17, (9, 9), 1), (20, (2, 6), 1), (35, (3, 9), 2), (16, (1, 15), 1), (18, (3, 11), 1))
+    ),
     # The same where no tile slides down columns of planes, and planes with padding of all kinds, of which one does.
     *(simple(2, channels=c, filters=c, size=(8, 9), kernel=(3, 5), padding=1, groups=c) for c in (3, 16, 35, 65)),
     *(
