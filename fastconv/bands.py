@@ -1,7 +1,8 @@
 """Convolution of planes as they lie, in bands of rows, between the plan and the kernels: lanes are pixels of a row.
 
 Depthwise layers of NCHW arrays turn nothing over here; `fastconv.depthwise` has the others.  Nor do the first layers of networks,
-which make many channels of few; `fastconv.engine` has the rest of what mixes channels, `fastconv.planes` what makes few of many.
+which make many channels of few, and dW of few filters.  `fastconv.engine` has the rest of what mixes channels, `fastconv.planes`
+what makes few of many.
 """
 
 from __future__ import annotations
@@ -156,6 +157,12 @@ def _band_numbers(
     }  # fmt: skip
 
 
+def _place(numbers: dict[str, Any], channel: int, y: int, x: int) -> int:
+    """How far what a tap of a channel meets lies in scratch from where the first output's padding begins."""
+    column, odd = divmod(x + numbers["left"], numbers["stride"])
+    return int(channel * numbers["plane"] + (y + numbers["top"]) * numbers["pitch"] + column + odd * numbers["half"])
+
+
 def _boxes(numbers: dict[str, Any]) -> int:
     """Numbers of scratch memory for planes of the input: whole lines."""
     return ceil_div(numbers["together"] * numbers["plane"], 16) * 16
@@ -192,20 +199,14 @@ def columns_program(p: Pixels) -> Program:
 def filters_program(p: Pixels) -> Program:
     """Compute equation (1) of few channels that mix: filters are the rows of tiles."""
     numbers = _band_numbers(p.axes, p.in_shape, p.out_shape, p.itemsize, p.tasks, pads=True)
-    images, channels, columns, band, pitch = (
-        numbers[name] for name in ("images", "channels", "columns", "band", "pitch")
-    )
-    filters, stride = p.channels, numbers["stride"]
-    tables = Tables()
+    images, channels, band = (numbers[name] for name in ("images", "channels", "band"))
+    filters, tables = p.channels, Tables()
     _, _, depth_step, tap_step = p.weight_steps
     pairs = [
-        (
-            c * depth_step + n * tap_step,
-            c * numbers["plane"] + (y + numbers["top"]) * pitch
-            + (x + numbers["left"]) // stride + (x + numbers["left"]) % stride * numbers["half"],
-        )
-        for c in range(channels) for n, (_, (_, y), (_, x)) in tap_numbers(p.g, [axis.phases[0].taps for axis in p.axes])
-    ]  # fmt: skip
+        (c * depth_step + n * tap_step, _place(numbers, c, y, x))
+        for c in range(channels)
+        for n, (_, (_, y), (_, x)) in tap_numbers(p.g, [axis.phases[0].taps for axis in p.axes])
+    ]
     terms = len(pairs) + 1
     pairs.append((terms - 1, channels * numbers["plane"]))
     rows = fill_tiles(np.arange(filters))
@@ -244,14 +245,11 @@ def filter_weights_program(g: ConvGeometry, per_sample: bool, itemsize: int) -> 
     """Compute equation (3) of few filters: lanes are pixels."""
     axes, tasks, n = forward_axes(g), count_tasks(g), lanes(itemsize)
     numbers = _band_numbers(axes, g.input_shape, g.output_shape, itemsize, tasks, pads=True)
-    channels, columns, band, pitch = (numbers[name] for name in ("channels", "columns", "band", "pitch"))
+    channels, columns, band = (numbers[name] for name in ("channels", "columns", "band"))
     _, down, across = axes
-    stride, filters, tables = numbers["stride"], g.filters, Tables()
-    offsets = [
-        c * numbers["plane"] + (y + numbers["top"]) * pitch
-        + (x + numbers["left"]) // stride + (x + numbers["left"]) % stride * numbers["half"]
-        for c in range(channels) for _, y in down.phases[0].taps for _, x in across.phases[0].taps
-    ]  # fmt: skip
+    filters, tables = g.filters, Tables()
+    taps = [(y, x) for _, y in down.phases[0].taps for _, x in across.phases[0].taps]
+    offsets = [_place(numbers, c, y, x) for c in range(channels) for y, x in taps]
     terms, sums_at = len(offsets), ceil_div(channels * numbers["plane"] + n, 16) * 16
     summed, packing = _chunks_of_bands(g, numbers, tasks, per_sample, filters * terms, itemsize)
     numbers |= summed | {

@@ -314,7 +314,9 @@ def _find_input(w: Weights, cut: Cut) -> tuple[Kinds, Source]:
     _, kinds, packs = choose_padding(g.batch, w.axes, cut.strip, by_tap, can_read, work, packing_work)
     # Tasks pack their own part of the depths, group by group, where no two need the same.
     again = packs and repeats(w.axes, cut.strip)
-    own = packs and not again and (cut.groups_of_blocks == 1 or (g.groups > 1 and cut.blocks <= g.groups * cut.per_task))
+    own = (
+        packs and not again and (cut.groups_of_blocks == 1 or (g.groups > 1 and cut.blocks <= g.groups * cut.per_task))
+    )
     together = again or (not own and (cut.sharers - 1) * math.prod(g.input_shape) > REPACKED)
     source = make_source(
         g.input_shape, w.x_last, w.itemsize, g.batch, w.axes, cut.strip, w.last, packs, together,

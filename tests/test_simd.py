@@ -943,8 +943,8 @@ def test_machine_code(machine, dtype, monkeypatch):
     for kind in kinds:
         _, spills = assemble(machine, slide._write_sum_slide_tile, 19, dtype, *kind)
         crowded = machine == "AVX2" and kind[2] == 2
-        one = machine == "AVX2" or (old and kind[2:] != (1, 1))
-        assert not spills or crowded or (len(spills) == 1 and one), kind
+        one = (machine == "AVX2" and "vmovdqu" in spills[0]) if spills else False  # the mask: its lanes are integers
+        assert not spills or crowded or (len(spills) == 1 and (one or (old and kind[2:] != (1, 1)))), kind
     monkeypatch.setattr(columns, "REGISTERS", 8 * vectors)
     for kind in COLUMNS:
         for width in columns._widths(*kind):

@@ -12,7 +12,7 @@ multiplications, one load of a scalar as many as there are vectors.
 In equation (1) the rows are pixels and k counts the pairs of a channel and a tap; in equation (3) it is the other way round,
 with the same tables.  Where there are fewer channels than lanes, the rows are channels and the vectors hold pixels.  Where
 channels do not mix, each lane has a factor of its own: a tile slides along a row of pixels.  Or, in planes, lanes are pixels, and
-a tile slides down their columns.
+a tile slides down their columns; or it multiplies vectors of two planes and sums these products over their rows.
 
 Each tile has a twin in plain Python with the same signature, which takes its place under ``NUMBA_DISABLE_JIT=1``.
 """
