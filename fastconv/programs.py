@@ -102,6 +102,10 @@ class Packing:
     panels: int
     room: int = 0
 
+    def __post_init__(self) -> None:
+        # A kernel takes an array as its address: of a view that steps back, that of its last number.
+        object.__setattr__(self, "table", np.ascontiguousarray(self.table, np.int64))
+
     @functools.cached_property
     def key(self) -> tuple[str, bytes, bytes]:
         """What tells it from others whose panels differ."""
