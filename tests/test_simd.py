@@ -919,9 +919,10 @@ def test_machine_code(machine, dtype, monkeypatch):
 
     Not so where LLVM has no register to spare: with 16 of them, three short rows, rows of three taps and more, the gradients of
     two rows, the mask of the lanes that count, one vector of columns of three taps with a stride, and maps of five values that
-    fetch ahead; with 32, one of 25 sums and six vectors, and more of these on NEON, which multiplies nothing in memory.  The LLVM
-    of the oldest Numba spills a vector of sums of tall tiles and of groups, too, with 16 registers one more of 25 sums, some of
-    other maps that fetch ahead, two of far tiles.  Products of spectra hold 14 sums while they form seven more.
+    fetch ahead; with 32, one of 25 sums and six vectors, and more of these on NEON, which multiplies nothing in memory, and
+    has no other registers for masks.  The LLVM of the oldest Numba spills a vector of sums of tall tiles and of groups, too, with
+    16 registers one more of 25 sums, some of other maps that fetch ahead, two of far tiles, and on NEON three of 27 sums with a
+    mask.  Products of spectra hold 14 sums while they form seven more.
     """
     old = llvm.llvm_version_info < (15,)
     vector_bytes, vectors = emit_for(machine, monkeypatch)
@@ -961,7 +962,8 @@ def test_machine_code(machine, dtype, monkeypatch):
     ):
         products, spills = assemble(machine, dot._write_products, 10, dtype, filters, height, whole)
         assert products >= filters * height
-        assert len(spills) <= (machine == "NEON" and not whole), (filters, height, whole)
+        masked = machine == "NEON" and not whole  # the mask takes a register, of which 31 are taken
+        assert len(spills) <= masked * (3 if old else 1), (filters, height, whole)
     for _, of_sizes, starts in MAPS:
         for size, map_ in of_sizes.items():
             _, spills = assemble(machine, maps._write_map, 10 if starts else 11, dtype, map_, starts)
