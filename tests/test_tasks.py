@@ -76,6 +76,16 @@ def test_tasks_have_arrays_and_a_room(alone, dtype, rng):
     assert set(left[:, 0]) <= {-1, *range(TURNS, TURNS + tasks)}
 
 
+@pytest.mark.skipif(bool(config.DISABLE_JIT), reason="without the compiler there are no addresses")
+@pytest.mark.parametrize("view", [np.s_[::-1], np.s_[::2]], ids=str)
+def test_arrays_lie_one_number_behind_the_other(view):
+    """What a task finds is read from an address on: a view with steps is refused when it is compiled, not misread."""
+    runs = np.zeros(4, np.float32)
+    with pytest.raises(TypeError, match="expected an array that is C-contiguous"):
+        count(2, NUMBERS, np.arange(8)[view], runs, alone=True)
+    np.testing.assert_array_equal(runs, 0)
+
+
 @pytest.mark.parametrize("n", sorted({1, config.NUMBA_NUM_THREADS}))
 def test_room_is_taken_for_the_threads_that_share(n):
     """A thread that is told to work alone pays for no other."""

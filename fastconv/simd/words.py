@@ -241,7 +241,9 @@ class Words:
 
 
 def address_of(context: Any, builder: Any, kind: Any, array: Any) -> Any:
-    """Return the address of an array's first number."""
+    """Return the address of an array's first number, behind which all others are to follow: not so of a view that steps back."""
+    if kind.layout != "C":
+        raise TypeError(f"a tile is given {kind}: expected an array that is C-contiguous")
     return builder.ptrtoint(context.make_array(kind)(context, builder, array).data, I64)
 
 
