@@ -40,7 +40,7 @@ from .programs import (
     tap_numbers,
     unpacking,
 )
-from .simd import GROUPED, SLIDES, TALL, VECTORS, lanes, line_parts
+from .simd import GROUPED, SLIDES, SPAN, TALL, VECTORS, lanes, line_parts
 from .strips import (
     STRIP_BYTES,
     Ints,
@@ -76,6 +76,9 @@ PHASES_BYTES = 16 << 20
 """Fewest bytes of an output that goes to memory past the caches where phases write it, each some pixels of a row: that takes
 longer than what is written side by side, and smaller outputs may stay in the third-level cache."""
 
+STARTING = 5
+"""For how many products of vectors beginning a line lasts; the line itself takes at least as long as to load what it meets."""
+
 CROWDED_BYTES = 2048
 """Pixels that lie a multiple of so many bytes apart share two sets of the first-level cache."""
 
@@ -91,13 +94,21 @@ def _neighbours(taps: Taps, distance: int) -> bool:
 def _slide(taps: Sequence[Taps], step: Ints, members: int, pixel_bytes: int, sums: bool) -> tuple[int, int, int]:
     """Choose the tile that slides over lines of these taps, or ``sums`` over pixels: its taps in a row, stride and rows.
 
-    A row of more taps than any tile has is lines of as many as one has, if these share it evenly.
-    Tall ones whose accumulators, taps or gradients do not fit into registers are worth it only where those of one row would find
-    nothing in the first-level cache.
+    A row of taps is cut into lines of those that take the least time in all, the last of which may begin with taps of the one
+    before it: not so for groups, where many products follow a tap's load.  Tall tiles whose accumulators, taps or gradients do
+    not fit into registers are worth it only where those of one row would find nothing in the first-level cache.
     """
     _, above, beside = taps
+
+    def takes(each: int) -> int:
+        loads = each + min(SPAN * each, (SPAN - 1) * step[2] + each)
+        return ceil_div(len(beside), each) * (max(SPAN * each, loads) + STARTING)
+
     kinds = SLIDES if members == 1 else GROUPED
-    each = max((n for n, stride in kinds if stride == step[2] and len(beside) % n == 0), default=1)
+    known = [
+        n for n, stride in kinds if stride == step[2] and (n <= len(beside) if members == 1 else len(beside) % n == 0)
+    ]
+    each = min([1, *known], key=takes)
     if each < 2 or not _neighbours(beside, 1):
         return 1, 1, 1
     square = len(above) == len(beside) == each and _neighbours(above, step[1])
@@ -106,11 +117,18 @@ def _slide(taps: Sequence[Taps], step: Ints, members: int, pixel_bytes: int, sum
     return each, step[2], TALL.get(each, 1) if tall else 1
 
 
+def _starts(taps: int, each: int) -> list[int]:
+    """List where in a row of taps lines of so many begin: one behind the other, but the last one where it ends the row."""
+    return [min(start, taps - each) for start in range(0, taps, each)]
+
+
 def _lines(taps: Sequence[Taps], each: int, source: Source) -> list[list[int]]:
     """List how far each line of ``each`` taps leads along each axis."""
+    plane, above, beside = taps
+    begins = [beside[start] for start in _starts(len(beside), each)]
     return [
         [shift * pitch for (_, shift), pitch in zip(along, source.pitches[2:], strict=True)]
-        for along in list(itertools.product(*taps))[::each]
+        for along in itertools.product(plane, above, begins)
     ]
 
 
@@ -133,17 +151,26 @@ def vector_by_vector(source: Source) -> Source:
     return dataclasses.replace(source, box_steps=(image, (source.box[0] * image // line | 1) * line, *steps))
 
 
-def _rows_of(taps: int, each: int, members: int) -> Array:
-    """Number the rows of a panel for [member, tap], where lines of so many taps come for one member after the other."""
-    line, column = np.divmod(np.arange(taps), each)
-    return (line * members + np.arange(members)[:, None]) * each + column
+def _rows_of(taps: Sequence[Taps], each: int, members: int) -> tuple[Array, Array]:
+    """Number the rows of a panel for [member, tap], where lines of so many taps come for one member after the other.
+
+    Two lines may share taps: returned are the rows that a tap has in the first of these, and then, where there is one, the pairs
+    of this row and that in the second.
+    """
+    lines, row = math.prod(map(len, taps[:2])), np.arange(len(taps[2]))
+    starts, member = _starts(row.size, each), np.arange(members)[:, None]
+    both = np.array([row // each, np.full(row.size, len(starts) - 1)])
+    row_of = (both * members + member[:, None]) * each + row - np.array(starts)[both]  # [member, line, tap]
+    all_of = (row_of[:, :, None] + np.arange(lines)[:, None] * (len(starts) * members * each)).reshape(members, 2, -1)
+    first, last = all_of[:, 0], all_of[:, 1]
+    shared = np.tile((row >= starts[-1]) & (row < each * (len(starts) - 1)), lines)
+    return first, np.stack([first[:, shared], last[:, shared]], -1).reshape(-1, 2)
 
 
 def pixels_program(p: Pixels) -> Program:
     """Lanes are channels, which do not mix, or the filters of groups."""
     g, axes, itemsize, T = p.g, p.axes, p.itemsize, p.T
     members = members_of(g, itemsize)
-    terms = members * T
     reads = p.in_last and p.out_last and p.channels >= lanes(itemsize)
     if reads:
         # Phases write between each other's pixels, which are to stay in the second-level cache meanwhile.  With one, only the
@@ -170,13 +197,14 @@ def pixels_program(p: Pixels) -> Program:
     near = math.prod(p.out_step) > 1 and math.prod(p.out_shape) * itemsize < PHASES_BYTES
     streams = p.streams and not (far or near)
     numbers = strip_numbers(source, kinds, tables, p.out_shape, out_steps, p.out_step, streams)
-    rows, runs, term = np.full((members, T), -1, np.int64), [], 0
+    rows, shared, runs, term = np.full((members, T), -1, np.int64), [], [], 0
     for phases in itertools.product(*(axis.phases for axis in axes)):
         taps = tuple(phase.taps for phase in phases)
         each, stride, height = _slide(taps, p.stride, members, source.pitches[4] * itemsize, sums=False)
         met = tap_numbers(g, taps)
-        rows[:, [n for n, _ in met]] = term + _rows_of(len(met), each, members)
-        lines = _lines(taps, each, source)
+        lines, (first, both) = _lines(taps, each, source), _rows_of(taps, each, members)
+        rows[:, [n for n, _ in met]] = term + first
+        shared.append(term + both)
         z, y, x = phases
         runs.append(
             SLIDE_RUN.row(
@@ -184,35 +212,36 @@ def pixels_program(p: Pixels) -> Program:
                 height=height, lines=len(lines), lines_at=tables.add(lines), term=term,
             )
         )  # fmt: skip
-        term += members * len(met)
-    rows[rows < 0] = term + np.arange(terms - term)  # taps that no phase meets
+        term += members * each * len(lines)
+    terms = term + int(np.count_nonzero(rows < 0))  # and taps that no phase meets
+    rows[rows < 0] = np.arange(term, terms)
     numbers |= {"box_size": boxes, "runs_at": tables.add(runs), "run_list_at": 0}
     numbers |= {
         "channels": p.channels, "width": width, "terms": terms, "phases": len(runs), "parts": parts, "reads": reads,
         "members": members,
     }  # fmt: skip
     panels = 1 if reads else parts
+    halved = np.concatenate([panel * terms + pairs for panel in range(panels) for pairs in shared])
     if members == 1:
         pack, told = pack_panel, PANEL.lay(
-            pitch=width, chunk=1, depth=1, taps=T, lane_count=p.channels, weight_steps=p.weight_steps,
+            pitch=width, rows=terms, chunk=1, depth=1, taps=T, lane_count=p.channels, weight_steps=p.weight_steps,
             weight_size=math.prod(g.weight_shape),
         )  # fmt: skip
     else:
         pack, told = pack_groups, PACK_GROUPS.lay(
-            pitch=width, channels=p.channels, members=members, taps=T, weight_steps=p.weight_steps
+            pitch=width, rows=terms, channels=p.channels, members=members, taps=T, weight_steps=p.weight_steps
         )  # fmt: skip
     return Program(
         gather_depthwise if members == 1 else gather_groups, source.strips * parts, GATHER_DEPTHWISE.lay(**numbers),
         tables.whole(), 0 if reads else boxes + strip[0] * p.scratch_steps(strip, width)[0], p.tasks == 1, source,
         (1, p.channels, panels * width, 0),
-        Packing(pack, panels, told, rows.reshape(-1), panels * terms * width),
+        Packing(pack, panels, told, rows.reshape(-1), panels * terms * width, halved=(width, halved)),
     )  # fmt: skip
 
 
 def weights_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: bool, itemsize: int) -> Program:
     """Lanes are channels, which do not mix, or the filters of groups."""
-    axes, T, channels, members = forward_axes(g), math.prod(g.kernel), g.channels, members_of(g, itemsize)
-    terms = members * T
+    axes, channels, members = forward_axes(g), g.channels, members_of(g, itemsize)
     tasks, pixels = count_tasks(g), g.batch * math.prod(g.output)
     reads = x_last and grad_last and channels >= lanes(itemsize)
     sizes, lane_bytes = (g.batch, *g.output), itemsize * math.prod(g.stride)
@@ -237,7 +266,8 @@ def weights_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: 
     numbers = strip_numbers(source, kinds, tables, g.output_shape, steps_of_image(g.output_shape, grad_last), (1, 1, 1))
     taps = tuple(axis.phases[0].taps for axis in axes)
     row_taps, stride, height = _slide(taps, g.stride, members, source.pitches[4] * itemsize, sums=True)
-    lines, rows = _lines(taps, row_taps, source), _rows_of(T, row_taps, members)
+    lines, (rows, _) = _lines(taps, row_taps, source), _rows_of(taps, row_taps, members)
+    terms = members * row_taps * len(lines)
     panels = 1 if reads else parts
     boxes = 0 if reads else width // lanes(itemsize) * source.box_steps[1]
     sums_at = boxes + (0 if reads else math.prod(strip) * width)
@@ -250,5 +280,5 @@ def weights_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: 
     return Program(
         correlate_depthwise if members == 1 else correlate_groups, chunks * parts, CORRELATE_DEPTHWISE.lay(**numbers),
         tables.whole(), sums_at + terms * width, tasks == 1, source, (1, 0, 0, 0),
-        unpacking(chunks, per_sample, 1, rows.reshape(-1), channels, width, panels * terms * width, itemsize),
+        unpacking(chunks, per_sample, 1, rows.reshape(-1), channels, width, panels * terms * width, itemsize, terms),
     )  # fmt: skip

@@ -217,8 +217,8 @@ def _gather_program(p: Pixels) -> Program:
     if not own:
         chunk = max(1, min(depths, ceil_div(depth, ceil_div(TASKS, groups * blocks))), ceil_div(PACK_TERMS, T))
         packing = Packing(
-            pack_panel, groups * blocks * ceil_div(depth, chunk), PANEL.lay(pitch=pitch, chunk=chunk, **told), in_order,
-            groups * blocks * depth * T * pitch,
+            pack_panel, groups * blocks * ceil_div(depth, chunk), PANEL.lay(pitch=pitch, rows=depth * T, chunk=chunk, **told),
+            in_order, groups * blocks * depth * T * pitch,
         )  # fmt: skip
     return Program(
         gather, source.strips * parts, GATHER.lay(**numbers), tables.whole(), room + (depths * T * pitch if own else 0),

@@ -93,6 +93,9 @@ class Packing:
         Numbers in the panels.
     room : int
         Numbers of scratch memory for each thread.
+    halved : (int, array of shape (n, 2))
+        Numbers in a row of the panels, and pairs of rows that share what the first one has: each gets half of it.  Two halves add
+        up to what the whole would, whatever they are multiplied by, where 0 instead of one would not for Inf.
     """
 
     task: Task
@@ -101,33 +104,43 @@ class Packing:
     table: Array
     panels: int
     room: int = 0
+    halved: tuple[int, Array] = (1, np.empty((0, 2), np.int64))
 
     def __post_init__(self) -> None:
         # A kernel takes an array as its address: of a view that steps back, that of its last number.
         object.__setattr__(self, "table", np.ascontiguousarray(self.table, np.int64))
 
     @functools.cached_property
-    def key(self) -> tuple[str, bytes, bytes]:
+    def key(self) -> tuple[str, bytes, bytes, bytes]:
         """What tells it from others whose panels differ."""
-        return self.task.__name__, self.numbers.tobytes(), self.table.tobytes()
+        return self.task.__name__, self.numbers.tobytes(), self.table.tobytes(), self.halved[1].tobytes()
 
     def run(self, source: Array, target: Array) -> None:
         """Run all tasks."""
         alone = max(source.nbytes, target.nbytes) <= SERIAL_BYTES
         self.task(self.tasks, self.numbers, self.table, source, target, room=self.room, alone=alone)
+        pitch, pairs = self.halved
+        if pairs.size:
+            rows, (first, second) = target.reshape(-1, pitch), pairs.T
+            rows[first] /= 2
+            rows[second] = rows[first]
 
 
 def unpacking(
-    chunks: int, per_sample: bool, groups: int, rows: Array, filters: int, pitch: int, each: int, itemsize: int
-) -> Packing:
+    chunks: int, per_sample: bool, groups: int, rows: Array, filters: int, pitch: int, each: int, itemsize: int,
+    panel_rows: int = 0,
+) -> Packing:  # fmt: skip
     """Return what adds up the chunks' panels, in their order, and turns them to weights, or turns those of each sample.
 
-    ``rows`` are the rows of the terms, ``filters`` those of a group, ``each`` the numbers in the panels of a chunk.
+    ``rows`` are the rows of the terms, ``filters`` those of a group, ``each`` the numbers in the panels of a chunk.  A panel has
+    as many rows, unless told to have more.
     """
     sums, units = (1, chunks * groups) if per_sample else (chunks, groups)
     blocks, terms, n = units * ceil_div(filters, pitch), len(rows), lanes(itemsize)
     each_takes = n * ceil_div(ceil_div(terms, n), ceil_div(2 * TASKS, blocks))
-    told = SUMS.lay(sums=sums, each=each, lane_count=filters, terms=terms, pitch=pitch, chunk=each_takes)
+    told = SUMS.lay(
+        sums=sums, each=each, lane_count=filters, terms=terms, pitch=pitch, rows=panel_rows or terms, chunk=each_takes
+    )
     return Packing(unpack_panel, blocks * ceil_div(terms, each_takes), told, rows, chunks * each)
 
 

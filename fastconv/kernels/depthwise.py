@@ -47,9 +47,9 @@ CORRELATE_DEPTHWISE = Fields(
 chunks of strips, the distance of their panels, taps of a line, the stride and the rows that a tile slides with, lines, where
 tables hold their offsets, where in its room a task sums up a strip, and the channels of a group."""
 
-PACK_GROUPS = Fields("PackGroups", "pitch channels members taps weight_steps:4")
-"""Numbers in a row of a panel, the lanes in all, those of a group, the taps, and the distances in the weight of groups, lanes,
-channels and taps."""
+PACK_GROUPS = Fields("PackGroups", "pitch rows channels members taps weight_steps:4")
+"""Numbers in a row of a panel, its rows, the lanes in all, those of a group, the taps, and the distances in the weight of groups,
+lanes, channels and taps."""
 
 read_gather, read_correlate, read_groups = GATHER_DEPTHWISE.reader(), CORRELATE_DEPTHWISE.reader(), PACK_GROUPS.reader()
 read_run = SLIDE_RUN.row_reader()
@@ -257,7 +257,7 @@ def pack_groups(
     told = read_groups(numbers)
     pitch, channels, members, taps = told.pitch, told.channels, told.members, told.taps
     group_step, lane_step, member_step, tap_step = told.weight_steps
-    panel = task * members * taps * pitch
+    panel = task * told.rows * pitch
     for lane in range(min(pitch, channels - task * pitch)):
         g, a = divmod(task * pitch + lane, members)
         for c in range(members):

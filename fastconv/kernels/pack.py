@@ -51,12 +51,13 @@ Ints = tuple[int, ...]
 IMAGE = Fields("Image", "shape:5 steps:5 left:3 box:5 box_steps:5")
 """The shape of an image that is packed as a whole, its steps, the padding in front, and the box and its steps."""
 
-PANEL = Fields("Panel", "pitch chunk depth taps lane_count weight_steps:4 weight_size")
-"""Lanes of a block and depths of a chunk, then the depths in all, the taps, the lanes of a group, the distances of groups, lanes,
-depths and taps in the weight, and its size."""
+PANEL = Fields("Panel", "pitch rows chunk depth taps lane_count weight_steps:4 weight_size")
+"""Lanes and rows of a block's panel and depths of a chunk, then the depths in all, the taps, the lanes of a group, the distances
+of groups, lanes, depths and taps in the weight, and its size."""
 
-SUMS = Fields("Sums", "sums each lane_count terms pitch chunk")
-"""How many panels are added up and their distance, the lanes, the terms, the pitch of a panel and the terms of a task."""
+SUMS = Fields("Sums", "sums each lane_count terms pitch rows chunk")
+"""How many panels are added up and their distance, the lanes, the terms, the pitch and the rows of a panel and the terms of a
+task."""
 
 read_image, read_panel, read_sums = IMAGE.reader(), PANEL.reader(), SUMS.reader()
 
@@ -347,7 +348,7 @@ def pack_panel(
     first = number * chunk
     pack_depths(
         (depth, t.taps, lane_count), t.weight_steps, t.weight_size, tables, 0, weight, g_block, first,
-        min(first + chunk, depth), panels, g_block * depth * t.taps * pitch, pitch, blocks,
+        min(first + chunk, depth), panels, g_block * t.rows * pitch, pitch, blocks,
     )  # fmt: skip
 
 
@@ -425,7 +426,7 @@ def unpack_panel(
     g_block, part = divmod(task, (terms + chunk - 1) // chunk)
     g, block = divmod(g_block, (lane_count + pitch - 1) // pitch)
     first, valid = part * chunk, min(pitch, lane_count - block * pitch)
-    taken, panel = min(chunk, terms - first), g_block * terms * pitch
+    taken, panel = min(chunk, terms - first), g_block * t.rows * pitch
     for s in range(1, t.sums):
         for term in range(first, first + taken):
             row = panel + tables[term] * pitch
