@@ -176,21 +176,30 @@ class _Walk:
             b.store(b.add(b.load(lane), n), lane)
 
     def fetch(self, row: Any, first: Any, channels: Any, offset: Any) -> None:
-        """Have the rows that the next outputs add brought into the cache, or a vector's share of them.
+        """Have the rows that the next outputs add brought into the cache, or a vector's share of them."""
+        for n in range(max(self.height, self.stride)):
+            needs = I64(n if self.stride > 1 else 0)
+            with self.b.if_then(self.b.icmp_signed(">", self.lines, needs), likely=True):
+                self.fetch_all(self.row_ahead(n, row, first, channels, offset))
+
+    def fetch_all(self, addresses: list[Any]) -> None:
+        """Have what lies at some addresses brought into the cache."""
+        for at in addresses:
+            self.w.prefetch(at)
+
+    def row_ahead(self, n: int, row: Any, first: Any, channels: Any, offset: Any) -> list[Any]:
+        """Return a vector's share of row ``n`` of those that the next outputs add.
 
         After the last row of an image comes the first one of the next, where images follow each other.
         """
         b = self.b
-        for n in range(max(self.height, self.stride)):
-            line = b.sub(self.lines, I64(1 + n if self.stride > 1 else 1))
-            with b.if_then(b.icmp_signed(">=", line, I64(0)), likely=True):
-                place = functools.reduce(b.add, self.places(line, row, first))
-                ahead = b.mul(self.y_row, I64(1 if self.stride > 1 else self.next + n))
-                at = self.w.at(self.x, b.add(place, ahead))
-                self.fetch_row(at, self.x_step, SPAN * self.stride, channels, offset)
+        line = b.sub(self.lines, I64(1 + n if self.stride > 1 else 1))
+        place = functools.reduce(b.add, self.places(line, row, first))
+        ahead = b.mul(self.y_row, I64(1 if self.stride > 1 else self.next + n))
+        return self.share(self.w.at(self.x, b.add(place, ahead)), self.x_step, SPAN * self.stride, channels, offset)
 
-    def fetch_row(self, at: Any, step: Any, pixels: int, channels: Any, offset: Any) -> None:
-        """Have a vector's share of some pixels of a row brought into the cache.
+    def share(self, at: Any, step: Any, pixels: int, channels: Any, offset: Any) -> list[Any]:
+        """Return the addresses of a vector's share of some pixels of a row.
 
         Where pixels follow each other that is as much, but what lies together: memory gives neighbouring lines sooner.
         """
@@ -198,9 +207,7 @@ class _Walk:
         follow = b.icmp_signed("==", step, channels)
         at = b.add(at, b.select(follow, b.mul(offset, I64(pixels)), offset))
         step = b.select(follow, I64(self.w.bytes), b.mul(step, I64(self.w.size)))
-        for _ in range(pixels):
-            self.w.prefetch(at)
-            at = b.add(at, step)
+        return [b.add(at, b.mul(step, I64(n))) for n in range(pixels)]
 
 
 def _members_at_once(members: int) -> list[range]:
@@ -353,8 +360,10 @@ def _call_slide(context: Any, builder: Any, named: dict[str, tuple[Any, Any]], g
 def _write_sum_slide_tile(function: Any, dtype: Any, taps: int, stride: int, height: int, members: int) -> None:
     """Emit the tile that sums the products of pixels and gradients for each tap.
 
-    The gradients of SPAN pixels of ``height`` rows, or of one, stay in registers while the lines pass.  Their products are added
-    up before they are added to what is there: one by one they had more than twice PyTorch's error.  Of a vector whose first lanes
+    The gradients of SPAN pixels of ``height`` rows, or of one, stay in registers while the lines pass.  What the next tile takes
+    is fetched meanwhile, pixel by pixel where that is much: all at once it would wait for room in the queue to memory, and what
+    follows with it.  Products are added up before they are added to what is there: one by one they had more than twice PyTorch's
+    error.  Of a vector whose first lanes
     another has done ``before``, these add nothing: if what is there were chosen instead, LLVM would make masked stores of that,
     which with AVX2 take twelve cycles each: a third of the speed.
     """
@@ -366,6 +375,7 @@ def _write_sum_slide_tile(function: Any, dtype: Any, taps: int, stride: int, hei
     acc = [[w.variable(w.vector) for _ in range(taps * min(members, MEMBERS_AT_ONCE))] for _ in range(walk.reach)]
     done = w.variable(I64)
     zero = ir.Constant(w.vector, [0.0] * w.lanes)
+    coming: list[Any] = []  # addresses to fetch from
 
     def add_row(
         span: int, places: list[Any], factors: list[list[Any]], some: range, address: Any, met: list[tuple[int, int]]
@@ -376,6 +386,8 @@ def _write_sum_slide_tile(function: Any, dtype: Any, taps: int, stride: int, hei
                 for (r, k), (m, c) in itertools.product(met, meets):
                     a = acc[k][i * taps + c]
                     b.store(w.multiply_add(factors[r][m], value, b.load(a)), a)
+            walk.fetch_all(coming[:1])
+            del coming[:1]
 
     def add_sums(sums: list[Any], ends: list[Any], before: Any) -> None:
         with b.if_then(b.icmp_signed(">", before, I64(0)), likely=False):
@@ -392,6 +404,15 @@ def _write_sum_slide_tile(function: Any, dtype: Any, taps: int, stride: int, hei
             for r in range(height)
         ]
         factors = [[w.load(at, w.vector) for at in along] for along in each]
+        gradients_ahead = [
+            b.add(there, b.mul(gradient_row, I64(walk.next + r))) for r in range(height if span > 1 else 0)
+        ]
+        gradients = [
+            at for start in gradients_ahead for at in walk.share(start, gradient_pitch, span, channels, offset)
+        ]
+        if height > 1 and span > 1:
+            rows_ahead = [walk.row_ahead(n, row, first, channels, offset) for n in range(height)]
+            coming.extend([*itertools.chain(*rows_ahead), *gradients])
         for line, places in walk.groups(row, first):
             for some in _members_at_once(members):
                 at = b.add(sums, b.mul(line, b.mul(pitch, I64(taps * members))))
@@ -406,11 +427,12 @@ def _write_sum_slide_tile(function: Any, dtype: Any, taps: int, stride: int, hei
                     k = number - height + 1  # the line that meets no other
                     if k >= 0:
                         add_sums(acc[k], ends[k * taps * len(some) : (k + 1) * taps * len(some)], before)
-        if span > 1:
+        if height > 1:
+            walk.fetch_all(coming)
+            coming.clear()
+        elif span > 1:
             walk.fetch(row, first, channels, offset)
-            for r in range(height):
-                ahead = b.mul(gradient_row, I64(walk.next + r))
-                walk.fetch_row(b.add(there, ahead), gradient_pitch, span, channels, offset)
+            walk.fetch_all(gradients)
 
     with cgutils.for_range_slice(b, I64(0), rows, I64(height)) as (upper, _):
         row = b.add(walk.y, b.mul(upper, walk.y_row))
