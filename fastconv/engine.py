@@ -43,7 +43,7 @@ from .programs import (
     tap_numbers,
     term_rows,
 )
-from .simd import FETCH_TERMS, ROWS, VECTORS, lanes
+from .simd import FETCH_BYTES, ROWS, VECTORS, lanes
 from .strips import (
     FEWEST_PIXELS,
     MOST_PIXELS,
@@ -211,7 +211,7 @@ def _gather_program(p: Pixels) -> Program:
         "parts": parts, "groups": groups, "pitch": pitch, "group_step": depth * source.pitches[1],
         "stages": max(1, ceil_div(depth, depths)), "depths": depths, "adds": p.adds, "own": room if own else 0,
         "rows_at": tables.add(in_order) if own else 0, **told, **p.window_numbers,
-        "passes": FETCH_TERMS * ROWS // T if groups == stages == 1 and source.follows else 0,
+        "passes": FETCH_BYTES // itemsize * (ROWS // T) if groups == stages == 1 and source.follows else 0,
     }  # fmt: skip
     packing = None
     if not own:

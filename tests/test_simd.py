@@ -48,13 +48,18 @@ DTYPES = (np.float32, np.float64)
 AWAY = 99999
 """What tables hold where no tile is to look."""
 
-MARK = 0.5
-"""What outputs hold where no tile is to write; no result is likely to be just this."""
+MARK = 2.0**40
+"""What outputs hold where no tile is to write; no result is near this."""
 
 
 @kernel
 def run_outer(*arguments):
     simd.outer_tile(*arguments)
+
+
+@kernel
+def run_near(*arguments):
+    simd.near_tile(*arguments)
 
 
 @kernel
@@ -331,10 +336,12 @@ def check_outer(dtype):
             arguments, *results = sums_of(rng, dtype, number, width, valid, count, add, more)
             given = [*in_order(outer.TILE, **arguments), streams]
             compare(run_outer, outer._tile_twin, given, *results, line=arguments["out_at"])
-            arguments, *results = sums_of(rng, dtype, number, width, valid, count, add, more)
-            coming = (arguments["scalars"], 3, 12, arguments["vectors"], -(2**40), -1)  # it need not exist
-            given = [*in_order(outer.TILE, **arguments), streams, *coming]
-            compare(run_far, outer._tile_twin, given, *results, line=arguments["out_at"])
+            arrays = arguments["scalars"], arguments["vectors"]
+            coming = (arrays[0], 3, 12, arrays[1], -(2**40), -1)  # it need not exist
+            for run, some in ((run_near, coming[:3]), (run_near, coming[3:]), (run_far, coming)):
+                arguments, *results = sums_of(rng, dtype, number, width, valid, count, add, more)
+                given = [*in_order(outer.TILE, **arguments), streams, *some]
+                compare(run, outer._tile_twin, given, *results, line=arguments["out_at"])
 
 
 def check_short(dtype):
@@ -926,7 +933,11 @@ def test_machine_code(machine, dtype, monkeypatch):
     """
     old = llvm.llvm_version_info < (15,)
     vector_bytes, vectors = emit_for(machine, monkeypatch)
-    tiles = [(height, vectors, *kind) for height in (ROWS, FEW_ROWS) for kind in ((0, 13), (0, 17), (outer.AHEAD, 17))]
+    tiles = [
+        (height, vectors, *kind)
+        for height in (ROWS, FEW_ROWS)
+        for kind in ((0, 13), (0, 15), (0, 17), (outer.AHEAD, 17))
+    ]
     monkeypatch.setattr(outer, "FETCH_TERMS", 4 // vectors)
     monkeypatch.setattr(slide, "MEMBERS_AT_ONCE", vectors)
     short = [(height, vectors if height == FEW_ROWS else width, 0, 13) for height, width in SHORT.items()]

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..jit import inner_kernel, unsigned
-from ..simd import FETCH_TERMS, ROWS, VECTORS, clear, compact, far_tile, lanes, outer_tile, short_tile
+from ..simd import FETCH_TERMS, ROWS, VECTORS, clear, compact, far_tile, lanes, near_tile, outer_tile, short_tile
 from ..tasks import task
 from .fields import Fields
 from .pack import pack_box, pack_depths, pack_strip, unpack_rows, unpack_strip
@@ -213,10 +213,9 @@ def gather(
                 if adds and terms == 0:
                     continue
                 if passes and g_block == first_block:  # the others find in the caches what this one reads
-                    far_tile(
+                    near_tile(
                         panels, panel, tables, run.pairs_at, taken * terms, image, base, run.rows_at, pixels, target,
-                        run.targets_at, run.rows, start, lane, floor, adds, stored, streams * writes,
-                        image, base + ahead, passes, image, base + ahead, 0,
+                        run.targets_at, run.rows, start, lane, floor, adds, stored, streams * writes, image, base + ahead, passes,
                     )  # fmt: skip
                     continue
                 outer_tile(

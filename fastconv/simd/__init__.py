@@ -22,7 +22,7 @@ from .columns import COLUMNS, column_tile, sum_column_tile
 from .copying import FETCH_AHEAD, clear, copy, copy_tile, fetch, pad_tile, take_tile
 from .dot import DOT_FILTERS, dot_tile
 from .maps import gradient_map, input_map, output_map, weight_gradient_map, weight_map
-from .outer import AHEAD, FETCH_TERMS, FEW_ROWS, SHORT, far_tile, outer_tile, short_tile
+from .outer import AHEAD, FETCH_BYTES, FETCH_TERMS, FEW_ROWS, SHORT, far_tile, near_tile, outer_tile, short_tile
 from .peak import ACCUMULATORS, peak_tile
 from .pooling import NOWHERE, pool_tile
 from .slide import (
@@ -50,6 +50,7 @@ __all__ = [
     "DOT_FILTERS",
     "FETCHED_LINES",
     "FETCH_AHEAD",
+    "FETCH_BYTES",
     "FETCH_TERMS",
     "FEW_ROWS",
     "GROUPED",
@@ -79,6 +80,7 @@ __all__ = [
     "lanes",
     "line_parts",
     "multiply_tile",
+    "near_tile",
     "outer_tile",
     "output_map",
     "pad_tile",

@@ -26,7 +26,9 @@ from .words import (
     tile_intrinsic,
 )
 
-__all__ = ["AHEAD", "FETCH_TERMS", "FEW_ROWS", "SHORT", "TERMS", "far_tile", "outer_tile", "short_tile"]
+__all__ = [
+    "AHEAD", "FETCH_BYTES", "FETCH_TERMS", "FEW_ROWS", "SHORT", "TERMS", "far_tile", "near_tile", "outer_tile", "short_tile",
+]  # fmt: skip
 
 FEW_ROWS = 4
 """Rows of the tiles at the end of a column."""
@@ -35,8 +37,8 @@ FEW_ROWS = 4
 def _write_tile(function: Any, dtype: Any, height: int, vectors: int, ahead: int = 0) -> None:
     """Emit the tile with ``height`` rows of ``vectors`` vectors.
 
-    It fetches what the first row meets so many terms later; and with two addresses, and a step for each, what lies there, one
-    step further every FETCH_TERMS terms.
+    It fetches what the first row meets so many terms later; and with addresses, and a step for each, what lies there, one step
+    further after FETCH_BYTES of a row, or FETCH_TERMS if there are two.
 
     Registers on AVX2 (16): 6x2 accumulators, 2 vectors, 1 scalar; 10 loads for 12 multiplications.
     On AVX-512 (32): 6x4 accumulators, 4 vectors, 1 scalar; 12 loads for 24.  Six rows, because each row holds an address in a
@@ -57,7 +59,7 @@ def _write_tile(function: Any, dtype: Any, height: int, vectors: int, ahead: int
     for (place, _), address in zip(coming, fetches[::2], strict=True):
         b.store(address, place)
     zero = ir.Constant(w.vector, [0.0] * w.lanes)
-    last = w.at(pairs, count, PAIR)
+    last, fetched = w.at(pairs, count, PAIR), FETCH_TERMS if len(fetches) > 2 else FETCH_BYTES // w.size
     is_long = b.icmp_signed(">", count, I64(TERMS))
 
     def add_products(terms: int) -> None:
@@ -91,11 +93,11 @@ def _write_tile(function: Any, dtype: Any, height: int, vectors: int, ahead: int
             chunk = b.select(b.icmp_signed("<", rest, I64(PAIR * TERMS)), rest, I64(PAIR * TERMS))
             b.store(b.add(b.load(pair), chunk), until)
             with w.repeat(lambda: b.icmp_signed("<", b.add(b.load(pair), I64(PAIR)), b.load(until))):
-                for _ in range(2 // FETCH_TERMS):  # two terms in a turn, for half the cost of counting
+                for _ in range(TURN // fetched):
                     for place, step in coming:
                         w.prefetch(b.load(place))
                         b.store(b.add(b.load(place), step), place)
-                    add_products(FETCH_TERMS)
+                    add_products(fetched)
             with b.if_then(b.icmp_signed("<", b.load(pair), b.load(until))):
                 add_products(1)
             with b.if_then(is_long, likely=False):
@@ -134,8 +136,14 @@ PAIR = 16
 AHEAD = 32
 """Terms between fetching a scalar from memory and its use: behind a table of pairs must be room for so many."""
 
+TURN = 2
+"""Terms in a turn of a tile, for half the cost of counting."""
+
 FETCH_TERMS = 4 // VECTORS
 """Terms of a tile, 1 or 2, in which it fetches one number of each kind to come: 24 multiply-adds."""
+
+FETCH_BYTES = 8
+"""Bytes of each row in which a tile fetches one line of those that lie behind its rows: as it has six, most of a line."""
 
 SHORT = {1: 8, 2: 4, 3: 3, FEW_ROWS: VECTORS}
 """Vectors in the tiles with fewer rows: as many accumulators as hide the time that a multiply-add takes, with 16 registers."""
@@ -146,14 +154,18 @@ TILE = (
 )
 """What the outer tile is given."""
 
-COMING = "streams, first, first_at, first_step, second, second_at, second_step"
-"""What the far tile is given beside that."""
+NEXT = "streams, first, first_at, first_step"
+"""What the near tile is given beside that."""
+
+COMING = f"{NEXT}, second, second_at, second_step"
+"""What the far tile is."""
 
 PASSED = (
     "vectors+vector_at tables+pairs_at count scalars+scalar_at tables+rows_at out+out_at tables+targets_at rows start+start_at "
     "start+floor_at add valid"
 )
-COMING_PASSED = "streams first+first_at first_step second+second_at second_step"
+NEXT_PASSED = "streams first+first_at first_step"
+COMING_PASSED = f"{NEXT_PASSED} second+second_at second_step"
 
 
 def _tile_twin(
@@ -161,7 +173,7 @@ def _tile_twin(
     out: Array, out_at: int, targets_at: int, rows: int, start: Array, start_at: int, floor_at: int, add: int, valid: int,
     streams: int = 0, *_: Any,
 ) -> None:  # fmt: skip
-    """The outer tile, and the far one, in plain Python."""
+    """The outer tile, the near and the far one in plain Python."""
     width = -(-valid // lanes(out.itemsize)) * lanes(out.itemsize)
     pairs = tables[pairs_at : pairs_at + 2 * count].reshape(-1, 2)
     ends = [out_at + tables[targets_at + m] for m in range(rows)]
@@ -279,6 +291,19 @@ streams : int
     If not 0, rows of all lanes go to memory past the caches, where they can.
 """
 
+near_tile = (
+    _tile_twin
+    if config.DISABLE_JIT
+    else tile_intrinsic(f"{TILE}, {NEXT}", functools.partial(_call_tile, more=NEXT_PASSED))
+)
+"""The same for scalars that lie side by side, as do those of the tiles to come.
+
+Parameters
+----------
+first, first_at, first_step : flat array, offset and distance
+    What is fetched from memory in the meantime: one number after FETCH_BYTES of a row, so far behind the one before it.
+"""
+
 far_tile = (
     _tile_twin
     if config.DISABLE_JIT
@@ -286,8 +311,8 @@ far_tile = (
         f"{TILE}, {COMING}", functools.partial(_call_tile, more=COMING_PASSED, ahead=AHEAD if VECTORS == 4 else 0)
     )
 )
-"""The same for what comes from far.  Scalars that do not follow each other in memory are fetched AHEAD terms before they are
-used, but where registers are few: loads then take nearly as long as the products, and there is no time for one more.
+"""The outer tile for what comes from far.  Scalars that do not follow each other in memory are fetched AHEAD terms before they
+are used, but where registers are few: loads then take nearly as long as the products, and there is no time for one more.
 
 For that it reads the table of pairs so many rows beyond its end; what it finds there it fetches, but does not use.
 
