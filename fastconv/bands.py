@@ -42,7 +42,7 @@ from .strips import Axis, Ints, Source, Tables, fill_tiles, make_source, tile_wi
 
 __all__ = [
     "columns_program", "computes_columns", "computes_filter_weights", "computes_filters", "computes_weights",
-    "filter_weights_program", "filters_program", "weights_program",
+    "filter_weights_program", "filter_weights_work", "filters_program", "turning_work", "weights_program",
 ]  # fmt: skip
 
 BAND_BYTES, MOST_BYTES = 32 << 10, 512 << 10
@@ -117,14 +117,28 @@ def computes_filter_weights(g: ConvGeometry, x_last: bool, grad_last: bool, item
     whole = [len(axis.phases[0].taps) for axis in (down, across)] == list(g.kernel[1:])
     if not (planes and flat and whole and math.prod(g.kernel) > 1 and down.step == across.step <= 2):
         return False
-    n, filters, channels, columns = lanes(itemsize), g.filters, g.channels, g.output[2]
-    terms = channels * math.prod(g.kernel)
-    numbers = _band_numbers((plane, down, across), g.input_shape, g.output_shape, itemsize, count_tasks(g), pads=True)
+    filters, terms = g.filters, g.channels * math.prod(g.kernel)
+    with_filters = (WIDE_WORK if filters > lanes(itemsize) else NARROW_WORK) + PACKING / terms
+    products = math.prod(g.output_shape) / filters * terms * ceil_div(filters, lanes(itemsize))
+    return filter_weights_work(g, itemsize) < products * with_filters
+
+
+def filter_weights_work(g: ConvGeometry, itemsize: int) -> float:
+    """Estimate the time of `filter_weights_program` in that of one multiplication of vectors."""
+    n, columns, terms = lanes(itemsize), g.output[2], g.channels * math.prod(g.kernel)
+    axes = forward_axes(g)
+    numbers = _band_numbers(axes, g.input_shape, g.output_shape, itemsize, count_tasks(g), pads=True)
     vectors = ceil_div(columns, n)
-    near = itemsize * (channels * numbers["plane"] + filters * terms * n) <= MOST_BYTES
+    near = itemsize * (g.channels * numbers["plane"] + g.filters * terms * n) <= MOST_BYTES
     work = (NEAR_WORK if near else FAR_WORK) + STARTING / (vectors * numbers["band"])
-    with_filters = (WIDE_WORK if filters > n else NARROW_WORK) + PACKING / terms
-    return bool(vectors * n / columns * work < whole_lanes(filters, itemsize) / filters * with_filters)
+    return float(math.prod(g.output_shape) // max(1, columns) * terms * vectors * work)
+
+
+def turning_work(g: ConvGeometry, itemsize: int) -> float:
+    """Estimate the time to turn over the images and gradients of equation (3) in that of one multiplication of vectors."""
+    pixels = g.batch * math.prod(g.input), g.batch * math.prod(g.output)
+    vectors = (ceil_div(channels, lanes(itemsize)) for channels in (g.channels, g.filters))
+    return float(PACKING * sum(math.prod(pair) for pair in zip(pixels, vectors, strict=True)))
 
 
 def _band_numbers(

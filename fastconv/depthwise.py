@@ -118,7 +118,11 @@ def _slide(taps: Sequence[Taps], step: Ints, members: int, pixel_bytes: int, sum
 
 
 def _starts(taps: int, each: int) -> list[int]:
-    """List where in a row of taps lines of so many begin: one behind the other, but the last one where it ends the row."""
+    """List where in a row of taps lines of so many begin: one behind the other, but the last one where it ends the row.
+
+    >>> _starts(11, 4), _starts(0, 1)
+    ([0, 4, 7], [])
+    """
     return [min(start, taps - each) for start in range(0, taps, each)]
 
 
@@ -158,7 +162,7 @@ def _rows_of(taps: Sequence[Taps], each: int, members: int) -> tuple[Array, Arra
     of this row and that in the second.
     """
     lines, row = math.prod(map(len, taps[:2])), np.arange(len(taps[2]))
-    starts, member = _starts(row.size, each), np.arange(members)[:, None]
+    starts, member = _starts(row.size, each) or [0], np.arange(members)[:, None]
     both = np.array([row // each, np.full(row.size, len(starts) - 1)])
     row_of = (both * members + member[:, None]) * each + row - np.array(starts)[both]  # [member, line, tap]
     all_of = (row_of[:, :, None] + np.arange(lines)[:, None] * (len(starts) * members * each)).reshape(members, 2, -1)

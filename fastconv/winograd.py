@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from . import bands
 from .algorithm import Algorithm
 from .cook_toom import KERNELS, Filter
 from .geometry import ConvGeometry, ceil_div
@@ -81,6 +82,10 @@ FEW_REGISTERS = {"output": 1.25, "grad_input": 1.2, "grad_weight": 1.5}
 TASK_FLOPS = 150_000_000
 """Arithmetic that is worth a task of equation (3), if there are FEW_TASKS: each turns its sums at the points to taps, which then
 are added up."""
+
+
+PLAIN_SUMS = 1.5
+"""By how much direct sums over lanes of pixels may seem to take longer than tiles of few channels, and still take less time."""
 
 
 def objection(g: ConvGeometry) -> str | None:
@@ -252,13 +257,31 @@ def _cut_program(p: Pixels, work: Work, stage_bytes: int) -> Program:
 
 
 def _weights_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: bool, itemsize: int) -> Program:
-    """Take strips, then depths, so few that scratch memory stays in proportion, supposing two threads."""
+    """Take strips, then depths, so few that scratch memory stays in proportion, supposing two threads; or sum directly."""
+    if _sums_directly(g, x_last, grad_last, itemsize):
+        return bands.filter_weights_program(g, per_sample, itemsize)
     tiles = [(most, MOST_DEPTHS) for most in range(MOST_TILES, FEWEST_TILES, -FEWEST_TILES)]
     for most, depths in (*tiles, *((FEWEST_TILES, MOST_DEPTHS >> n) for n in range(3))):
         program = _correlate_program(g, per_sample, x_last, grad_last, itemsize, most, depths)
         if in_proportion(program, g, itemsize):
             break
     return program
+
+
+def _work_of_weights(g: ConvGeometry, itemsize: int) -> Work:
+    """Describe the work of equation (3)."""
+    channels, filters = g.channels // g.groups, g.filters // g.groups
+    return Work(form_of(g), (max(1, g.batch), *g.output), channels, filters, g.groups, itemsize, count_tasks(g))
+
+
+@functools.lru_cache(maxsize=1024)
+def _sums_directly(g: ConvGeometry, x_last: bool, grad_last: bool, itemsize: int) -> bool:
+    """Say whether equation (3) of NCHW images takes less time where pixels are lanes and nothing is turned over."""
+    if not bands.computes_filter_weights(g, x_last, grad_last, itemsize):
+        return False
+    work = _work_of_weights(g, itemsize)
+    turned = work.cost(work.strip()) + bands.turning_work(g, itemsize)
+    return bands.filter_weights_work(g, itemsize) < PLAIN_SUMS * turned
 
 
 def _correlate_program(
@@ -363,7 +386,10 @@ def describe(computes: str, geometry: ConvGeometry, itemsize: int) -> str:
     phases = len(form.down.phases), len(form.across.phases)
     if max(phases) > 1:
         tiles += f" of {phases[0]}x{phases[1]} phases"
-    return f"{tiles}, summed over tiles" if computes == "grad_weight" else tiles
+    if computes != "grad_weight":
+        return tiles
+    planes = "; if NCHW, direct sums" if _sums_directly(geometry.volume, False, False, itemsize) else ""
+    return f"{tiles}, summed over tiles{planes}"
 
 
 def sums_gradients(g: ConvGeometry, itemsize: int) -> bool:
@@ -376,8 +402,7 @@ def nanoseconds(computes: str, geometry: ConvGeometry, itemsize: int) -> float:
     """Estimate the time of a pass, in the measure of the direct rows' estimate; no time is short if it takes too much memory."""
     g = geometry.volume
     if computes == "grad_weight":
-        channels, filters = g.channels // g.groups, g.filters // g.groups
-        work = Work(form_of(g), (max(1, g.batch), *g.output), channels, filters, g.groups, itemsize, count_tasks(g))
+        work = _work_of_weights(g, itemsize)
     else:
         describe = grad_input_pixels if computes == "grad_input" else output_pixels
         work = work_of(pixels_of(describe(g, True, True, itemsize)))
