@@ -122,7 +122,8 @@ class Packing:
         pitch, pairs = self.halved
         if pairs.size:
             rows, (first, second) = target.reshape(-1, pitch), pairs.T
-            rows[first] /= 2
+            with np.errstate(all="ignore"):  # behind the lanes that exist is anything
+                rows[first] /= 2
             rows[second] = rows[first]
 
 

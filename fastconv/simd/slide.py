@@ -363,9 +363,8 @@ def _write_sum_slide_tile(function: Any, dtype: Any, taps: int, stride: int, hei
     The gradients of SPAN pixels of ``height`` rows, or of one, stay in registers while the lines pass.  What the next tile takes
     is fetched meanwhile, pixel by pixel where that is much: all at once it would wait for room in the queue to memory, and what
     follows with it.  Products are added up before they are added to what is there: one by one they had more than twice PyTorch's
-    error.  Of a vector whose first lanes
-    another has done ``before``, these add nothing: if what is there were chosen instead, LLVM would make masked stores of that,
-    which with AVX2 take twelve cycles each: a third of the speed.
+    error.  Of a vector whose first lanes another has done ``before``, these add nothing: if what is there were chosen instead,
+    LLVM would make masked stores of that, which with AVX2 take twelve cycles each: a third of the speed.
     """
     b = ir.IRBuilder(function.append_basic_block("entry"))
     w = Words(b, dtype)
