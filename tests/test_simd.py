@@ -928,8 +928,8 @@ def test_machine_code(machine, dtype, monkeypatch):
     two rows, the mask of the lanes that count, one vector of columns of three taps with a stride, and maps of five values that
     fetch ahead; with 32, one of 25 sums and six vectors, and more of these on NEON, which multiplies nothing in memory, and
     has no other registers for masks.  The LLVM of the oldest Numba spills a vector of sums of tall tiles and of groups, too, with
-    16 registers one more of 25 sums, some of other maps that fetch ahead, one of near tiles, two of far ones, and on NEON three of
-    27 sums with a mask.  Products of spectra hold 14 sums while they form seven more.
+    16 registers one more of 25 sums, some of other maps that fetch ahead, one of near tiles, two of far ones, and on NEON three
+    of 27 sums with a mask.  Products of spectra hold 14 sums while they form seven more.
     """
     old = llvm.llvm_version_info < (15,)
     vector_bytes, vectors = emit_for(machine, monkeypatch)
