@@ -231,8 +231,9 @@ def from_line(memory: Array, size: int) -> Array:
 LINE = 64
 """Bytes of a line of the cache.  Arrays begin with one, so that a vector lies in one line, not in two."""
 
-PAGE, APART, LEAST_PLACED = 4096, 5 * LINE, 2**16
-"""Bytes of a page; by how many a large array begins earlier in one than what it is computed from; and what is large.
+PAGE, APART, LEAST_PLACED = 4096, 5 * LINE, 2**17
+"""Bytes of a page; by how many a large array begins earlier in one than what it is computed from; and what is large: to look up
+where arrays begin takes as long as to compute a small one.
 
 What is loaded waits for what is still to be stored if both lie in the same place of their pages, as processors look at nothing
 else first.  A tile that reads pixels of 1024 channels and writes such took twice as long where one array began a line behind the
