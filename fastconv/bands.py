@@ -125,13 +125,13 @@ def computes_filter_weights(g: ConvGeometry, x_last: bool, grad_last: bool, item
 
 def filter_weights_work(g: ConvGeometry, itemsize: int) -> float:
     """Estimate the time of `filter_weights_program` in that of one multiplication of vectors."""
-    n, columns, terms = lanes(itemsize), g.output[2], g.channels * math.prod(g.kernel)
+    n, terms = lanes(itemsize), g.channels * math.prod(g.kernel)
     axes = forward_axes(g)
     numbers = _band_numbers(axes, g.input_shape, g.output_shape, itemsize, count_tasks(g), pads=True)
-    vectors = ceil_div(columns, n)
+    vectors = ceil_div(g.output[2], n)
     near = itemsize * (g.channels * numbers["plane"] + g.filters * terms * n) <= MOST_BYTES
     work = (NEAR_WORK if near else FAR_WORK) + STARTING / (vectors * numbers["band"])
-    return float(math.prod(g.output_shape) // max(1, columns) * terms * vectors * work)
+    return float(math.prod(g.output_shape[:-1]) * terms * vectors * work)
 
 
 def turning_work(g: ConvGeometry, itemsize: int) -> float:

@@ -158,17 +158,20 @@ def vector_by_vector(source: Source) -> Source:
 def _rows_of(taps: Sequence[Taps], each: int, members: int) -> tuple[Array, Array]:
     """Number the rows of a panel for [member, tap], where lines of so many taps come for one member after the other.
 
-    Two lines may share taps: returned are the rows that a tap has in the first of these, and then, where there is one, the pairs
-    of this row and that in the second.
+    The last line may share taps with the one before it: returned are the rows that taps have in the first line that has them, and
+    pairs of rows, of these and of those in the second.
     """
-    lines, row = math.prod(map(len, taps[:2])), np.arange(len(taps[2]))
-    starts, member = _starts(row.size, each) or [0], np.arange(members)[:, None]
-    both = np.array([row // each, np.full(row.size, len(starts) - 1)])
-    row_of = (both * members + member[:, None]) * each + row - np.array(starts)[both]  # [member, line, tap]
-    all_of = (row_of[:, :, None] + np.arange(lines)[:, None] * (len(starts) * members * each)).reshape(members, 2, -1)
-    first, last = all_of[:, 0], all_of[:, 1]
-    shared = np.tile((row >= starts[-1]) & (row < each * (len(starts) - 1)), lines)
-    return first, np.stack([first[:, shared], last[:, shared]], -1).reshape(-1, 2)
+    n = len(taps[2])
+    starts = _starts(n, each)
+    shape = (*map(len, taps[:2]), len(starts), members, each)
+    rows = np.arange(math.prod(shape)).reshape(-1, *shape[2:]).transpose(2, 0, 1, 3)  # [member, row of taps, line, tap]
+    row_of = np.empty((*rows.shape[:2], n), np.int64)
+    for k in reversed(range(len(starts))):
+        row_of[..., starts[k] : starts[k] + each] = rows[:, :, k]
+    again, pairs = len(starts) * each - n, np.empty((0, 2), np.int64)
+    if again:
+        pairs = np.stack([rows[:, :, -2, each - again :], rows[:, :, -1, :again]], -1).reshape(-1, 2)
+    return row_of.reshape(members, -1), pairs
 
 
 def pixels_program(p: Pixels) -> Program:

@@ -175,11 +175,15 @@ SPECIAL = (
     # Rows of so many taps that they are lines of fewer, which some share, and phases of such; blocks of channels.
     *(
         simple(2, channels=c, filters=c, size=(10, 13), kernel=k, stride=s, padding=(k[0] // 2, k[1] // 2), groups=c)
-        for c, k, s in ((17, (9, 9), 1), (20, (2, 6), 1), (35, (3, 9), 2), (16, (1, 15), 1), (18, (3, 11), 1))
-    ),
-    *(
-        simple(2, channels=c, filters=c, size=(10, 13), kernel=k, stride=s, padding=(k[0] // 2, k[1] // 2), groups=c)
-        for c, k, s in ((17, (11, 11), 1), (20, (2, 13), 1), (16, (3, 11), 2))
+        for c, k, s in (
+            (17, (9, 9), 1),
+            (17, (11, 11), 1),
+            (20, (2, 6), 1),
+            (20, (2, 13), 1),
+            (35, (3, 9), 2),
+            (16, (3, 11), 2),
+            (18, (1, 15), 1),
+        )
     ),
     simple(2, channels=272, filters=272, size=(3, 11), kernel=(1, 11), padding=(0, 5), groups=272),
     # The same where no tile slides down columns of planes, and planes with padding of all kinds, of which one does.

@@ -396,6 +396,10 @@ def _write_sum_slide_tile(function: Any, dtype: Any, taps: int, stride: int, hei
         for end, a in zip(ends, sums, strict=True):
             w.store(b.fadd(w.load(end, w.vector), b.load(a)), end)
 
+    def gradients_ahead(there: Any, offset: Any) -> list[Any]:
+        starts = (b.add(there, b.mul(gradient_row, I64(walk.next + r))) for r in range(height))
+        return [at for start in starts for at in walk.share(start, gradient_pitch, SPAN, channels, offset)]
+
     def add_products(span: int, row: Any, first: Any, offset: Any, there: Any, before: Any) -> None:
         source, here, sums = (b.add(address, offset) for address in (walk.x, there, out))
         each = [
@@ -403,15 +407,9 @@ def _write_sum_slide_tile(function: Any, dtype: Any, taps: int, stride: int, hei
             for r in range(height)
         ]
         factors = [[w.load(at, w.vector) for at in along] for along in each]
-        gradients_ahead = [
-            b.add(there, b.mul(gradient_row, I64(walk.next + r))) for r in range(height if span > 1 else 0)
-        ]
-        gradients = [
-            at for start in gradients_ahead for at in walk.share(start, gradient_pitch, span, channels, offset)
-        ]
-        if height > 1 and span > 1:
-            rows_ahead = [walk.row_ahead(n, row, first, channels, offset) for n in range(height)]
-            coming.extend([*itertools.chain(*rows_ahead), *gradients])
+        if span > 1 and height > 1:
+            rows_ahead = (walk.row_ahead(n, row, first, channels, offset) for n in range(height))
+            coming.extend([*itertools.chain(*rows_ahead), *gradients_ahead(there, offset)])
         for line, places in walk.groups(row, first):
             for some in _members_at_once(members):
                 at = b.add(sums, b.mul(line, b.mul(pitch, I64(taps * members))))
@@ -426,12 +424,10 @@ def _write_sum_slide_tile(function: Any, dtype: Any, taps: int, stride: int, hei
                     k = number - height + 1  # the line that meets no other
                     if k >= 0:
                         add_sums(acc[k], ends[k * taps * len(some) : (k + 1) * taps * len(some)], before)
-        if height > 1:
-            walk.fetch_all(coming)
-            coming.clear()
-        elif span > 1:
+        assert not coming  # tiles meet more pixels than they fetch lines
+        if span > 1 and height == 1:
             walk.fetch(row, first, channels, offset)
-            walk.fetch_all(gradients)
+            walk.fetch_all(gradients_ahead(there, offset))
 
     with cgutils.for_range_slice(b, I64(0), rows, I64(height)) as (upper, _):
         row = b.add(walk.y, b.mul(upper, walk.y_row))
