@@ -163,8 +163,8 @@ def _rows_of(taps: Sequence[Taps], each: int, members: int) -> tuple[Array, Arra
     """
     n = len(taps[2])
     starts = _starts(n, each)
-    shape = (*map(len, taps[:2]), len(starts), members, each)
-    rows = np.arange(math.prod(shape)).reshape(-1, *shape[2:]).transpose(2, 0, 1, 3)  # [member, row of taps, line, tap]
+    shape = (len(taps[0]) * len(taps[1]), len(starts), members, each)
+    rows = np.arange(math.prod(shape)).reshape(shape).transpose(2, 0, 1, 3)  # [member, row of taps, line, tap]
     row_of = np.empty((*rows.shape[:2], n), np.int64)
     for k in reversed(range(len(starts))):
         row_of[..., starts[k] : starts[k] + each] = rows[:, :, k]
