@@ -1,8 +1,8 @@
 """Convolution of planes as they lie, in bands of rows, between the plan and the kernels: lanes are pixels of a row.
 
-Depthwise layers of NCHW arrays turn nothing over here; `fastconv.depthwise` has the others.  Nor do the first layers of networks,
-which make many channels of few, and dW of few filters.  `fastconv.engine` has the rest of what mixes channels, `fastconv.planes`
-what makes few of many.
+Depthwise layers of NCHW arrays turn nothing over here, and small planes are taken as a whole; `fastconv.depthwise` has the
+others.  Nor do the first layers of networks, which make many channels of few, and dW of few filters.  `fastconv.engine` has the
+rest of what mixes channels, `fastconv.planes` what makes few of many.
 """
 
 from __future__ import annotations
@@ -18,12 +18,16 @@ from .geometry import ConvGeometry, ceil_div
 from .kernels.bands import (
     CORRELATE_COLUMNS,
     CORRELATE_FILTERS,
+    CORRELATE_SHIFTED,
     GATHER_COLUMNS,
     GATHER_FILTERS,
+    GATHER_SHIFTED,
     correlate_columns,
     correlate_filters,
+    correlate_shifted,
     gather_columns,
     gather_filters,
+    gather_shifted,
 )
 from .programs import (
     Packing,
@@ -37,12 +41,13 @@ from .programs import (
     tap_numbers,
     unpacking,
 )
-from .simd import COLUMNS, lanes
+from .simd import COLUMNS, holds_plane, lanes
 from .strips import Axis, Ints, Source, Tables, fill_tiles, make_source, tile_width, whole_lanes
 
 __all__ = [
-    "columns_program", "computes_columns", "computes_filter_weights", "computes_filters", "computes_weights",
-    "filter_weights_program", "filter_weights_work", "filters_program", "turning_work", "weights_program",
+    "columns_program", "computes_columns", "computes_filter_weights", "computes_filters", "computes_weights", "computes_whole",
+    "computes_whole_weights", "filter_weights_program", "filter_weights_work", "filters_program", "turning_work",
+    "weights_program", "whole_program", "whole_weights_program",
 ]  # fmt: skip
 
 BAND_BYTES, MOST_BYTES = 32 << 10, 512 << 10
@@ -51,8 +56,9 @@ BAND_BYTES, MOST_BYTES = 32 << 10, 512 << 10
 TOGETHER_BYTES = 16 << 10
 """Most bytes of planes that are taken together: they are to stay in the first-level cache."""
 
-SUM_BYTES = 96 << 10
-"""Most bytes of the sums of a part of the channels: each has a vector for each tap."""
+SUM_BYTES, NEAR_SUM_BYTES = 96 << 10, 24 << 10
+"""Most bytes of the sums of a part of the channels, each of which has a vector for each tap; and where it has little else to do
+than to add to them: they are to stay in the first-level cache."""
 
 MOST_CHANNELS, MOST_TERMS = 4, 160
 """Most channels and terms of sums for which filters are the rows of tiles: rows of pixels then go to memory at once, while others
@@ -83,6 +89,30 @@ def _falls(axes: Sequence[Axis], out: Ints, itemsize: int) -> bool:
     return (
         len(kinds) == 1 and kinds <= set(COLUMNS) and together and 2 * out[-1] >= lanes(itemsize) and plane.n == out[-3]
     )
+
+
+def _shifts(axes: Sequence[Axis], in_shape: Ints, out_shape: Ints, itemsize: int) -> bool:
+    """Say whether tiles hold whole planes: as large as outputs are, with as many taps to the left as to the right."""
+    *_, depth, height, width = in_shape
+    plane, *both = axes
+    shifts = [[[shift for _, shift in phase.taps] for phase in axis.phases] for axis in axes]
+    taps = len(shifts[2][0])
+    same = [list(range(-(taps // 2), taps // 2 + 1))]
+    if in_shape != out_shape or depth > 1 or shifts != [[[0]], same, same] or any(axis.step > 1 for axis in axes):
+        return False
+    return holds_plane(width, taps, height * width, itemsize)
+
+
+def computes_whole(p: Pixels) -> bool:
+    """Say whether `whole_program` computes equation (1) or (2)."""
+    planes = is_depthwise(p.g) and not (p.in_last or p.out_last or p.adds)
+    return planes and _shifts(p.axes, p.in_shape, p.out_shape, p.itemsize)
+
+
+def computes_whole_weights(g: ConvGeometry, x_last: bool, grad_last: bool, itemsize: int) -> bool:
+    """Say whether `whole_weights_program` computes equation (3)."""
+    planes = is_depthwise(g) and not (x_last or grad_last)
+    return planes and _shifts(forward_axes(g), g.input_shape, g.output_shape, itemsize)
 
 
 def computes_columns(p: Pixels) -> bool:
@@ -182,10 +212,42 @@ def _boxes(numbers: dict[str, Any]) -> int:
     return ceil_div(numbers["together"] * numbers["plane"], 16) * 16
 
 
-def _source(axes: Sequence[Axis], in_shape: Ints, numbers: dict[str, Any], itemsize: int) -> Source:
-    """Describe the input of a band, which its task copies itself."""
-    strip = (1, 1, numbers["band"], max(1, numbers["columns"]))
-    return make_source(in_shape, False, itemsize, numbers["images"], axes, strip, False, False, False)
+def _source(axes: Sequence[Axis], in_shape: Ints, band: int, itemsize: int) -> Source:
+    """Describe the input of so many rows of outputs, which tasks copy themselves, or read as it lies."""
+    strip = (1, 1, band, max(1, axes[2].grid))
+    return make_source(in_shape, False, itemsize, in_shape[0], axes, strip, False, False, False)
+
+
+def _factor_numbers(p: Pixels) -> dict[str, int]:
+    """Say where the weight's factors lie for tiles that meet them in order: dX meets the last one first."""
+    _, down, across = ([tap for tap, _ in axis.phases[0].taps] for axis in p.axes)
+    _, channel_step, _, tap_step = p.weight_steps
+    line = p.g.kernel[2]
+    return {
+        "weights_at": (down[0] * line + across[0]) * tap_step, "channel_step": channel_step,
+        "down": (down[1] - down[0]) * line * tap_step, "across": (across[1] - across[0]) * tap_step,
+    }  # fmt: skip
+
+
+def _whole_numbers(shape: Ints, taps: int, parts: int) -> dict[str, int]:
+    """Return what `fastconv.kernels.bands.WHOLE` names."""
+    images, channels, _, height, width = shape
+    return {
+        "images": images, "channels": channels, "size": height * width, "width": width, "taps": taps,
+        "parts": min(channels, parts),
+    }  # fmt: skip
+
+
+def whole_program(p: Pixels) -> Program:
+    """Compute equation (1) or (2) of channels that do not mix: tiles hold whole planes."""
+    images, channels, *_ = p.in_shape
+    parts = ceil_div(2 * p.tasks, max(1, images)) if p.tasks > 1 else 1
+    numbers = _whole_numbers(p.in_shape, p.g.kernel[2], parts) | _factor_numbers(p)
+    source = _source(p.axes, p.in_shape, p.out_shape[3], p.itemsize)
+    return Program(
+        gather_shifted, images * numbers["parts"], GATHER_SHIFTED.lay(**numbers), Tables().whole(), 0, p.tasks == 1, source,
+        (1, channels, channels, 0),
+    )  # fmt: skip
 
 
 def columns_program(p: Pixels) -> Program:
@@ -195,15 +257,8 @@ def columns_program(p: Pixels) -> Program:
     bands = images * ceil_div(numbers["rows"], band)
     parts = min(channels, ceil_div(2 * p.tasks, max(1, bands))) if p.tasks > 1 else 1
     boxes = _boxes(numbers)
-    _, down, across = ([tap for tap, _ in axis.phases[0].taps] for axis in p.axes)
-    _, channel_step, _, tap_step = p.weight_steps
-    line = p.g.kernel[2]
-    numbers |= {
-        "parts": parts, "weights_at": (down[0] * line + across[0]) * tap_step, "channel_step": channel_step,
-        "down": (down[1] - down[0]) * line * tap_step, "across": (across[1] - across[0]) * tap_step, "result_at": boxes,
-        "streams": p.streams,
-    }  # fmt: skip
-    source = _source(p.axes, p.in_shape, numbers, p.itemsize)
+    numbers |= _factor_numbers(p) | {"parts": parts, "result_at": boxes, "streams": p.streams}
+    source = _source(p.axes, p.in_shape, band, p.itemsize)
     return Program(
         gather_columns, bands * parts, GATHER_COLUMNS.lay(**numbers), Tables().whole(),
         boxes + ceil_div(band * columns + lanes(p.itemsize), 16) * 16, p.tasks == 1, source, (1, channels, channels, 0),
@@ -230,7 +285,7 @@ def filters_program(p: Pixels) -> Program:
         "targets_at": tables.add(rows * math.prod(p.out_shape[2:])), "tiles": rows.size, "weight_step": p.weight_steps[1],
         "panel_at": boxes, "streams": p.streams,
     }  # fmt: skip
-    source = _source(p.axes, p.in_shape, numbers, p.itemsize)
+    source = _source(p.axes, p.in_shape, band, p.itemsize)
     return Program(
         gather_filters, images * ceil_div(numbers["rows"], band), GATHER_FILTERS.lay(**numbers), tables.whole(),
         boxes + filters * terms, p.tasks == 1, source, (1, filters, filters, tile_width(p.itemsize)),
@@ -246,12 +301,27 @@ def weights_program(g: ConvGeometry, per_sample: bool, itemsize: int) -> Program
     parts = min(channels, max(tasks, ceil_div(channels * terms * n * itemsize, SUM_BYTES)))
     boxes, gradient_row = _boxes(numbers), whole_lanes(columns, itemsize)
     sums_at = boxes + ceil_div(numbers["together"] * band * gradient_row, 16) * 16
-    summed, packing = _chunks_of_bands(g, numbers, ceil_div(tasks, parts), per_sample, channels * terms, itemsize)
+    bands = g.batch * ceil_div(numbers["rows"], band)
+    summed, packing = _chunks_of_bands(g, bands, ceil_div(tasks, parts), per_sample, channels * terms, itemsize)
     numbers |= summed | {"parts": parts, "gradient_at": boxes, "gradient_row": gradient_row, "sums_at": sums_at}
-    source = _source(axes, g.input_shape, numbers, itemsize)
+    source = _source(axes, g.input_shape, band, itemsize)
     return Program(
         correlate_columns, summed["chunks"] * parts, CORRELATE_COLUMNS.lay(**numbers), Tables().whole(),
-        sums_at + 2 * n * whole_lanes(ceil_div(channels, parts) * terms, itemsize), tasks == 1, source, (1, 0, 0, 0), packing,
+        sums_at + n * ceil_div(channels, parts) * terms, tasks == 1, source, (1, 0, 0, 0), packing,
+    )  # fmt: skip
+
+
+def whole_weights_program(g: ConvGeometry, per_sample: bool, itemsize: int) -> Program:
+    """Compute equation (3) of channels that do not mix: tiles hold whole planes."""
+    tasks, n, channels, taps = count_tasks(g), lanes(itemsize), g.channels, g.kernel[2]
+    parts = max(tasks, ceil_div(channels * taps * taps * n * itemsize, NEAR_SUM_BYTES))
+    numbers = _whole_numbers(g.input_shape, taps, parts)
+    parts, terms = numbers["parts"], taps * taps
+    summed, packing = _chunks_of_bands(g, g.batch, ceil_div(tasks, parts), per_sample, channels * terms, itemsize)
+    source = _source(forward_axes(g), g.input_shape, g.output[1], itemsize)
+    return Program(
+        correlate_shifted, summed["chunks"] * parts, CORRELATE_SHIFTED.lay(**numbers, **summed), Tables().whole(),
+        n * ceil_div(channels, parts) * terms, tasks == 1, source, (1, 0, 0, 0), packing,
     )  # fmt: skip
 
 
@@ -265,25 +335,24 @@ def filter_weights_program(g: ConvGeometry, per_sample: bool, itemsize: int) -> 
     taps = [(y, x) for _, y in down.phases[0].taps for _, x in across.phases[0].taps]
     offsets = [_place(numbers, c, y, x) for c in range(channels) for y, x in taps]
     terms, sums_at = len(offsets), ceil_div(channels * numbers["plane"] + n, 16) * 16
-    summed, packing = _chunks_of_bands(g, numbers, tasks, per_sample, filters * terms, itemsize)
+    bands = g.batch * ceil_div(numbers["rows"], band)
+    summed, packing = _chunks_of_bands(g, bands, tasks, per_sample, filters * terms, itemsize)
     numbers |= summed | {
         "parts": 1, "filters": filters, "terms": terms, "offsets_at": tables.add(offsets),
         "most": max(1, MOST_SUMMED // ceil_div(columns, n)), "sums_at": sums_at, "biases_at": 0,
     }  # fmt: skip
-    source = _source(axes, g.input_shape, numbers, itemsize)
-    bands = g.batch * ceil_div(numbers["rows"], band)
+    source = _source(axes, g.input_shape, band, itemsize)
     return Program(
         correlate_filters, summed["chunks"], CORRELATE_FILTERS.lay(**numbers), tables.whole(),
-        sums_at + 2 * n * whole_lanes(filters * terms, itemsize), tasks == 1, source, (1, 0, 0, 0), packing,
+        sums_at + n * (filters * terms + 1), tasks == 1, source, (1, 0, 0, 0), packing,
         StripSums(CORRELATE_FILTERS.place("biases_at"), bands, 1, filters, whole_lanes(filters, itemsize)),
     )  # fmt: skip
 
 
 def _chunks_of_bands(
-    g: ConvGeometry, numbers: dict[str, Any], wanted: int, per_sample: bool, size: int, itemsize: int
+    g: ConvGeometry, bands: int, wanted: int, per_sample: bool, size: int, itemsize: int
 ) -> tuple[dict[str, int], Packing | None]:
     """Cut the bands of equation (3) into chunks, with ``size`` sums each: what tasks are told, and what adds these up."""
-    bands = g.batch * ceil_div(numbers["rows"], numbers["band"])
     chunks = choose_chunks(bands, g.batch * math.prod(g.output), g.batch, wanted, per_sample)
     if per_sample or chunks == 1:
         return {"chunks": chunks, "each": size}, None

@@ -227,6 +227,8 @@ def _gather_program(p: Pixels) -> Program:
 
 
 def _program(p: Pixels) -> Program:
+    if bands.computes_whole(p):
+        return bands.whole_program(p)
     if bands.computes_columns(p):
         return bands.columns_program(p)
     if bands.computes_filters(p):
@@ -259,6 +261,8 @@ def _flat(g: ConvGeometry, images_too: bool) -> ConvGeometry:
 
 
 def _weights_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: bool, itemsize: int) -> Program:
+    if bands.computes_whole_weights(g, x_last, grad_last, itemsize):
+        return bands.whole_weights_program(g, per_sample, itemsize)
     if bands.computes_weights(g, x_last, grad_last, itemsize):
         return bands.weights_program(g, per_sample, itemsize)
     if bands.computes_filter_weights(g, x_last, grad_last, itemsize):
@@ -306,6 +310,8 @@ def describe(computes: str, geometry: ConvGeometry, itemsize: int) -> str:
     if members := members_of(g, itemsize):
         lanes_are = "channels, as these do not mix" if members == 1 else f"filters of groups of {members}"
         slides = f"lanes are {lanes_are}, and tiles slide along rows of pixels"
+        if bands.computes_whole_weights(g, False, False, itemsize):
+            return f"{slides}; if NCHW, lanes are pixels, and tiles hold whole planes"
         if bands.computes_weights(g, False, False, itemsize) and (computes != "grad_input" or max(g.stride) == 1):
             return f"{slides}; if NCHW, lanes are pixels, and tiles slide down columns"
         return f"{slides}, packed unless channels-last"

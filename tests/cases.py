@@ -193,6 +193,24 @@ SPECIAL = (
         for n, k, s, p in ((8, 3, 1, 0), (9, 3, 2, 4), (16, 5, 1, 1), (21, 5, 2, 0), (17, 7, 1, 9), (12, 7, 2, 2))
     ),
     simple(3, batch=2, channels=3, filters=3, size=(2, 5, 9), kernel=(1, 3, 3), padding=(0, 1, 1), groups=3),
+    # Planes that tiles hold as a whole, and some that they do not: too high, or with padding that is not the same on both sides.
+    *(
+        simple(2, batch=b, channels=c, filters=c, size=size, kernel=k, padding=p, groups=c)
+        for b, c, size, k, p in (
+            (3, 5, 7, 3, 1),
+            (2, 19, (9, 7), 5, 2),
+            (1, 33, 7, 7, 3),
+            (2, 3, (3, 8), 3, 1),
+            (2, 17, 8, 5, 2),
+            (5, 4, 4, 5, 2),
+            (1, 18, (5, 4), 3, 1),
+            (2, 6, (4, 5), 3, 1),
+            (3, 2, 6, 7, 3),
+            (2, 5, (10, 7), 3, 1),
+            (2, 5, 7, 3, ((0, 2), (1, 1))),
+            (2, 5, (2, 6), 5, 2),
+        )
+    ),
     # 7x7: one tile of rows that are transformed, parts of one, or several; padding of all kinds.
     *(
         simple(2, batch=b, channels=c, filters=c, size=size, kernel=7, padding=p, groups=c)

@@ -34,6 +34,7 @@ from fastconv.simd import (
     maps,
     outer,
     pooling,
+    shift,
     slide,
     spectra,
     sums,
@@ -109,6 +110,16 @@ def run_sum_column(  # by name: the oldest Numba takes a tuple of these for one 
 
 
 @kernel
+def run_shift(*arguments):
+    simd.shift_tile(*arguments)
+
+
+@kernel
+def run_sum_shift(*arguments):
+    simd.sum_shift_tile(*arguments)
+
+
+@kernel
 def run_dot(*arguments):
     simd.dot_tile(*arguments)
 
@@ -156,6 +167,11 @@ def run_copy(*arguments):
 @kernel
 def run_sum(*arguments):
     simd.sum_tile(*arguments)
+
+
+@kernel
+def run_lane_sum(*arguments):
+    simd.lane_sum_tile(*arguments)
 
 
 @kernel
@@ -530,6 +546,50 @@ def check_sum_column(dtype):
         compare(run_sum_column, columns._sum_column_twin, arguments, out, out != MARK)
 
 
+def whole_planes(draw, dtype):
+    """List what tiles that hold planes are given: their width, taps, planes and pixels, and where these lie."""
+    itemsize = np.dtype(dtype).itemsize
+    for width, taps in shift.SHIFTS:
+        for height, planes in product((1, width - 1, width, width + 1, 2 * width), (1, 3)):
+            count = height * width
+            if simd.holds_plane(width, taps, count, itemsize):
+                places = 3 + np.arange(planes) * (count + 2)
+                yield {
+                    "width": width, "taps": taps, "planes": planes, "count": count, "x": islands(draw, dtype, places, count),
+                    "x_at": 3, "x_plane": count + 2,
+                }  # fmt: skip
+
+
+def check_shift(dtype):
+    """All kinds, with planes that fill their vectors and such that do not; taps in order, and the last one first."""
+    rng = np.random.default_rng(0)
+    for given in whole_planes(integers(rng), dtype):
+        taps, planes, count = (given[name] for name in ("taps", "planes", "count"))
+        down, across = [(taps, 1), (-taps, -1), (1, taps)][int(rng.integers(3))]
+        out, written = blank(dtype, 4 + np.arange(planes) * (count + 1), count)
+        start, floor_at = with_floor(islands(integers(rng), dtype, [5], planes), rng.choice([-np.inf, 0]))
+        arguments = in_order(
+            shift.SHIFT, **given, weights=islands(powers(rng), dtype, 2 + np.arange(planes) * (taps * taps + 1), taps * taps),
+            weights_at=2 + max(0, (1 - taps) * (down + across)), down=down, across=across, weights_plane=taps * taps + 1, out=out,
+            out_at=4, out_plane=count + 1, start=start, start_at=5, floor_at=floor_at,
+        )  # fmt: skip
+        compare(run_shift, shift._shift_twin, arguments, out, written)
+
+
+def check_sum_shift(dtype):
+    """The same planes times gradients."""
+    rng, n = np.random.default_rng(0), lanes(np.dtype(dtype).itemsize)
+    for given in whole_planes(integers(rng), dtype):
+        terms, planes, count = given["taps"] ** 2, given["planes"], given["count"]
+        out = islands(integers(rng), dtype, 4 + np.arange(planes) * (terms * n + 2), terms * n, MARK)
+        places = 3 + np.arange(planes) * (count + 1)
+        arguments = in_order(
+            shift.SUM_SHIFT, **given, gradient=islands(integers(rng), dtype, places, count), gradient_at=3,
+            gradient_plane=count + 1, out=out, out_at=4, out_plane=terms * n + 2,
+        )  # fmt: skip
+        compare(run_sum_shift, shift._sum_shift_twin, arguments, out, out != MARK)
+
+
 def check_dot(dtype):
     """All numbers of filters and of terms that are taken at once, whole vectors and parts of them, of which NaNs are left out."""
     rng, n = np.random.default_rng(0), lanes(np.dtype(dtype).itemsize)
@@ -622,6 +682,20 @@ def check_sum(dtype):
         # Each number is rounded with its neighbours three times, and the result once.
         bound = np.finfo(dtype).eps / 2 * (3 * np.abs(terms).sum(0) + np.abs(wanted))
         assert dtype == np.float64 or (np.abs(result[7 : 7 + n] - wanted) <= bound).all()
+
+
+def check_lane_sum(dtype):
+    """As many vectors as lanes, fewer and more, and none."""
+    rng, n = np.random.default_rng(0), lanes(np.dtype(dtype).itemsize)
+    for count in (0, 1, n - 1, n, 2 * n + 3):
+        source = islands(rng.standard_normal, dtype, 3, count * n)
+        out, written = blank(dtype, 7, count)
+        compare(run_lane_sum, sums._lane_sum_twin, (source, 3, count, out, 7), out, written)
+        result = out.copy()
+        run_lane_sum(source, 3, count, result, 7)
+        terms = source[3 : 3 + count * n].astype(np.float64).reshape(count, n)
+        bound = np.log2(n) * np.finfo(dtype).eps / 2 * np.abs(terms).sum(1)
+        assert (np.abs(result[7 : 7 + count] - terms.sum(1)) <= bound).all()
 
 
 def check_maps(dtype):
@@ -807,10 +881,13 @@ CHECKS = (
     check_sum_slide,
     check_column,
     check_sum_column,
+    check_shift,
+    check_sum_shift,
     check_dot,
     check_transpose,
     check_copy,
     check_sum,
+    check_lane_sum,
     check_maps,
     check_plane_maps,
     check_pool,
@@ -968,6 +1045,12 @@ def test_machine_code(machine, dtype, monkeypatch):
             products, spills = assemble(machine, columns._write_sum_lines, 11, dtype, *kind, lines)
             assert products >= kind[0] * lines
             assert len(spills) <= (20 if machine == "NEON" else 1 + old), (kind, lines)
+    for kind in shift.SHIFTS if machine == "AVX-512" else ():
+        if simd.holds_plane(*kind, 0, dtype.bitwidth // 8):
+            _, spills = assemble(machine, shift._write_shift, 12, dtype, *kind)
+            assert len(spills) <= 1, kind
+            _, spills = assemble(machine, shift._write_sum_shift, 8, dtype, *kind)
+            assert len(spills) <= 34, kind  # none with three taps
     for filters, height, whole in product(
         range(1, DOT_FILTERS + 1), (9, 3, 1) if vectors == 4 else (3, 1), (True, False)
     ):

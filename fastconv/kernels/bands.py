@@ -24,20 +24,22 @@ from ..simd import (
     copy,
     copy_tile,
     dot_tile,
+    lane_sum_tile,
     lanes,
     outer_tile,
     pad_tile,
+    shift_tile,
     sum_column_tile,
+    sum_shift_tile,
     sum_tile,
     take_tile,
 )  # fmt: skip
 from ..tasks import task
 from .fields import Fields
-from .pack import transpose
 
 __all__ = [
-    "BANDS", "CORRELATE_COLUMNS", "CORRELATE_FILTERS", "GATHER_COLUMNS", "GATHER_FILTERS", "correlate_columns",
-    "correlate_filters", "gather_columns", "gather_filters",
+    "BANDS", "CORRELATE_COLUMNS", "CORRELATE_FILTERS", "CORRELATE_SHIFTED", "GATHER_COLUMNS", "GATHER_FILTERS", "GATHER_SHIFTED",
+    "correlate_columns", "correlate_filters", "correlate_shifted", "gather_columns", "gather_filters", "gather_shifted",
 ]  # fmt: skip
 
 Array = np.ndarray[Any, Any]
@@ -68,6 +70,18 @@ CORRELATE_FILTERS = Fields("CorrelateFilters", "filters terms offsets_at most ch
 """Filters, terms of each, where a table holds what these add to a place in scratch, most rows that are summed at once, chunks
 of bands, the distance of their sums, where scratch holds these, and where the last array has room for equation (4), or 0."""
 
+WHOLE = Fields("Whole", "images channels size width taps parts")
+"""Images, channels of each, pixels of a plane and of a row, taps along rows and columns, and parts of the channels."""
+
+GATHER_SHIFTED = Fields("GatherShifted", "weights_at channel_step down across", WHOLE)
+"""Where the weight's first factor lies, the distance of channels, and those of neighbouring taps along columns and rows."""
+
+CORRELATE_SHIFTED = Fields("CorrelateShifted", "chunks each", WHOLE)
+"""Chunks of images, and the distance of their sums."""
+
+read_whole, read_gather_shifted, read_correlate_shifted = (
+    fields.reader() for fields in (WHOLE, GATHER_SHIFTED, CORRELATE_SHIFTED)
+)
 read_bands, read_gather_columns, read_gather_filters, read_correlate_columns, read_correlate_filters = (
     fields.reader() for fields in (BANDS, GATHER_COLUMNS, GATHER_FILTERS, CORRELATE_COLUMNS, CORRELATE_FILTERS)
 )
@@ -220,7 +234,40 @@ def correlate_columns(
                 gradient_at, gradient_row, count * gradient_row, room, sums_at + (plane // depth - channel) * terms * n,
                 terms * n,
             )  # fmt: skip
-    add_lanes(room, sums_at, many * terms, sums, chunk * t.each + channel * terms)
+    lane_sum_tile(room, sums_at, many * terms, sums, chunk * t.each + channel * terms)
+
+
+@task
+def gather_shifted(
+    task: int, room: Array, numbers: Array, tables: Array, x: Array, weight: Array, start: Array, out: Array
+) -> None:  # fmt: skip
+    """The same as `gather_columns` of small planes, which a tile holds as a whole: a part of the channels of an image."""
+    s, t = read_whole(numbers), read_gather_shifted(numbers)
+    channels, size = s.channels, s.size
+    image, part = divmod(task, s.parts)
+    first, last = channels * part // s.parts, channels * (part + 1) // s.parts
+    at = (image * channels + first) * size
+    shift_tile(
+        s.width, s.taps, last - first, size, x, at, size, weight, t.weights_at + first * t.channel_step, t.down, t.across,
+        t.channel_step, out, at, size, start, first, channels + 1,
+    )  # fmt: skip
+
+
+@task
+def correlate_shifted(
+    task: int, room: Array, numbers: Array, tables: Array, x: Array, gradient: Array, sums: Array, _: Array
+) -> None:  # fmt: skip
+    """The same as `correlate_columns` of small planes: a chunk of consecutive images and a part of the channels."""
+    s, t = read_whole(numbers), read_correlate_shifted(numbers)
+    channels, size, parts, chunks = s.channels, s.size, s.parts, t.chunks
+    n, terms = lanes(x.itemsize), s.taps * s.taps
+    chunk, part = divmod(task, parts)
+    first, last = channels * part // parts, channels * (part + 1) // parts
+    clear(room, 0, (last - first) * terms * n)
+    for image in range(chunk * s.images // chunks, (chunk + 1) * s.images // chunks):
+        at = (image * channels + first) * size
+        sum_shift_tile(s.width, s.taps, last - first, size, x, at, size, gradient, at, size, room, 0, terms * n)
+    lane_sum_tile(room, 0, (last - first) * terms, sums, chunk * t.each + first * terms)
 
 
 @task
@@ -260,7 +307,7 @@ def correlate_filters(
             zeros[t.biases_at + number * slot + n + f] = sum_row(
                 gradient, at + f * rows * columns, count * columns, room, behind
             )
-    add_lanes(room, sums_at, filters * terms, sums, task * t.each)
+    lane_sum_tile(room, sums_at, filters * terms, sums, task * t.each)
 
 
 @linked_kernel
@@ -274,17 +321,3 @@ def sum_row(row: Array, at: int, count: int, room: Array, room_at: int) -> float
     for k in range(vectors * n, count):
         total += row[unsigned(at + k)]
     return total
-
-
-@linked_kernel
-def add_lanes(room: Array, sums_at: int, count: int, sums: Array, to: int) -> None:
-    """Add up the lanes of so many vectors, side by side; scratch has room for as many, and for whole vectors, behind them."""
-    compact()
-    n = lanes(room.itemsize)
-    line = (count + n - 1) // n * n
-    turned = sums_at + count * n
-    transpose(room, sums_at, n, count, n, room, turned, line, 0)
-    for lane in range(1, n):
-        for term in range(count):
-            room[unsigned(turned + term)] += room[unsigned(turned + lane * line + term)]
-    copy(room, turned, sums, to, count)

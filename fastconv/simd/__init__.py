@@ -12,7 +12,8 @@ multiplications, one load of a scalar as many as there are vectors.
 In equation (1) the rows are pixels and k counts the pairs of a channel and a tap; in equation (3) it is the other way round,
 with the same tables.  Where there are fewer channels than lanes, the rows are channels and the vectors hold pixels.  Where
 channels do not mix, each lane has a factor of its own: a tile slides along a row of pixels.  Or, in planes, lanes are pixels, and
-a tile slides down their columns; or it multiplies vectors of two planes and sums these products over their rows.
+a tile slides down their columns, or holds a small plane as a whole and moves it; or it multiplies vectors of two planes and sums
+these products over their rows.
 
 Each tile has a twin in plain Python with the same signature, which takes its place under ``NUMBA_DISABLE_JIT=1``.
 """
@@ -25,6 +26,7 @@ from .maps import gradient_map, input_map, output_map, weight_gradient_map, weig
 from .outer import AHEAD, FETCH_BYTES, FETCH_TERMS, FEW_ROWS, SHORT, far_tile, near_tile, outer_tile, short_tile
 from .peak import ACCUMULATORS, peak_tile
 from .pooling import NOWHERE, pool_tile
+from .shift import holds_plane, shift_tile, sum_shift_tile
 from .slide import (
     GROUPED,
     MEMBERS,
@@ -37,7 +39,7 @@ from .slide import (
     sum_slide_tile,
 )
 from .spectra import FETCHED_LINES, evaluate_taps_tile, evaluate_tile, interpolate_tile, multiply_tile
-from .sums import sum_tile
+from .sums import lane_sum_tile, sum_tile
 from .tasks import APART, compact, run_tasks
 from .transpose import gather_tile, scatter_tile, transpose_lines_tile, transpose_tile
 from .words import lanes, line_parts
@@ -75,8 +77,10 @@ __all__ = [
     "gather_tile",
     "gradient_map",
     "group_slide_tile",
+    "holds_plane",
     "input_map",
     "interpolate_tile",
+    "lane_sum_tile",
     "lanes",
     "line_parts",
     "multiply_tile",
@@ -88,10 +92,12 @@ __all__ = [
     "pool_tile",
     "run_tasks",
     "scatter_tile",
+    "shift_tile",
     "short_tile",
     "slide_tile",
     "sum_column_tile",
     "sum_group_slide_tile",
+    "sum_shift_tile",
     "sum_slide_tile",
     "sum_tile",
     "take_tile",

@@ -1,4 +1,4 @@
-"""The summing tile: a vector added up over the pixels of a strip."""
+"""The summing tiles: a vector added up over the pixels of a strip, and vectors over their lanes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from llvmlite import ir
 from numba import config
 from numba.core import cgutils
 
-from .words import I64, Array, Words, address_of, lanes, private_function, tile_intrinsic
+from .words import I32, I64, Array, Words, address_of, lanes, private_function, tile_intrinsic
 
-__all__ = ["TOGETHER", "sum_tile"]
+__all__ = ["TOGETHER", "lane_sum_tile", "sum_tile"]
 
 TOGETHER = 8
 """Neighbours in a row whose sum is taken in the numbers' own precision, pair by pair; these sums are added up in double."""
@@ -96,4 +96,66 @@ sum_tile = _sum_tile_twin if config.DISABLE_JIT else tile_intrinsic(TILE, _call_
     out[out_at + k] = sum over (image, plane, row, column) of source[source_at + their steps + k]
 
 A row's TOGETHER neighbours are added up first; all sums of these are taken in double precision.
+"""
+
+
+LANE_SUM = "source, source_at, count, out, out_at"
+"""What the tile that sums over lanes is given."""
+
+
+def _write_lane_sum_tile(function: Any, dtype: Any) -> None:
+    """Emit the tile: as many vectors as lanes at a time, in half as many with each round.
+
+    In a round, a vector of the first half has the sums of both halves of its lanes in the one, and those of its partner's in the
+    other.
+    """
+    b = ir.IRBuilder(function.append_basic_block("entry"))
+    w = Words(b, dtype)
+    source, count, out = function.args
+    n, last = w.lanes, b.sub(count, I64(1))
+    with cgutils.for_range_slice(b, I64(0), count, I64(n)) as (first, _):
+        rows = []
+        for m in range(n):  # the last vector comes again, where there are none
+            row = b.add(first, I64(m))
+            row = b.select(b.icmp_signed("<", row, last), row, last)
+            rows.append(w.load(w.at(source, row, w.bytes), w.vector))
+        size = n // 2
+        while size:
+            upper = ir.Constant(ir.VectorType(I32, n), [n + i - size if i & size else i for i in range(n)])
+            lower = ir.Constant(ir.VectorType(I32, n), [n + i if i & size else i + size for i in range(n)])
+            pairs = zip(rows[:size], rows[size:], strict=True)
+            rows = [b.fadd(b.shuffle_vector(*pair, upper), b.shuffle_vector(*pair, lower)) for pair in pairs]
+            size //= 2
+        w.store_some(rows[0], w.at(out, first), w.before_lane(b.sub(count, first)))
+    b.ret_void()
+
+
+def _lane_sum_twin(source: Array, source_at: int, count: int, out: Array, out_at: int) -> None:
+    """The tile in plain Python."""
+    n = lanes(source.itemsize)
+    rows = source[source_at : source_at + count * n].reshape(count, n)
+    with np.errstate(over="ignore", invalid="ignore"):
+        while rows.shape[1] > 1:
+            half = rows.shape[1] // 2
+            rows = rows[:, :half] + rows[:, half:]
+    out[out_at : out_at + count] = rows[:, 0]
+
+
+def _call_lane_sum_tile(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]) -> None:
+    """Emit the call of the tile."""
+    dtype = named["source"][0].dtype
+    w = Words(builder, dtype)
+    source, out = (w.at(address_of(context, builder, *named[n]), named[f"{n}_at"][1]) for n in ("source", "out"))
+    function, new = private_function(builder.module, f"lane_sum_tile_{w.suffix}", 3)
+    if new:
+        _write_lane_sum_tile(function, dtype)
+    builder.call(function, [source, named["count"][1], out])
+
+
+lane_sum_tile = _lane_sum_twin if config.DISABLE_JIT else tile_intrinsic(LANE_SUM, _call_lane_sum_tile)
+"""Vectors, each summed over its lanes: for k < ``count``,
+
+    out[out_at + k] = sum over m < lanes of source[source_at + k*lanes + m]
+
+The halves of a vector are added up, and then those of what came of it.
 """
