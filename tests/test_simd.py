@@ -1006,7 +1006,8 @@ def test_machine_code(machine, dtype, monkeypatch):
     fetch ahead; with 32, one of 25 sums and six vectors, and more of these on NEON, which multiplies nothing in memory, and
     has no other registers for masks.  The LLVM of the oldest Numba spills a vector of sums of tall tiles and of groups, too, with
     16 registers one more of 25 sums, some of other maps that fetch ahead, one of near tiles, two of far ones, and on NEON three
-    of 27 sums with a mask.  Products of spectra hold 14 sums while they form seven more.
+    of 27 sums with a mask.  Products of spectra hold 14 sums while they form seven more; of planes of which 25 and 49 taps meet
+    parts, some of these are kept.
     """
     old = llvm.llvm_version_info < (15,)
     vector_bytes, vectors = emit_for(machine, monkeypatch)
@@ -1047,10 +1048,9 @@ def test_machine_code(machine, dtype, monkeypatch):
             assert len(spills) <= (20 if machine == "NEON" else 1 + old), (kind, lines)
     for kind in shift.SHIFTS if machine == "AVX-512" else ():
         if simd.holds_plane(*kind, 0, dtype.bitwidth // 8):
-            _, spills = assemble(machine, shift._write_shift, 12, dtype, *kind)
-            assert len(spills) <= 1, kind
-            _, spills = assemble(machine, shift._write_sum_shift, 8, dtype, *kind)
-            assert len(spills) <= 34, kind  # none with three taps
+            for write, n_args, most in ((shift._write_shift, 12, 13), (shift._write_sum_shift, 8, 42)):
+                _, spills = assemble(machine, write, n_args, dtype, *kind)
+                assert len(spills) <= (0 if kind[1] == 3 else most), kind
     for filters, height, whole in product(
         range(1, DOT_FILTERS + 1), (9, 3, 1) if vectors == 4 else (3, 1), (True, False)
     ):
