@@ -41,7 +41,7 @@ from .programs import (
     tap_numbers,
     unpacking,
 )
-from .simd import COLUMNS, holds_plane, lanes
+from .simd import BARE, COLUMNS, SUM_BARE, holds_plane, lanes
 from .strips import Axis, Ints, Source, Tables, fill_tiles, make_source, tile_width, whole_lanes
 
 __all__ = [
@@ -50,11 +50,15 @@ __all__ = [
     "weights_program", "whole_program", "whole_weights_program",
 ]  # fmt: skip
 
-BAND_BYTES, MOST_BYTES = 32 << 10, 512 << 10
-"""Most bytes of the rows that a band of a plane reads and writes in scratch: they are to stay near; and of FEWEST_ROWS."""
+BAND_BYTES, MOST_BYTES, BARE_BYTES = 32 << 10, 512 << 10, 256 << 10
+"""Most bytes of the rows that a band of a plane reads and writes in scratch: they are to stay near; and of FEWEST_ROWS; and of
+results of what is read as it lies."""
 
 TOGETHER_BYTES = 16 << 10
 """Most bytes of planes that are taken together: they are to stay in the first-level cache."""
+
+AHEAD_BYTES = 8 << 10
+"""Fewest bytes between what tiles read of bare planes and what is fetched meanwhile: the next plane, if that is more."""
 
 SUM_BYTES, NEAR_SUM_BYTES = 96 << 10, 24 << 10
 """Most bytes of the sums of a part of the channels, each of which has a vector for each tap; and where it has little else to do
@@ -74,21 +78,27 @@ how many of them beginning and ending a tile lasts."""
 NARROW_WORK, WIDE_WORK, PACKING = 1.4, 1.1, 11
 """What it takes with filters for lanes, of which there are fewer than a vector has, or more; and turning a vector over."""
 
+NARROW = SUM_BARE[:1]
+"""Taps along rows and columns of planes as narrow as can be, whose weights are summed up as these lie: with more, to turn them
+over took less time."""
+
 FEWEST_ROWS = 4
 """Fewest filters' heights of a band: its first rows are computed for nothing, or read again."""
 
 
-def _falls(axes: Sequence[Axis], out: Ints, itemsize: int) -> bool:
-    """Say whether tiles slide down the columns of planes: taps of squares, side by side, and rows that fill half a vector."""
+def _falls(axes: Sequence[Axis], out: Ints, itemsize: int, narrow: Ints) -> bool:
+    """Say whether tiles slide down the columns of planes: taps of squares, side by side, and rows that fill half a vector.
+
+    With a stride of 1 and as many taps as one of ``narrow``, rows may be narrower.
+    """
     plane, *both = axes
     if any(len(axis.phases) > 1 for axis in axes) or plane.step > 1 or [s for _, s in plane.phases[0].taps] != [0]:
         return False
     shifts = [[shift for _, shift in axis.phases[0].taps] for axis in both]
     kinds = {(len(along), axis.step) for along, axis in zip(shifts, both, strict=True)}
     together = all(along == list(range(along[0], along[0] + len(along))) for along in shifts if along)
-    return (
-        len(kinds) == 1 and kinds <= set(COLUMNS) and together and 2 * out[-1] >= lanes(itemsize) and plane.n == out[-3]
-    )
+    wide = 2 * out[-1] >= lanes(itemsize) or kinds <= {(taps, 1) for taps in narrow}
+    return len(kinds) == 1 and kinds <= set(COLUMNS) and together and wide and plane.n == out[-3]
 
 
 def _shifts(axes: Sequence[Axis], in_shape: Ints, out_shape: Ints, itemsize: int) -> bool:
@@ -118,7 +128,7 @@ def computes_whole_weights(g: ConvGeometry, x_last: bool, grad_last: bool, items
 def computes_columns(p: Pixels) -> bool:
     """Say whether `columns_program` computes equation (1) or (2)."""
     planes = is_depthwise(p.g) and not (p.in_last or p.out_last or p.adds)
-    return planes and _falls(p.axes, p.out_shape, p.itemsize)
+    return planes and _falls(p.axes, p.out_shape, p.itemsize, BARE)
 
 
 def computes_filters(p: Pixels) -> bool:
@@ -132,7 +142,7 @@ def computes_filters(p: Pixels) -> bool:
 
 def computes_weights(g: ConvGeometry, x_last: bool, grad_last: bool, itemsize: int) -> bool:
     """Say whether `weights_program` computes equation (3)."""
-    return is_depthwise(g) and not (x_last or grad_last) and _falls(forward_axes(g), g.output_shape, itemsize)
+    return is_depthwise(g) and not (x_last or grad_last) and _falls(forward_axes(g), g.output_shape, itemsize, NARROW)
 
 
 def computes_filter_weights(g: ConvGeometry, x_last: bool, grad_last: bool, itemsize: int) -> bool:
@@ -172,9 +182,12 @@ def turning_work(g: ConvGeometry, itemsize: int) -> float:
 
 
 def _band_numbers(
-    axes: Sequence[Axis], in_shape: Ints, out_shape: Ints, itemsize: int, tasks: int, pads: bool = False
+    axes: Sequence[Axis], in_shape: Ints, out_shape: Ints, itemsize: int, tasks: int, bare: Ints = (), pads: bool = False
 ) -> dict[str, Any]:  # fmt: skip
-    """Return what `fastconv.kernels.bands.BANDS` names, but for the parts; a box ``pads`` rows that do not exist, or has none."""
+    """Return what `fastconv.kernels.bands.BANDS` names, but for the parts; a box ``pads`` rows that do not exist, or has none.
+
+    With a stride of 1 and as many taps as one of ``bare``, planes are read as they lie, and there is no box at all.
+    """
     images, channels, depth, height, width = in_shape
     *_, rows, columns = out_shape
     _, down, across = axes
@@ -185,19 +198,24 @@ def _band_numbers(
     half = whole_lanes(read, itemsize)
     pitch = max(before + whole_lanes(width, itemsize), whole_lanes(before - left + read, itemsize))
     pitch = pitch if stride == 1 else 2 * half
+    is_bare = stride == 1 and taps in bare
     row_bytes = itemsize * (stride * pitch * (channels + 1) if pads else stride * pitch + columns)
-    most = max(1, BAND_BYTES // row_bytes, min(FEWEST_ROWS * taps, MOST_BYTES // row_bytes))
+    if is_bare:
+        row_bytes = itemsize * columns
+    most = max(
+        1, (BARE_BYTES if is_bare else BAND_BYTES) // row_bytes, min(FEWEST_ROWS * taps, MOST_BYTES // row_bytes)
+    )
     wanted = ceil_div(tasks, max(1, images if pads else images * channels))
     bands = max(ceil_div(rows, most), min(wanted, rows // (FEWEST_ROWS * taps)))
     band = ceil_div(rows, bands)
     met = stride * (band - 1) + taps
-    box = (met if pads else min(height, met)) * pitch
-    together = max(1, TOGETHER_BYTES // (itemsize * (box + rows * columns))) if depth == bands == 1 else 1
+    box = 0 if is_bare else (met if pads else min(height, met)) * pitch
+    together = channels if is_bare else max(1, TOGETHER_BYTES // (itemsize * (box + rows * columns)))
     return {
         "images": images, "channels": channels, "depth": depth, "height": height, "width": width, "rows": rows,
         "columns": columns, "top": down.left, "left": left, "taps": taps, "stride": stride, "before": before, "half": half,
-        "pitch": pitch, "plane": box, "band": band, "together": min(channels, together),
-        "edge": before - left if stride == 1 else 0,
+        "pitch": pitch, "plane": box, "band": band, "together": min(channels, together) if depth == bands == 1 else 1,
+        "edge": before - left if stride == 1 else 0, "bare": is_bare, "ahead": max(height * width, AHEAD_BYTES // itemsize),
     }  # fmt: skip
 
 
@@ -252,7 +270,7 @@ def whole_program(p: Pixels) -> Program:
 
 def columns_program(p: Pixels) -> Program:
     """Compute equation (1), or (2) of stride 1, of channels that do not mix: tiles slide down columns."""
-    numbers = _band_numbers(p.axes, p.in_shape, p.out_shape, p.itemsize, p.tasks)
+    numbers = _band_numbers(p.axes, p.in_shape, p.out_shape, p.itemsize, p.tasks, BARE)
     images, channels, columns, band = (numbers[name] for name in ("images", "channels", "columns", "band"))
     bands = images * ceil_div(numbers["rows"], band)
     parts = min(channels, ceil_div(2 * p.tasks, max(1, bands))) if p.tasks > 1 else 1
@@ -295,12 +313,13 @@ def filters_program(p: Pixels) -> Program:
 def weights_program(g: ConvGeometry, per_sample: bool, itemsize: int) -> Program:
     """Compute equation (3) of channels that do not mix."""
     axes, tasks, n = forward_axes(g), count_tasks(g), lanes(itemsize)
-    numbers = _band_numbers(axes, g.input_shape, g.output_shape, itemsize, tasks)
+    numbers = _band_numbers(axes, g.input_shape, g.output_shape, itemsize, tasks, SUM_BARE)
     channels, columns, band, taps = (numbers[name] for name in ("channels", "columns", "band", "taps"))
     terms = taps * taps
     parts = min(channels, max(tasks, ceil_div(channels * terms * n * itemsize, SUM_BYTES)))
     boxes, gradient_row = _boxes(numbers), whole_lanes(columns, itemsize)
-    sums_at = boxes + ceil_div(numbers["together"] * band * gradient_row, 16) * 16
+    packed = 0 if numbers["bare"] else numbers["together"]
+    sums_at = boxes + ceil_div(packed * band * gradient_row, 16) * 16
     bands = g.batch * ceil_div(numbers["rows"], band)
     summed, packing = _chunks_of_bands(g, bands, ceil_div(tasks, parts), per_sample, channels * terms, itemsize)
     numbers |= summed | {"parts": parts, "gradient_at": boxes, "gradient_row": gradient_row, "sums_at": sums_at}

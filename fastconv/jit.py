@@ -43,6 +43,7 @@ from . import threads
 from .linking import LinkedCacheImpl, LinkedCompiler
 
 __all__ = [
+    "MASKS",
     "ROWS",
     "VECTORS",
     "VECTOR_BYTES",
@@ -95,6 +96,9 @@ def _vector_bytes_of(cpu: str) -> int:
 VECTOR_BYTES = int(os.environ.get("FASTCONV_VECTOR_BYTES", 0)) or _vector_bytes()
 """Bytes of a vector: 64 with AVX-512, 32 with AVX, else 16 (NEON, SSE).  The environment variable is for tests: LLVM splits
 vectors that are wider than the machine's."""
+
+MASKS = VECTOR_BYTES == 64
+"""Whether loads and stores of some lanes of a vector, by a mask, take no longer than those of all."""
 
 ROWS = 6
 """Rows of the register tile.  Each takes a general register for its address, and there are 15 on x86-64."""

@@ -193,6 +193,19 @@ SPECIAL = (
         for n, k, s, p in ((8, 3, 1, 0), (9, 3, 2, 4), (16, 5, 1, 1), (21, 5, 2, 0), (17, 7, 1, 9), (12, 7, 2, 2))
     ),
     simple(3, batch=2, channels=3, filters=3, size=(2, 5, 9), kernel=(1, 3, 3), padding=(0, 1, 1), groups=3),
+    # Planes that tiles read as they lie, of one column and more, and bands of them; with all kinds of padding.
+    *(
+        simple(2, batch=b, channels=c, filters=c, size=size, kernel=k, padding=p, groups=c)
+        for b, c, size, k, p in (
+            (2, 3, (5, 1), 3, 1),
+            (2, 17, (9, 9), 3, 0),
+            (1, 5, (7, 33), 3, ((2, 0), (0, 2))),
+            (3, 4, (6, 18), 5, ((0, 4), (5, 1))),
+            (2, 3, (11, 47), 7, 3),
+            (1, 2, (300, 70), 3, 1),
+            (2, 5, (3, 20), 3, 4),
+        )
+    ),
     # Planes that tiles hold as a whole, and some that they do not: too high, or with padding that is not the same on both sides.
     *(
         simple(2, batch=b, channels=c, filters=c, size=size, kernel=k, padding=p, groups=c)

@@ -27,6 +27,7 @@ from fastconv.simd import (
     SLIDES,
     SPAN,
     VECTORS,
+    bare,
     columns,
     copying,
     dot,
@@ -107,6 +108,16 @@ def run_sum_column(  # by name: the oldest Numba takes a tuple of these for one 
         taps, stride, planes, rows, count, x, x_at, x_half, x_row, x_plane, row, row_end, gradient, gradient_at, gradient_row,
         gradient_plane, out, out_at, out_plane,
     )  # fmt: skip
+
+
+@kernel
+def run_bare_column(*arguments):
+    simd.bare_column_tile(*arguments)
+
+
+@kernel
+def run_sum_bare_column(*arguments):
+    simd.sum_bare_column_tile(*arguments)
 
 
 @kernel
@@ -546,6 +557,58 @@ def check_sum_column(dtype):
         compare(run_sum_column, columns._sum_column_twin, arguments, out, out != MARK)
 
 
+def bare_planes(draw, dtype, kinds):
+    """List what tiles of bare planes are given: columns and rows that lie around a plane, inside of it, or apart from it."""
+    n = lanes(np.dtype(dtype).itemsize)
+    for taps, count, rows in product(kinds, (1, n - 1, n, 3 * n + 2), (1, 5)):
+        sizes = (
+            (count, 0),
+            (count + taps - 1, 0),
+            (count, taps // 2),
+            (max(1, count - 3), taps + 1),
+            (count + 9, -2),
+            (2, n + 9),
+        )
+        for (width, left), (row, row_end), planes in zip(
+            sizes, ((0, 9), (-1, rows), (-taps, 3), (2, 2), (1 - taps, 1), (0, rows)), cycle((1, 3)), strict=False
+        ):
+            x_plane = row_end * width + 2
+            yield {
+                "taps": taps, "planes": planes, "rows": rows, "count": count,
+                "x": islands(draw, dtype, 3 + np.arange(planes) * x_plane, row_end * width), "x_at": 3, "x_plane": x_plane,
+                "width": width, "left": left, "row": row, "row_end": row_end, "ahead": 10**12,
+            }  # fmt: skip
+
+
+def check_bare_column(dtype):
+    """All numbers of taps, with planes of all sizes; what is fetched need not exist."""
+    rng = np.random.default_rng(0)
+    for given in bare_planes(integers(rng), dtype, simd.BARE):
+        taps, planes, count = given["taps"], given["planes"], given["rows"] * given["count"]
+        down, across = [(taps, 1), (-taps, -1), (1, taps)][int(rng.integers(3))]
+        out, written = blank(dtype, 4 + np.arange(planes) * (count + 1), count)
+        start, floor_at = with_floor(islands(integers(rng), dtype, [5], planes), rng.choice([-np.inf, 0]))
+        arguments = in_order(
+            bare.COLUMN, **given, weights=islands(powers(rng), dtype, 2 + np.arange(planes) * (taps * taps + 1), taps * taps),
+            weights_at=2 + max(0, (1 - taps) * (down + across)), down=down, across=across, weights_plane=taps * taps + 1, out=out,
+            out_at=4, out_plane=count + 1, start=start, start_at=5, floor_at=floor_at,
+        )  # fmt: skip
+        compare(run_bare_column, bare._column_twin, arguments, out, written)
+
+
+def check_sum_bare_column(dtype):
+    """The same planes times gradients."""
+    rng, n = np.random.default_rng(0), lanes(np.dtype(dtype).itemsize)
+    for given in bare_planes(integers(rng), dtype, simd.SUM_BARE):
+        terms, planes, count = given["taps"] ** 2, given["planes"], given["rows"] * given["count"]
+        out = islands(integers(rng), dtype, 4 + np.arange(planes) * (terms * n + 2), terms * n, MARK)
+        arguments = in_order(
+            bare.SUM_COLUMN, **given, gradient=islands(integers(rng), dtype, 3 + np.arange(planes) * (count + 1), count),
+            gradient_at=3, gradient_plane=count + 1, out=out, out_at=4, out_plane=terms * n + 2,
+        )  # fmt: skip
+        compare(run_sum_bare_column, bare._sum_column_twin, arguments, out, out != MARK)
+
+
 def whole_planes(draw, dtype):
     """List what tiles that hold planes are given: their width, taps, planes and pixels, and where these lie."""
     itemsize = np.dtype(dtype).itemsize
@@ -881,6 +944,8 @@ CHECKS = (
     check_sum_slide,
     check_column,
     check_sum_column,
+    check_bare_column,
+    check_sum_bare_column,
     check_shift,
     check_sum_shift,
     check_dot,
@@ -1042,10 +1107,19 @@ def test_machine_code(machine, dtype, monkeypatch):
             assert products >= kind[0] ** 2 * width  # LLVM may repeat some
             one = machine == "NEON" or (machine == "AVX2" and kind == (3, 2))  # the first multiplies nothing in memory
             assert len(spills) <= one, (kind, width)
-        for lines in set(columns._lines_at_once(kind[0])):
-            products, spills = assemble(machine, columns._write_sum_lines, 11, dtype, *kind, lines)
+        for lines in set(columns.lines_at_once(kind[0])):
+            products, spills = assemble(machine, columns.write_sum_lines, 11, dtype, *kind, lines)
             assert products >= kind[0] * lines
             assert len(spills) <= (20 if machine == "NEON" else 1 + old), (kind, lines)
+    for taps in simd.BARE if machine == "AVX-512" else ():
+        products, spills = assemble(machine, bare._write_columns, 15, dtype, taps)
+        assert products >= taps * (taps - 1)
+        assert len(spills) <= (5 if taps == 5 else 0)  # of 25 factors and five sums
+    for taps in simd.SUM_BARE if machine == "AVX-512" else ():
+        for lines in set(columns.lines_at_once(taps)):
+            products, spills = assemble(machine, columns.write_sum_lines, 14, dtype, taps, 1, lines, True)
+            assert products >= taps * lines
+            assert not spills, (taps, lines)
     for kind in shift.SHIFTS if machine == "AVX-512" else ():
         if simd.holds_plane(*kind, 0, dtype.bitwidth // 8):
             for write, n_args, most in ((shift._write_shift, 12, 13), (shift._write_sum_shift, 8, 42)):
@@ -1097,7 +1171,7 @@ def test_sums_are_stored_whole(machine, monkeypatch):
         lines = assembly(machine, slide._write_sum_slide_tile, 19, types.float32, *kind)
         assert not any(re.search(MASKED, line) for line in lines), kind
     for kind in COLUMNS:
-        lines = assembly(machine, columns._write_sum_lines, 11, types.float32, *kind, 1)
+        lines = assembly(machine, columns.write_sum_lines, 11, types.float32, *kind, 1)
         assert not any(re.search(MASKED, line) for line in lines), kind
 
 

@@ -3,7 +3,8 @@
 A task takes a band of rows of an image.  It copies the rows of the input that these meet, with zeros around them; with a
 stride of 2 the even columns of a row and behind these the odd ones.  Where channels do not mix, it does so with some planes at a
 time, and tiles slide down their columns: `gather_columns` computes equations (1) and (2), the latter with a stride of 1, and
-`correlate_columns` equation (3).  `gather_filters` computes equation (1) of few channels that mix: the rows of tiles are
+`correlate_columns` equation (3).  Where there are tiles for bare planes, nothing is copied; nor is it of small planes, which tiles
+hold as a whole: `gather_shifted` and `correlate_shifted`.  `gather_filters` computes equation (1) of few channels that mix: the rows of tiles are
 filters; `correlate_filters` computes equation (3) of few filters, or few channels, by dot products of rows of pixels.
 """
 
@@ -18,6 +19,7 @@ from ..simd import (
     DOT_FILTERS,
     FETCH_AHEAD,
     VECTORS,
+    bare_column_tile,
     clear,
     column_tile,
     compact,
@@ -29,6 +31,7 @@ from ..simd import (
     outer_tile,
     pad_tile,
     shift_tile,
+    sum_bare_column_tile,
     sum_column_tile,
     sum_shift_tile,
     sum_tile,
@@ -46,12 +49,14 @@ Array = np.ndarray[Any, Any]
 
 BANDS = Fields(
     "Bands",
-    "images channels depth height width rows columns top left taps stride before half pitch plane band together edge parts",
+    "images channels depth height width rows columns top left taps stride before half pitch plane band together edge parts "
+    "bare ahead",
 )
 """Images, channels of each, planes of a channel, rows and columns of the input's and of the output's, padding above and beside
 the input, taps along rows and columns, their stride, numbers of a row in scratch before the first column and to the odd ones, and
 in all, numbers of a plane there, rows of outputs of a band, planes that are taken together, numbers of a row in scratch before
-what the first output meets, and parts of the channels."""
+what the first output meets, parts of the channels, whether planes are read as they lie, and how far behind what is read of them
+lies what is fetched."""
 
 GATHER_COLUMNS = Fields("GatherColumns", "weights_at channel_step down across result_at streams", BANDS)
 """Where the weight's first factor lies, the distance of channels, and those of neighbouring taps along columns and rows, where
@@ -139,21 +144,29 @@ def gather_columns(
     number, part = divmod(task, parts)
     image, y, count, begin, met = band_of(number, numbers)
     size, line = count * columns, VECTORS * lanes(out.itemsize)
+    first_row = stride * y - s.top - begin  # from the first one that is met
     clear(room, 0, together * box)
     plane, last = channels * part // parts * depth, channels * (part + 1) // parts * depth
     while plane < last:
         # What is behind a plane is another one of this task, which then writes there: but behind the last.
-        straight = count == rows and not streams and plane < last - 1
-        planes = min(together, last - 1 - plane) if straight else 1
+        straight = not streams and (s.bare or (count == rows and plane < last - 1))
+        planes = min(together, last - plane - (0 if s.bare else 1)) if straight else 1
         at, channel = image * channels * depth + plane, plane // depth
-        to = (at * rows + y) * columns
-        pack_rows(numbers, x, (at * height + begin) * width, planes, met, room, 0)
+        to, here = (at * rows + y) * columns, (at * height + begin) * width
         target, place = (out, to) if straight else (room, result_at)
-        column_tile(
-            s.taps, stride, planes, count, columns, weight, t.weights_at + channel * t.channel_step, t.down, t.across,
-            t.channel_step, room, s.edge, s.half, s.pitch, box, stride * y - s.top - begin, met, target, place, columns, size,
-            start, channel, channels + 1,
-        )  # fmt: skip
+        if s.bare:
+            bare_column_tile(
+                s.taps, planes, count, columns, x, here, height * width, width, s.left, first_row, met, s.ahead, weight,
+                t.weights_at + channel * t.channel_step, t.down, t.across, t.channel_step, target, place, rows * columns, start,
+                channel, channels + 1,
+            )  # fmt: skip
+        else:
+            pack_rows(numbers, x, here, planes, met, room, 0)
+            column_tile(
+                s.taps, stride, planes, count, columns, weight, t.weights_at + channel * t.channel_step, t.down, t.across,
+                t.channel_step, room, s.edge, s.half, s.pitch, box, first_row, met, target, place, columns, size, start, channel,
+                channels + 1,
+            )  # fmt: skip
         if not straight:
             lines = size // line if streams else 0
             copy_tile(room, result_at, line, out, to, line, lines, VECTORS, 1)
@@ -225,14 +238,20 @@ def correlate_columns(
         image, y, count, begin, met = band_of(number, numbers)
         for plane in range(first, last, together):
             planes, at = min(together, last - plane), image * channels * depth + plane
+            first_row, to = stride * y - s.top - begin, sums_at + (plane // depth - channel) * terms * n
+            if s.bare:
+                sum_bare_column_tile(
+                    taps, planes, count, columns, x, (at * height + begin) * width, height * width, width, s.left, first_row, met,
+                    s.ahead, gradient, (at * rows + y) * columns, rows * columns, room, to, terms * n,
+                )  # fmt: skip
+                continue
             pack_rows(numbers, x, (at * height + begin) * width, planes, met, room, 0)
             for p in range(planes):
                 here, there = ((at + p) * rows + y) * columns, gradient_at + p * count * gradient_row
                 pad_tile(gradient, here, columns, room, there, gradient_row, count, columns)
             sum_column_tile(
-                taps, stride, planes, count, columns, room, s.edge, s.half, s.pitch, box, stride * y - s.top - begin, met, room,
-                gradient_at, gradient_row, count * gradient_row, room, sums_at + (plane // depth - channel) * terms * n,
-                terms * n,
+                taps, stride, planes, count, columns, room, s.edge, s.half, s.pitch, box, first_row, met, room, gradient_at,
+                gradient_row, count * gradient_row, room, to, terms * n,
             )  # fmt: skip
     lane_sum_tile(room, sums_at, many * terms, sums, chunk * t.each + channel * terms)
 

@@ -12,13 +12,14 @@ multiplications, one load of a scalar as many as there are vectors.
 In equation (1) the rows are pixels and k counts the pairs of a channel and a tap; in equation (3) it is the other way round,
 with the same tables.  Where there are fewer channels than lanes, the rows are channels and the vectors hold pixels.  Where
 channels do not mix, each lane has a factor of its own: a tile slides along a row of pixels.  Or, in planes, lanes are pixels, and
-a tile slides down their columns, or holds a small plane as a whole and moves it; or it multiplies vectors of two planes and sums
-these products over their rows.
+a tile slides down their columns, of planes with zeros around them or of bare ones, or holds a small plane as a whole and moves
+it; or it multiplies vectors of two planes and sums these products over their rows.
 
 Each tile has a twin in plain Python with the same signature, which takes its place under ``NUMBA_DISABLE_JIT=1``.
 """
 
 from ..jit import ROWS, VECTORS
+from .bare import BARE, SUM_BARE, bare_column_tile, sum_bare_column_tile
 from .columns import COLUMNS, column_tile, sum_column_tile
 from .copying import FETCH_AHEAD, clear, copy, copy_tile, fetch, pad_tile, take_tile
 from .dot import DOT_FILTERS, dot_tile
@@ -48,6 +49,7 @@ __all__ = [
     "ACCUMULATORS",
     "AHEAD",
     "APART",
+    "BARE",
     "COLUMNS",
     "DOT_FILTERS",
     "FETCHED_LINES",
@@ -62,8 +64,10 @@ __all__ = [
     "SHORT",
     "SLIDES",
     "SPAN",
+    "SUM_BARE",
     "TALL",
     "VECTORS",
+    "bare_column_tile",
     "clear",
     "column_tile",
     "compact",
@@ -95,6 +99,7 @@ __all__ = [
     "shift_tile",
     "short_tile",
     "slide_tile",
+    "sum_bare_column_tile",
     "sum_column_tile",
     "sum_group_slide_tile",
     "sum_shift_tile",

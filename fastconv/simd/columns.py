@@ -21,7 +21,7 @@ from numba.core import cgutils
 from ..jit import VECTORS
 from .words import I64, Array, Words, call_first, lanes, passed_arguments, private_function, tile_intrinsic
 
-__all__ = ["COLUMNS", "column_tile", "sum_column_tile"]
+__all__ = ["COLUMNS", "column_tile", "exist", "lines_at_once", "sum_column_tile", "write_sum_lines"]
 
 COLUMNS = tuple(itertools.product((3, 5, 7), (1, 2)))
 """(taps, stride) of these tiles, along rows and columns."""
@@ -59,7 +59,7 @@ def _widths(taps: int, stride: int) -> list[int]:
     return [v for v in (4, 2, 1) if v == 1 or (_depth(taps, stride) + 1) * v < REGISTERS]
 
 
-def _lines_at_once(taps: int) -> list[int]:
+def lines_at_once(taps: int) -> list[int]:
     """Share the rows of taps out over sums: beside these, registers hold the gradients that a row meets, and a vector of it."""
     most = max(n for n in range(1, taps + 1) if n == 1 or n * taps < REGISTERS - 4)
     parts = -(-taps // most)
@@ -70,6 +70,12 @@ def _column(w: Words, half: Any, stride: int, k: int) -> Any:
     """How far the pixels of a column of taps lie from those of the first: columns of a phase lie together."""
     offset = I64(k // stride * w.size)
     return w.b.add(offset, half) if k % stride else offset
+
+
+def exist(w: Words, taps: int, first: Any, width: Any) -> list[Any]:
+    """Return for each tap of a row which lanes meet a column that exists; lane 0 meets the column ``first`` at the first tap."""
+    columns = (w.b.add(first, I64(k)) for k in range(taps))
+    return [w.b.and_(w.from_lane(w.b.neg(column)), w.before_lane(w.b.sub(width, column))) for column in columns]
 
 
 def _write_columns(function: Any, dtype: Any, taps: int, stride: int, vectors: int) -> None:
@@ -157,15 +163,17 @@ def _write_column_tile(function: Any, dtype: Any, taps: int, stride: int) -> Non
     b.ret_void()
 
 
-def _write_sum_lines(function: Any, dtype: Any, taps: int, stride: int, lines: int) -> None:
+def write_sum_lines(function: Any, dtype: Any, taps: int, stride: int, lines: int, bare: bool = False) -> None:
     """Emit the sums for some rows of taps over some vectors of a row, of which only so many lanes count.
 
     In a step one more row of gradients comes, but not in the last ones; a row of the input meets those that have come, each at a
-    row of taps of its own.
+    row of taps of its own.  Of a ``bare`` plane no columns are read but those that exist, and what lies ``ahead`` is fetched.
     """
     b = ir.IRBuilder(function.append_basic_block("entry"))
     w = Words(b, dtype)
-    rows, vectors, used, x, half, x_row, row, row_end, gradient, gradient_row, out = function.args
+    rows, vectors, used, x, half, x_row, row, row_end, gradient, gradient_row, out, *plane = function.args
+    counts = w.before_lane(used)
+    masks: list[Any] = []
     acc = [[w.variable(w.vector) for _ in range(taps)] for _ in range(lines)]
     depth = _depth(lines, stride)
     held = [w.variable(w.vector) for _ in range(depth)]  # gradients that came so many steps before
@@ -176,7 +184,8 @@ def _write_sum_lines(function: Any, dtype: Any, taps: int, stride: int, lines: i
     def take(source: Any, meets: list[tuple[int, int]]) -> None:
         """Add a row's products with the gradients that came so many steps before, each for a row of taps."""
         for k in range(taps):
-            value = w.load(b.add(source, _column(w, half, stride, k)), w.vector)
+            at = b.add(source, _column(w, half, stride, k))
+            value = w.load_some(at, masks[k]) if bare else w.load(at, w.vector)
             for before, line in meets:
                 a = acc[line][k]
                 b.store(w.multiply_add(b.load(held[before]), value, b.load(a)), a)
@@ -184,12 +193,18 @@ def _write_sum_lines(function: Any, dtype: Any, taps: int, stride: int, lines: i
     with cgutils.for_range(b, vectors) as vector:
         across = b.mul(vector.index, I64(w.bytes))
         pixels, factors = b.add(x, across), b.add(gradient, across)
+        if bare:
+            first, width, ahead = plane
+            masks[:] = exist(w, taps, b.add(first, b.mul(vector.index, I64(w.lanes))), width)
         with cgutils.for_range(b, b.add(rows, I64(depth - 1))) as step:
             for older, newer in itertools.pairwise(held[::-1]):
                 b.store(b.load(newer), older)
             last = b.sub(rows, I64(1))
             come = b.select(b.icmp_signed("<", step.index, last), step.index, last)
-            b.store(w.load(b.add(factors, b.mul(come, gradient_row)), w.vector), held[0])
+            at = b.add(factors, b.mul(come, gradient_row))
+            b.store(w.load_some(at, counts) if bare else w.load(at, w.vector), held[0])
+            if bare:
+                w.prefetch(b.add(at, ahead))
             exists = [b.icmp_unsigned("<", b.sub(step.index, I64(before)), rows) for before in range(depth)]
             for j in range(stride):
                 meets = [(before, j + stride * before) for before in range(depth) if j + stride * before < lines]
@@ -198,6 +213,8 @@ def _write_sum_lines(function: Any, dtype: Any, taps: int, stride: int, lines: i
                 here = b.add(row, b.add(b.mul(step.index, I64(stride)), I64(j)))
                 with b.if_then(b.icmp_unsigned("<", here, row_end), likely=True):
                     source = b.add(pixels, b.mul(here, x_row))
+                    if bare:
+                        w.prefetch(b.add(source, ahead))
                     if depth == 1:
                         take(source, meets)
                         continue
@@ -208,7 +225,6 @@ def _write_sum_lines(function: Any, dtype: Any, taps: int, stride: int, lines: i
                             for before, line in meets:
                                 with b.if_then(exists[before]):
                                     take(source, [(before, line)])
-    counts = w.before_lane(used)
     for n, a in enumerate(itertools.chain(*acc)):
         end = b.add(out, I64(n * w.bytes))
         w.store(b.fadd(w.load(end, w.vector), b.select(counts, b.load(a), zero)), end)
@@ -246,10 +262,10 @@ def _write_sum_column_tile(function: Any, dtype: Any, taps: int, stride: int) ->
             for a, step in ((x, x_plane), (gradient, gradient_plane), (out, out_plane))
         )
         first = 0
-        for lines in _lines_at_once(taps):
+        for lines in lines_at_once(taps):
             sums, new = private_function(b.module, f"sum_lines_{w.suffix}_{taps}_{stride}_{lines}", 11)
             if new:
-                _write_sum_lines(sums, dtype, taps, stride, lines)
+                write_sum_lines(sums, dtype, taps, stride, lines)
             line, to = b.add(row, I64(first)), b.add(end, I64(first * taps * w.bytes))
             first += lines
             for vectors, used, here in (

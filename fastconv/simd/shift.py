@@ -16,13 +16,13 @@ from llvmlite import ir
 from numba import config
 from numba.core import cgutils
 
-from ..jit import VECTORS
+from ..jit import MASKS
 from .copying import FETCH_AHEAD
 from .words import I32, I64, LINE, Array, Words, call_first, lanes, passed_arguments, private_function, tile_intrinsic
 
 __all__ = ["holds_plane", "shift_tile", "sum_shift_tile"]
 
-SHIFTS = tuple(itertools.product((4, 5, 6, 7, 8), (3, 5, 7))) if VECTORS == 4 else ()
+SHIFTS = tuple(itertools.product((4, 5, 6, 7, 8), (3, 5, 7))) if MASKS else ()
 """(columns of a plane, taps along rows and columns) of these tiles."""
 
 MOST_VECTORS = 4
