@@ -3,9 +3,10 @@
 A task takes a band of rows of an image.  It copies the rows of the input that these meet, with zeros around them; with a
 stride of 2 the even columns of a row and behind these the odd ones.  Where channels do not mix, it does so with some planes at a
 time, and tiles slide down their columns: `gather_columns` computes equations (1) and (2), the latter with a stride of 1, and
-`correlate_columns` equation (3).  Where there are tiles for bare planes, nothing is copied; nor is it of small planes, which tiles
-hold as a whole: `gather_shifted` and `correlate_shifted`.  `gather_filters` computes equation (1) of few channels that mix: the rows of tiles are
-filters; `correlate_filters` computes equation (3) of few filters, or few channels, by dot products of rows of pixels.
+`correlate_columns` equation (3).  Where there are tiles for bare planes, nothing is copied; nor is it of small planes, which
+tiles hold as a whole: `gather_shifted` and `correlate_shifted`.  `gather_filters` computes equation (1) of few channels that mix:
+the rows of tiles are filters; `correlate_filters` computes equation (3) of few filters, or few channels, by dot products of rows
+of pixels.
 """
 
 from __future__ import annotations
