@@ -116,8 +116,14 @@ def run_bare_column(*arguments):
 
 
 @kernel
-def run_sum_bare_column(*arguments):
-    simd.sum_bare_column_tile(*arguments)
+def run_sum_bare_column(  # by name, as above
+    taps, planes, rows, count, x, x_at, x_plane, width, left, row, row_end, ahead, gradient, gradient_at, gradient_plane, out,
+    out_at, out_plane,
+):  # fmt: skip
+    simd.sum_bare_column_tile(
+        taps, planes, rows, count, x, x_at, x_plane, width, left, row, row_end, ahead, gradient, gradient_at, gradient_plane, out,
+        out_at, out_plane,
+    )  # fmt: skip
 
 
 @kernel
@@ -126,8 +132,12 @@ def run_shift(*arguments):
 
 
 @kernel
-def run_sum_shift(*arguments):
-    simd.sum_shift_tile(*arguments)
+def run_sum_shift(  # by name, as above
+    width, taps, planes, count, x, x_at, x_plane, gradient, gradient_at, gradient_plane, out, out_at, out_plane
+):  # fmt: skip
+    simd.sum_shift_tile(
+        width, taps, planes, count, x, x_at, x_plane, gradient, gradient_at, gradient_plane, out, out_at, out_plane
+    )  # fmt: skip
 
 
 @kernel
