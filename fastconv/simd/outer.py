@@ -27,7 +27,8 @@ from .words import (
 )
 
 __all__ = [
-    "AHEAD", "FETCH_BYTES", "FETCH_TERMS", "FEW_ROWS", "SHORT", "TERMS", "far_tile", "near_tile", "outer_tile", "short_tile",
+    "AHEAD", "FETCH_BYTES", "FETCH_TERMS", "FEW_ROWS", "SHORT", "TERMS", "TURN", "far_tile", "near_tile", "outer_tile",
+    "short_tile",
 ]  # fmt: skip
 
 FEW_ROWS = 4
@@ -38,7 +39,8 @@ def _write_tile(function: Any, dtype: Any, height: int, vectors: int, ahead: int
     """Emit the tile with ``height`` rows of ``vectors`` vectors.
 
     It fetches what the first row meets so many terms later; and with addresses, and a step for each, what lies there, one step
-    further after FETCH_BYTES of a row, or FETCH_TERMS if there are two.
+    further after FETCH_BYTES of a row, or FETCH_TERMS if there are two: with one vector, which is soon multiplied, after a TURN,
+    and nothing else.
 
     Registers on AVX2 (16): 6x2 accumulators, 2 vectors, 1 scalar; 10 loads for 12 multiplications.
     On AVX-512 (32): 6x4 accumulators, 4 vectors, 1 scalar; 12 loads for 24.  Six rows, because each row holds an address in a
@@ -59,7 +61,9 @@ def _write_tile(function: Any, dtype: Any, height: int, vectors: int, ahead: int
     for (place, _), address in zip(coming, fetches[::2], strict=True):
         b.store(address, place)
     zero = ir.Constant(w.vector, [0.0] * w.lanes)
-    last, fetched = w.at(pairs, count, PAIR), FETCH_TERMS if len(fetches) > 2 else FETCH_BYTES // w.size
+    last = w.at(pairs, count, PAIR)
+    fetched = (FETCH_TERMS if vectors > 1 else TURN) if len(fetches) > 2 else FETCH_BYTES // w.size
+    ahead = ahead if vectors > 1 else 0
     is_long = b.icmp_signed(">", count, I64(TERMS))
 
     def add_products(terms: int) -> None:
@@ -140,7 +144,8 @@ TURN = 2
 """Terms in a turn of a tile, for half the cost of counting."""
 
 FETCH_TERMS = 4 // VECTORS
-"""Terms of a tile, 1 or 2, in which it fetches one number of each kind to come: 24 multiply-adds."""
+"""Terms of a tile of several vectors, 1 or 2, in which it fetches one number of each kind to come: 24 multiply-adds, if it has as
+many vectors as can be."""
 
 FETCH_BYTES = 8
 """Bytes of each row in which a tile fetches one line of those that lie behind its rows: as it has six, most of a line."""
@@ -312,15 +317,16 @@ far_tile = (
     )
 )
 """The outer tile for what comes from far.  Scalars that do not follow each other in memory are fetched AHEAD terms before they
-are used, but where registers are few: loads then take nearly as long as the products, and there is no time for one more.
+are used, but where registers are few, or there is one vector: loads then take as long as the products, or longer, and there is
+no time for one more.
 
 For that it reads the table of pairs so many rows beyond its end; what it finds there it fetches, but does not use.
 
 Parameters
 ----------
 first, first_at, first_step, second, second_at, second_step : flat arrays, offsets and distances
-    What is fetched from memory in the meantime, for tiles to come: with every FETCH_TERMS terms one number of each, so far
-    behind the one before it.  With a distance of 0 it is always the same.
+    What is fetched from memory in the meantime, for tiles to come: with every FETCH_TERMS terms, or every TURN of one vector, one
+    number of each, so far behind the one before it.  With a distance of 0 it is always the same.
 """
 
 short_tile = _short_tile_twin if config.DISABLE_JIT else tile_intrinsic(f"height, {TILE}", _call_short_tile)
