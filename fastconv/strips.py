@@ -24,7 +24,7 @@ import numpy as np
 from .arrays import LINE, Array
 from .geometry import ceil_div, even_part
 from .kernels.pack import IMAGE
-from .simd import AHEAD, FEW_ROWS, ROWS, VECTORS, lanes
+from .simd import FEW_ROWS, ROWS, VECTORS, lanes
 
 Ints = tuple[int, ...]
 
@@ -111,8 +111,8 @@ class Tables:
         return at
 
     def whole(self) -> Array:
-        """All tables as one array, with room for what tiles fetch ahead."""
-        return np.concatenate([*self.parts, np.zeros(2 * AHEAD, np.int64)])
+        """All tables as one array, which is never empty."""
+        return np.concatenate([*self.parts, np.zeros(1, np.int64)])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

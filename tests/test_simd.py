@@ -331,7 +331,7 @@ def sums_of(rng, dtype, number, width, valid, count, add, more=3):
     order[-1] = order[-min(2, number // 2)]
     rows, targets = rng.permutation(3 * number)[order], order * pitch
     pairs = np.stack([rng.integers(0, 200, count), rng.permutation(count) * pitch], 1)
-    tables = np.concatenate([[AWAY], pairs.reshape(-1), [AWAY], rows, [AWAY], targets, [AWAY] * 2 * outer.AHEAD])
+    tables = np.concatenate([[AWAY], pairs.reshape(-1), [AWAY], rows, [AWAY], targets, [AWAY]])
     rows_at = 2 + 2 * count
     out = islands(rng.standard_normal, dtype, 5 + targets, valid, MARK)
     written = out != MARK
@@ -1086,19 +1086,14 @@ def test_machine_code(machine, dtype, monkeypatch):
     """
     old = llvm.llvm_version_info < (15,)
     vector_bytes, vectors = emit_for(machine, monkeypatch)
-    tiles = [
-        (height, vectors, *kind)
-        for height in (ROWS, FEW_ROWS)
-        for kind in ((0, 13), (0, 15), (0, 17), (outer.AHEAD, 17))
-    ]
-    monkeypatch.setattr(outer, "FETCH_TERMS", 4 // vectors)
+    tiles = [(height, vectors, n_args) for height in (ROWS, FEW_ROWS) for n_args in (13, 15, 17)]
     monkeypatch.setattr(slide, "MEMBERS_AT_ONCE", vectors)
-    short = [(height, vectors if height == FEW_ROWS else width, 0, 13) for height, width in SHORT.items()]
-    for height, width, ahead, n_args in (*tiles, *short):
-        products, spills = assemble(machine, outer._write_tile, n_args, dtype, height, width, ahead)
+    short = [(height, vectors if height == FEW_ROWS else width, 13) for height, width in SHORT.items()]
+    for height, width, n_args in (*tiles, *short):
+        products, spills = assemble(machine, outer._write_tile, n_args, dtype, height, width)
         assert products == 3 * height * width  # two terms in a turn, and one that may be left
         few = {15: 1, 17: 2}.get(n_args, 0) if old else 0
-        assert len(spills) <= few or (machine == "AVX2" and height == 3), (height, width, ahead, n_args)
+        assert len(spills) <= few or (machine == "AVX2" and height == 3), (height, width, n_args)
     groups = [kind for kind in slide.GROUP_KINDS if kind[3] <= vector_bytes // (dtype.bitwidth // 8)]
     tall = [(3, 1, 3, 1), (5, 1, 2, 1), (7, 1, 2, 1)][vectors == 2 :]
     kinds = [*((*kind, 1, 1) for kind in SLIDES), *tall, *groups]
@@ -1192,7 +1187,7 @@ def test_outputs_are_streamed(machine, monkeypatch):
     size, map_ = next(iter(maps.OUTPUT.items()))
     parts = words.LINE // vector_bytes
     for stores, write, n_args, *arguments in (
-        (ROWS * vectors, outer._write_tile, 13, ROWS, vectors, 0),
+        (ROWS * vectors, outer._write_tile, 13, ROWS, vectors),
         (SPAN * parts, slide._write_slide_tile, 22, 3, 2, 1, 1),
         (words.LINE // 4, transpose._write_transpose_tile, 7, "lines"),
         (size[0] * (parts == 1), maps._write_map, 10, map_, True),

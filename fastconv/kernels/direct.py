@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..jit import inner_kernel, unsigned
-from ..simd import FETCH_TERMS, ROWS, TURN, VECTORS, clear, compact, far_tile, lanes, near_tile, outer_tile, short_tile
+from ..simd import FEW_VECTORS, ROWS, TURN, VECTORS, clear, compact, far_tile, lanes, near_tile, outer_tile, short_tile
 from ..tasks import task
 from .fields import Fields
 from .pack import pack_box, pack_depths, pack_strip, unpack_rows, unpack_strip
@@ -419,7 +419,7 @@ def correlate(
                 pairs = run.lying_pairs_at if reading else run.pairs_at if whole == pitch else run.last_pairs_at
                 # Each block fetches its share of the next strip.
                 pixels, share, shares = run.pixels, g_block - first_block, last_block - first_block
-                turns = shares * max(1, pixels // (FETCH_TERMS if whole > n else TURN) * (mine.rows // ROWS))
+                turns = shares * max(1, pixels // (1 if whole > FEW_VECTORS * n else TURN) * (mine.rows // ROWS))
                 far_tile(
                     vectors, lane, tables, pairs, pixels, image, base + g * t.group_step, mine.rows_at, panels,
                     panel + share * size, mine.targets_at, mine.rows, zeros, 0, width, 1, whole, 0,

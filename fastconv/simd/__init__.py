@@ -24,7 +24,7 @@ from .columns import COLUMNS, column_tile, sum_column_tile
 from .copying import FETCH_AHEAD, clear, copy, copy_tile, fetch, pad_tile, take_tile
 from .dot import DOT_FILTERS, dot_tile
 from .maps import gradient_map, input_map, output_map, weight_gradient_map, weight_map
-from .outer import AHEAD, FETCH_BYTES, FETCH_TERMS, FEW_ROWS, SHORT, TURN, far_tile, near_tile, outer_tile, short_tile
+from .outer import FETCH_BYTES, FEW_ROWS, FEW_VECTORS, SHORT, TURN, far_tile, near_tile, outer_tile, short_tile
 from .peak import ACCUMULATORS, peak_tile
 from .pooling import NOWHERE, pool_tile
 from .shift import holds_plane, shift_tile, sum_shift_tile
@@ -47,7 +47,6 @@ from .words import lanes, line_parts
 
 __all__ = [
     "ACCUMULATORS",
-    "AHEAD",
     "APART",
     "BARE",
     "COLUMNS",
@@ -55,8 +54,8 @@ __all__ = [
     "FETCHED_LINES",
     "FETCH_AHEAD",
     "FETCH_BYTES",
-    "FETCH_TERMS",
     "FEW_ROWS",
+    "FEW_VECTORS",
     "GROUPED",
     "MEMBERS",
     "NOWHERE",

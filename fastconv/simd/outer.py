@@ -27,20 +27,18 @@ from .words import (
 )
 
 __all__ = [
-    "AHEAD", "FETCH_BYTES", "FETCH_TERMS", "FEW_ROWS", "SHORT", "TERMS", "TURN", "far_tile", "near_tile", "outer_tile",
-    "short_tile",
+    "FETCH_BYTES", "FEW_ROWS", "FEW_VECTORS", "SHORT", "TERMS", "TURN", "far_tile", "near_tile", "outer_tile", "short_tile",
 ]  # fmt: skip
 
 FEW_ROWS = 4
 """Rows of the tiles at the end of a column."""
 
 
-def _write_tile(function: Any, dtype: Any, height: int, vectors: int, ahead: int = 0) -> None:
+def _write_tile(function: Any, dtype: Any, height: int, vectors: int) -> None:
     """Emit the tile with ``height`` rows of ``vectors`` vectors.
 
-    It fetches what the first row meets so many terms later; and with addresses, and a step for each, what lies there, one step
-    further after FETCH_BYTES of a row, or FETCH_TERMS if there are two: with one vector, which is soon multiplied, after a TURN,
-    and nothing else.
+    With addresses, and a step for each, it fetches what lies there, one step further after FETCH_BYTES of a row; or if there are
+    two, after each term, and where FEW_VECTORS are soon multiplied, after a TURN.
 
     Registers on AVX2 (16): 6x2 accumulators, 2 vectors, 1 scalar; 10 loads for 12 multiplications.
     On AVX-512 (32): 6x4 accumulators, 4 vectors, 1 scalar; 12 loads for 24.  Six rows, because each row holds an address in a
@@ -62,8 +60,7 @@ def _write_tile(function: Any, dtype: Any, height: int, vectors: int, ahead: int
         b.store(address, place)
     zero = ir.Constant(w.vector, [0.0] * w.lanes)
     last = w.at(pairs, count, PAIR)
-    fetched = (FETCH_TERMS if vectors > 1 else TURN) if len(fetches) > 2 else FETCH_BYTES // w.size
-    ahead = ahead if vectors > 1 else 0
+    fetched = FETCH_BYTES // w.size if len(fetches) == 2 else 1 if vectors > FEW_VECTORS else TURN
     is_long = b.icmp_signed(">", count, I64(TERMS))
 
     def add_products(terms: int) -> None:
@@ -71,9 +68,6 @@ def _write_tile(function: Any, dtype: Any, height: int, vectors: int, ahead: int
             here = b.load(pair)
             offset, column = (b.mul(w.load(b.add(here, I64(PAIR * i + 8 * n)), I64), I64(w.size)) for n in (0, 1))
             column = b.add(vector, column)
-            if ahead:
-                later = b.mul(w.load(b.add(here, I64(PAIR * (i + ahead))), I64), I64(w.size))
-                w.prefetch(b.add(b.load(row[0]), later))
             columns = [w.load(b.add(column, I64(w.bytes * v)), w.vector) for v in range(vectors)]
             for m in range(height):
                 factor = w.splat(w.load(b.add(b.load(row[m]), offset), w.scalar))
@@ -137,15 +131,12 @@ TERMS = 128
 PAIR = 16
 """Bytes of a row of the table of pairs: two int64."""
 
-AHEAD = 32
-"""Terms between fetching a scalar from memory and its use: behind a table of pairs must be room for so many."""
-
 TURN = 2
 """Terms in a turn of a tile, for half the cost of counting."""
 
-FETCH_TERMS = 4 // VECTORS
-"""Terms of a tile of several vectors, 1 or 2, in which it fetches one number of each kind to come: 24 multiply-adds, if it has as
-many vectors as can be."""
+FEW_VECTORS = 2
+"""Most vectors of tiles that fetch one number of each kind to come in a TURN, not with each term: with two vectors or with four,
+that is one in 24 multiply-adds."""
 
 FETCH_BYTES = 8
 """Bytes of each row in which a tile fetches one line of those that lie behind its rows: as it has six, most of a line."""
@@ -210,14 +201,14 @@ def _short_tile_twin(
     )  # fmt: skip
 
 
-def _tile_function(module: Any, w: Words, dtype: Any, height: int, vectors: int, n_args: int, ahead: int = 0) -> Any:
+def _tile_function(module: Any, w: Words, dtype: Any, height: int, vectors: int, n_args: int) -> Any:
     function, new = private_function(module, f"outer_tile_{w.suffix}_{height}x{vectors}_{n_args}", n_args)
     if new:
-        _write_tile(function, dtype, height, vectors, ahead)
+        _write_tile(function, dtype, height, vectors)
     return function
 
 
-def _write_column(function: Any, dtype: Any, ahead: int) -> None:
+def _write_column(function: Any, dtype: Any) -> None:
     """Emit the calls of the tiles that have as many vectors as ``valid`` lanes need, and six and four rows."""
     b = ir.IRBuilder(function.append_basic_block("entry"))
     w, passed = Words(b, dtype), function.args
@@ -229,7 +220,7 @@ def _write_column(function: Any, dtype: Any, ahead: int) -> None:
         calls = []
         for n in range(1, VECTORS + 1):
             enough = b.icmp_signed("<=", valid, I64(n * w.lanes))
-            calls.append((enough, _tile_function(b.module, w, dtype, height, n, len(passed), ahead)))
+            calls.append((enough, _tile_function(b.module, w, dtype, height, n, len(passed))))
         call_first(b, calls, some)
 
     rest = b.srem(rows, I64(ROWS))  # 4 of one tile with four rows, 2 of two of them
@@ -242,11 +233,11 @@ def _write_column(function: Any, dtype: Any, ahead: int) -> None:
     b.ret_void()
 
 
-def _call_tile(context: Any, builder: Any, named: dict[str, tuple[Any, Any]], more: str, ahead: int = 0) -> None:
+def _call_tile(context: Any, builder: Any, named: dict[str, tuple[Any, Any]], more: str) -> None:
     """Emit the call of a column of tiles, which is given some more than all are."""
     dtype, w, passed = passed_arguments(context, builder, named, f"{PASSED} {more}")
     name = f"outer_tile_{w.suffix}_{len(passed)}"
-    write = functools.partial(_write_column, dtype=dtype, ahead=ahead)
+    write = functools.partial(_write_column, dtype=dtype)
     builder.call(linked_function(context, builder.module, name, len(passed), write), passed)
 
 
@@ -312,21 +303,15 @@ first, first_at, first_step : flat array, offset and distance
 far_tile = (
     _tile_twin
     if config.DISABLE_JIT
-    else tile_intrinsic(
-        f"{TILE}, {COMING}", functools.partial(_call_tile, more=COMING_PASSED, ahead=AHEAD if VECTORS == 4 else 0)
-    )
+    else tile_intrinsic(f"{TILE}, {COMING}", functools.partial(_call_tile, more=COMING_PASSED))
 )
-"""The outer tile for what comes from far.  Scalars that do not follow each other in memory are fetched AHEAD terms before they
-are used, but where registers are few, or there is one vector: loads then take as long as the products, or longer, and there is
-no time for one more.
-
-For that it reads the table of pairs so many rows beyond its end; what it finds there it fetches, but does not use.
+"""The outer tile for what comes from far.
 
 Parameters
 ----------
 first, first_at, first_step, second, second_at, second_step : flat arrays, offsets and distances
-    What is fetched from memory in the meantime, for tiles to come: with every FETCH_TERMS terms, or every TURN of one vector, one
-    number of each, so far behind the one before it.  With a distance of 0 it is always the same.
+    What is fetched from memory in the meantime, for tiles to come: one number of each with every term, or with FEW_VECTORS in
+    every TURN, so far behind the one before it.  With a distance of 0 it is always the same.
 """
 
 short_tile = _short_tile_twin if config.DISABLE_JIT else tile_intrinsic(f"height, {TILE}", _call_short_tile)
