@@ -58,7 +58,7 @@ TOGETHER_BYTES = 16 << 10
 """Most bytes of planes that are taken together: they are to stay in the first-level cache."""
 
 AHEAD_BYTES = 8 << 10
-"""Fewest bytes between what tiles read of bare planes and what is fetched meanwhile: the next plane, if that is more."""
+"""Fewest bytes between what tiles read of bare planes and what is fetched meanwhile: the next band, if that is more."""
 
 SUM_BYTES, NEAR_SUM_BYTES = 96 << 10, 24 << 10
 """Most bytes of the sums of a part of the channels, each of which has a vector for each tap; and where it has little else to do
@@ -215,7 +215,7 @@ def _band_numbers(
         "images": images, "channels": channels, "depth": depth, "height": height, "width": width, "rows": rows,
         "columns": columns, "top": down.left, "left": left, "taps": taps, "stride": stride, "before": before, "half": half,
         "pitch": pitch, "plane": box, "band": band, "together": min(channels, together) if depth == bands == 1 else 1,
-        "edge": before - left if stride == 1 else 0, "bare": is_bare, "ahead": max(height * width, AHEAD_BYTES // itemsize),
+        "edge": before - left if stride == 1 else 0, "bare": is_bare, "ahead": max(band * width, AHEAD_BYTES // itemsize),
     }  # fmt: skip
 
 
@@ -272,13 +272,15 @@ def columns_program(p: Pixels) -> Program:
     """Compute equation (1), or (2) of stride 1, of channels that do not mix: tiles slide down columns."""
     numbers = _band_numbers(p.axes, p.in_shape, p.out_shape, p.itemsize, p.tasks, BARE)
     images, channels, columns, band = (numbers[name] for name in ("images", "channels", "columns", "band"))
-    bands = images * ceil_div(numbers["rows"], band)
-    parts = min(channels, ceil_div(2 * p.tasks, max(1, bands))) if p.tasks > 1 else 1
+    # A plane's bands follow each other, where there are enough planes for all tasks.
+    shares = ceil_div(numbers["rows"], band) if images * channels < p.tasks else 1
+    tasks = images * shares
+    parts = min(channels, ceil_div(2 * p.tasks, max(1, tasks))) if p.tasks > 1 else 1
     boxes = _boxes(numbers)
-    numbers |= _factor_numbers(p) | {"parts": parts, "result_at": boxes, "streams": p.streams}
+    numbers |= _factor_numbers(p) | {"parts": parts, "result_at": boxes, "streams": p.streams, "shares": shares}
     source = _source(p.axes, p.in_shape, band, p.itemsize)
     return Program(
-        gather_columns, bands * parts, GATHER_COLUMNS.lay(**numbers), Tables().whole(),
+        gather_columns, tasks * parts, GATHER_COLUMNS.lay(**numbers), Tables().whole(),
         boxes + ceil_div(band * columns + lanes(p.itemsize), 16) * 16, p.tasks == 1, source, (1, channels, channels, 0),
     )  # fmt: skip
 

@@ -59,9 +59,10 @@ in all, numbers of a plane there, rows of outputs of a band, planes that are tak
 what the first output meets, parts of the channels, whether planes are read as they lie, and how far behind what is read of them
 lies what is fetched."""
 
-GATHER_COLUMNS = Fields("GatherColumns", "weights_at channel_step down across result_at streams", BANDS)
+GATHER_COLUMNS = Fields("GatherColumns", "weights_at channel_step down across result_at streams shares", BANDS)
 """Where the weight's first factor lies, the distance of channels, and those of neighbouring taps along columns and rows, where
-scratch holds results, and whether these go to memory past the caches."""
+scratch holds results, whether these go to memory past the caches, and into how many shares the bands of an image are cut, for
+tasks of their own."""
 
 GATHER_FILTERS = Fields(
     "GatherFilters", "filters terms pairs_at rows_at targets_at tiles weight_step panel_at streams", BANDS
@@ -91,6 +92,14 @@ read_whole, read_gather_shifted, read_correlate_shifted = (
 read_bands, read_gather_columns, read_gather_filters, read_correlate_columns, read_correlate_filters = (
     fields.reader() for fields in (BANDS, GATHER_COLUMNS, GATHER_FILTERS, CORRELATE_COLUMNS, CORRELATE_FILTERS)
 )
+
+
+@inner_kernel
+def image_bands(numbers: Array) -> int:
+    """Count the bands of an image."""
+    s = read_bands(numbers)
+    count: int = (s.rows + s.band - 1) // s.band
+    return count
 
 
 @inner_kernel
@@ -143,35 +152,37 @@ def gather_columns(
         s.channels, s.depth, s.height, s.width, s.rows, s.columns, s.stride, s.plane, s.together, s.parts, t.result_at, t.streams
     )  # fmt: skip
     number, part = divmod(task, parts)
-    image, y, count, begin, met = band_of(number, numbers)
-    size, line = count * columns, VECTORS * lanes(out.itemsize)
-    first_row = stride * y - s.top - begin  # from the first one that is met
+    image, share = divmod(number, t.shares)
+    bands, line = image_bands(numbers), VECTORS * lanes(out.itemsize)
     clear(room, 0, together * box)
     plane, last = channels * part // parts * depth, channels * (part + 1) // parts * depth
     while plane < last:
-        # What is behind a plane is another one of this task, which then writes there: but behind the last.
-        straight = not streams and (s.bare or (count == rows and plane < last - 1))
-        planes = min(together, last - plane - (0 if s.bare else 1)) if straight else 1
-        at, channel = image * channels * depth + plane, plane // depth
-        to, here = (at * rows + y) * columns, (at * height + begin) * width
-        target, place = (out, to) if straight else (room, result_at)
-        if s.bare:
-            bare_column_tile(
-                s.taps, planes, count, columns, x, here, height * width, width, s.left, first_row, met, s.ahead, weight,
-                t.weights_at + channel * t.channel_step, t.down, t.across, t.channel_step, target, place, rows * columns, start,
-                channel, channels + 1,
-            )  # fmt: skip
-        else:
-            pack_rows(numbers, x, here, planes, met, room, 0)
-            column_tile(
-                s.taps, stride, planes, count, columns, weight, t.weights_at + channel * t.channel_step, t.down, t.across,
-                t.channel_step, room, s.edge, s.half, s.pitch, box, first_row, met, target, place, columns, size, start, channel,
-                channels + 1,
-            )  # fmt: skip
-        if not straight:
-            lines = size // line if streams else 0
-            copy_tile(room, result_at, line, out, to, line, lines, VECTORS, 1)
-            copy(room, result_at + lines * line, out, to + lines * line, size - lines * line)
+        planes, at, channel = 1, image * channels * depth + plane, plane // depth
+        for band in range(bands * share // t.shares, bands * (share + 1) // t.shares):
+            _, y, count, begin, met = band_of(image * bands + band, numbers)
+            size, first_row = count * columns, stride * y - s.top - begin  # from the first one that is met
+            # What is behind a plane is another one of this task, which then writes there: but behind the last.
+            straight = not streams and (s.bare or (count == rows and plane < last - 1))
+            planes = min(together, last - plane - (0 if s.bare else 1)) if straight else 1
+            to, here = (at * rows + y) * columns, (at * height + begin) * width
+            target, place = (out, to) if straight else (room, result_at)
+            if s.bare:
+                bare_column_tile(
+                    s.taps, planes, count, columns, x, here, height * width, width, s.left, first_row, met, s.ahead, weight,
+                    t.weights_at + channel * t.channel_step, t.down, t.across, t.channel_step, target, place, rows * columns,
+                    start, channel, channels + 1,
+                )  # fmt: skip
+            else:
+                pack_rows(numbers, x, here, planes, met, room, 0)
+                column_tile(
+                    s.taps, stride, planes, count, columns, weight, t.weights_at + channel * t.channel_step, t.down, t.across,
+                    t.channel_step, room, s.edge, s.half, s.pitch, box, first_row, met, target, place, columns, size, start,
+                    channel, channels + 1,
+                )  # fmt: skip
+            if not straight:
+                lines = size // line if streams else 0
+                copy_tile(room, result_at, line, out, to, line, lines, VECTORS, 1)
+                copy(room, result_at + lines * line, out, to + lines * line, size - lines * line)
         plane += planes
 
 
@@ -225,8 +236,8 @@ def correlate_columns(
     A task is a chunk of consecutive bands and a part of the channels.  Each band of a plane is summed up by itself first.
     """
     s, t = read_bands(numbers), read_correlate_columns(numbers)
-    channels, depth, height, width, rows, columns, taps, stride, box, band, together, parts = (
-        s.channels, s.depth, s.height, s.width, s.rows, s.columns, s.taps, s.stride, s.plane, s.band, s.together, s.parts
+    channels, depth, height, width, rows, columns, taps, stride, box, together, parts = (
+        s.channels, s.depth, s.height, s.width, s.rows, s.columns, s.taps, s.stride, s.plane, s.together, s.parts
     )  # fmt: skip
     chunks, gradient_at, gradient_row, sums_at = t.chunks, t.gradient_at, t.gradient_row, t.sums_at
     n, terms = lanes(x.itemsize), taps * taps
@@ -234,26 +245,31 @@ def correlate_columns(
     first, last = channels * part // parts * depth, channels * (part + 1) // parts * depth
     channel, many = first // depth, (last - first) // depth
     clear(room, 0, sums_at + many * terms * n)
-    bands = s.images * ((rows + band - 1) // band)
-    for number in range(chunk * bands // chunks, (chunk + 1) * bands // chunks):
-        image, y, count, begin, met = band_of(number, numbers)
+    bands = image_bands(numbers)
+    number, end = chunk * s.images * bands // chunks, (chunk + 1) * s.images * bands // chunks
+    while number < end:  # the bands of an image
+        image, until = number // bands, min(end, (number // bands + 1) * bands)
         for plane in range(first, last, together):
             planes, at = min(together, last - plane), image * channels * depth + plane
-            first_row, to = stride * y - s.top - begin, sums_at + (plane // depth - channel) * terms * n
-            if s.bare:
-                sum_bare_column_tile(
-                    taps, planes, count, columns, x, (at * height + begin) * width, height * width, width, s.left, first_row, met,
-                    s.ahead, gradient, (at * rows + y) * columns, rows * columns, room, to, terms * n,
+            to = sums_at + (plane // depth - channel) * terms * n
+            for one in range(number, until):
+                _, y, count, begin, met = band_of(one, numbers)
+                first_row = stride * y - s.top - begin
+                if s.bare:
+                    sum_bare_column_tile(
+                        taps, planes, count, columns, x, (at * height + begin) * width, height * width, width, s.left, first_row,
+                        met, s.ahead, gradient, (at * rows + y) * columns, rows * columns, room, to, terms * n,
+                    )  # fmt: skip
+                    continue
+                pack_rows(numbers, x, (at * height + begin) * width, planes, met, room, 0)
+                for p in range(planes):
+                    here, there = ((at + p) * rows + y) * columns, gradient_at + p * count * gradient_row
+                    pad_tile(gradient, here, columns, room, there, gradient_row, count, columns)
+                sum_column_tile(
+                    taps, stride, planes, count, columns, room, s.edge, s.half, s.pitch, box, first_row, met, room, gradient_at,
+                    gradient_row, count * gradient_row, room, to, terms * n,
                 )  # fmt: skip
-                continue
-            pack_rows(numbers, x, (at * height + begin) * width, planes, met, room, 0)
-            for p in range(planes):
-                here, there = ((at + p) * rows + y) * columns, gradient_at + p * count * gradient_row
-                pad_tile(gradient, here, columns, room, there, gradient_row, count, columns)
-            sum_column_tile(
-                taps, stride, planes, count, columns, room, s.edge, s.half, s.pitch, box, first_row, met, room, gradient_at,
-                gradient_row, count * gradient_row, room, to, terms * n,
-            )  # fmt: skip
+        number = until
     lane_sum_tile(room, sums_at, many * terms, sums, chunk * t.each + channel * terms)
 
 
