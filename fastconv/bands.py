@@ -78,18 +78,20 @@ how many of them beginning and ending a tile lasts."""
 NARROW_WORK, WIDE_WORK, PACKING = 1.4, 1.1, 11
 """What it takes with filters for lanes, of which there are fewer than a vector has, or more; and turning a vector over."""
 
-NARROW = SUM_BARE[:1]
-"""Taps along rows and columns of planes as narrow as can be, whose weights are summed up as these lie: with more, to turn them
-over took less time."""
+Kinds = tuple[tuple[int, int], ...]
+
+NARROW: Kinds = tuple(kind for kind in SUM_BARE if kind[0] == 3)
+"""Taps and strides, along rows and columns, of planes as narrow as can be, whose weights are summed up as these lie: with more
+taps, to turn them over took less time."""
 
 FEWEST_ROWS = 4
 """Fewest filters' heights of a band: its first rows are computed for nothing, or read again."""
 
 
-def _falls(axes: Sequence[Axis], out: Ints, itemsize: int, narrow: Ints) -> bool:
+def _falls(axes: Sequence[Axis], out: Ints, itemsize: int, narrow: Kinds) -> bool:
     """Say whether tiles slide down the columns of planes: taps of squares, side by side, and rows that fill half a vector.
 
-    With a stride of 1 and as many taps as one of ``narrow``, rows may be narrower.
+    With taps and a stride that are among ``narrow``, rows may be narrower.
     """
     plane, *both = axes
     if any(len(axis.phases) > 1 for axis in axes) or plane.step > 1 or [s for _, s in plane.phases[0].taps] != [0]:
@@ -97,7 +99,7 @@ def _falls(axes: Sequence[Axis], out: Ints, itemsize: int, narrow: Ints) -> bool
     shifts = [[shift for _, shift in axis.phases[0].taps] for axis in both]
     kinds = {(len(along), axis.step) for along, axis in zip(shifts, both, strict=True)}
     together = all(along == list(range(along[0], along[0] + len(along))) for along in shifts if along)
-    wide = 2 * out[-1] >= lanes(itemsize) or kinds <= {(taps, 1) for taps in narrow}
+    wide = 2 * out[-1] >= lanes(itemsize) or kinds <= set(narrow)
     return len(kinds) == 1 and kinds <= set(COLUMNS) and together and wide and plane.n == out[-3]
 
 
@@ -182,11 +184,11 @@ def turning_work(g: ConvGeometry, itemsize: int) -> float:
 
 
 def _band_numbers(
-    axes: Sequence[Axis], in_shape: Ints, out_shape: Ints, itemsize: int, tasks: int, bare: Ints = (), pads: bool = False
+    axes: Sequence[Axis], in_shape: Ints, out_shape: Ints, itemsize: int, tasks: int, bare: Kinds = (), pads: bool = False
 ) -> dict[str, Any]:  # fmt: skip
     """Return what `fastconv.kernels.bands.BANDS` names, but for the parts; a box ``pads`` rows that do not exist, or has none.
 
-    With a stride of 1 and as many taps as one of ``bare``, planes are read as they lie, and there is no box at all.
+    With taps and a stride that are among ``bare``, planes are read as they lie, and there is no box at all.
     """
     images, channels, depth, height, width = in_shape
     *_, rows, columns = out_shape
@@ -198,7 +200,7 @@ def _band_numbers(
     half = whole_lanes(read, itemsize)
     pitch = max(before + whole_lanes(width, itemsize), whole_lanes(before - left + read, itemsize))
     pitch = pitch if stride == 1 else 2 * half
-    is_bare = stride == 1 and taps in bare
+    is_bare = (taps, stride) in bare
     row_bytes = itemsize * (stride * pitch * (channels + 1) if pads else stride * pitch + columns)
     if is_bare:
         row_bytes = itemsize * columns
@@ -215,7 +217,8 @@ def _band_numbers(
         "images": images, "channels": channels, "depth": depth, "height": height, "width": width, "rows": rows,
         "columns": columns, "top": down.left, "left": left, "taps": taps, "stride": stride, "before": before, "half": half,
         "pitch": pitch, "plane": box, "band": band, "together": min(channels, together) if depth == bands == 1 else 1,
-        "edge": before - left if stride == 1 else 0, "bare": is_bare, "ahead": max(band * width, AHEAD_BYTES // itemsize),
+        "edge": before - left if stride == 1 else 0, "bare": is_bare,
+        "ahead": max(stride * band * width, AHEAD_BYTES // itemsize),
     }  # fmt: skip
 
 

@@ -206,6 +206,18 @@ SPECIAL = (
             (2, 5, (3, 20), 3, 4),
         )
     ),
+    *(
+        simple(2, batch=b, channels=c, filters=c, size=size, kernel=k, stride=2, padding=p, groups=c)
+        for b, c, size, k, p in (
+            (2, 3, (5, 2), 3, 1),
+            (2, 17, (14, 14), 5, 2),
+            (1, 5, (8, 66), 3, ((2, 0), (0, 2))),
+            (3, 4, (7, 37), 5, ((0, 4), (5, 1))),
+            (2, 3, (15, 71), 7, 3),
+            (1, 2, (300, 41), 3, 1),
+            (2, 5, (4, 9), 3, 4),
+        )
+    ),
     # Planes that tiles hold as a whole, and some that they do not: too high, or with padding that is not the same on both sides.
     *(
         simple(2, batch=b, channels=c, filters=c, size=size, kernel=k, padding=p, groups=c)

@@ -168,9 +168,9 @@ def gather_columns(
             target, place = (out, to) if straight else (room, result_at)
             if s.bare:
                 bare_column_tile(
-                    s.taps, planes, count, columns, x, here, height * width, width, s.left, first_row, met, s.ahead, weight,
-                    t.weights_at + channel * t.channel_step, t.down, t.across, t.channel_step, target, place, rows * columns,
-                    start, channel, channels + 1,
+                    s.taps, stride, planes, count, columns, x, here, height * width, width, s.left, first_row, met, s.ahead,
+                    weight, t.weights_at + channel * t.channel_step, t.down, t.across, t.channel_step, target, place,
+                    rows * columns, start, channel, channels + 1,
                 )  # fmt: skip
             else:
                 pack_rows(numbers, x, here, planes, met, room, 0)
@@ -246,19 +246,20 @@ def correlate_columns(
     channel, many = first // depth, (last - first) // depth
     clear(room, 0, sums_at + many * terms * n)
     bands = image_bands(numbers)
-    number, end = chunk * s.images * bands // chunks, (chunk + 1) * s.images * bands // chunks
+    number: int = chunk * s.images * bands // chunks
+    end: int = (chunk + 1) * s.images * bands // chunks
     while number < end:  # the bands of an image
         image, until = number // bands, min(end, (number // bands + 1) * bands)
         for plane in range(first, last, together):
             planes, at = min(together, last - plane), image * channels * depth + plane
             to = sums_at + (plane // depth - channel) * terms * n
             for one in range(number, until):
-                _, y, count, begin, met = band_of(one, numbers)
+                image, y, count, begin, met = band_of(one, numbers)
                 first_row = stride * y - s.top - begin
                 if s.bare:
                     sum_bare_column_tile(
-                        taps, planes, count, columns, x, (at * height + begin) * width, height * width, width, s.left, first_row,
-                        met, s.ahead, gradient, (at * rows + y) * columns, rows * columns, room, to, terms * n,
+                        taps, stride, planes, count, columns, x, (at * height + begin) * width, height * width, width, s.left,
+                        first_row, met, s.ahead, gradient, (at * rows + y) * columns, rows * columns, room, to, terms * n,
                     )  # fmt: skip
                     continue
                 pack_rows(numbers, x, (at * height + begin) * width, planes, met, room, 0)

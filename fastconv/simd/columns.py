@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,9 @@ from numba import config
 from numba.core import cgutils
 
 from ..jit import VECTORS
-from .words import I64, Array, Words, call_first, lanes, passed_arguments, private_function, tile_intrinsic
+from .words import I32, I64, Array, Words, call_first, lanes, passed_arguments, private_function, tile_intrinsic
 
-__all__ = ["COLUMNS", "column_tile", "exist", "lines_at_once", "sum_column_tile", "write_sum_lines"]
+__all__ = ["COLUMNS", "BareRow", "column_tile", "depth_of", "lines_at_once", "sum_column_tile", "write_sum_lines"]
 
 COLUMNS = tuple(itertools.product((3, 5, 7), (1, 2)))
 """(taps, stride) of these tiles, along rows and columns."""
@@ -49,14 +49,14 @@ SUM_COLUMN_PASSED = (
 )
 
 
-def _depth(taps: int, stride: int) -> int:
+def depth_of(taps: int, stride: int) -> int:
     """Count the steps whose outputs a row meets."""
     return -(-taps // stride)
 
 
 def _widths(taps: int, stride: int) -> list[int]:
     """List how many vectors of a row are taken at once: at first as many as registers hold, with a factor, and then fewer."""
-    return [v for v in (4, 2, 1) if v == 1 or (_depth(taps, stride) + 1) * v < REGISTERS]
+    return [v for v in (4, 2, 1) if v == 1 or (depth_of(taps, stride) + 1) * v < REGISTERS]
 
 
 def lines_at_once(taps: int) -> list[int]:
@@ -72,10 +72,37 @@ def _column(w: Words, half: Any, stride: int, k: int) -> Any:
     return w.b.add(offset, half) if k % stride else offset
 
 
-def exist(w: Words, taps: int, first: Any, width: Any) -> list[Any]:
-    """Return for each tap of a row which lanes meet a column that exists; lane 0 meets the column ``first`` at the first tap."""
-    columns = (w.b.add(first, I64(k)) for k in range(taps))
-    return [w.b.and_(w.from_lane(w.b.neg(column)), w.before_lane(w.b.sub(width, column))) for column in columns]
+class BareRow:
+    """What a vector of outputs meets in a row of a bare plane, which is ``width`` wide: what does not exist is not read.
+
+    Lane 0 meets the column ``first`` at the first tap.  With a stride, lanes meet every second number of two vectors.
+    """
+
+    def __init__(self, w: Words, taps: int, stride: int, first: Any, width: Any) -> None:
+        self.w, self.taps, self.stride = w, taps, stride
+        self.exist = {}
+        for k, part in itertools.product(range(0, taps, stride), range(stride)):
+            column = w.b.add(first, I64(k + part * w.lanes))
+            self.exist[k, part] = w.b.and_(w.from_lane(w.b.neg(column)), w.before_lane(w.b.sub(width, column)))
+
+    def values(self, source: Any) -> Iterator[Any]:
+        """Visit what each tap meets: it is loaded then."""
+        w, n = self.w, self.w.lanes
+        for k in range(0, self.taps, self.stride):
+            first, *more = (
+                w.load_some(w.b.add(source, I64((k + part * n) * w.size)), self.exist[k, part])
+                for part in range(self.stride)
+            )
+            if not more:
+                yield first
+            for odd in range(min(2, self.taps - k)) if more else ():
+                order = ir.Constant(ir.VectorType(I32, n), list(range(odd, 2 * n, 2)))
+                yield w.b.shuffle_vector(first, *more, order)
+
+    def fetch(self, source: Any, ahead: Any) -> None:
+        """Have what lies behind these columns brought into the cache."""
+        for part in range(self.stride):
+            self.w.prefetch(self.w.b.add(source, self.w.b.add(ahead, I64(part * self.w.bytes))))
 
 
 def _write_columns(function: Any, dtype: Any, taps: int, stride: int, vectors: int) -> None:
@@ -83,7 +110,7 @@ def _write_columns(function: Any, dtype: Any, taps: int, stride: int, vectors: i
     b = ir.IRBuilder(function.append_basic_block("entry"))
     w = Words(b, dtype)
     rows, weights, down, across, x, half, x_row, row, row_end, out, out_row, start, floor = function.args
-    depth = _depth(taps, stride)
+    depth = depth_of(taps, stride)
     acc = [[w.variable(w.vector) for _ in range(vectors)] for _ in range(depth)]
     bias, least = w.splat(w.load(start, w.scalar)), w.splat(w.load(floor, w.scalar))
     for a in itertools.chain(*acc):
@@ -173,19 +200,21 @@ def write_sum_lines(function: Any, dtype: Any, taps: int, stride: int, lines: in
     w = Words(b, dtype)
     rows, vectors, used, x, half, x_row, row, row_end, gradient, gradient_row, out, *plane = function.args
     counts = w.before_lane(used)
-    masks: list[Any] = []
     acc = [[w.variable(w.vector) for _ in range(taps)] for _ in range(lines)]
-    depth = _depth(lines, stride)
+    depth = depth_of(lines, stride)
     held = [w.variable(w.vector) for _ in range(depth)]  # gradients that came so many steps before
     zero = ir.Constant(w.vector, [0.0] * w.lanes)
     for a in itertools.chain(*acc):
         b.store(zero, a)
 
+    def values(source: Any) -> Any:
+        """Visit what the taps of a row meet."""
+        for k in range(taps):
+            yield w.load(b.add(source, _column(w, half, stride, k)), w.vector)
+
     def take(source: Any, meets: list[tuple[int, int]]) -> None:
         """Add a row's products with the gradients that came so many steps before, each for a row of taps."""
-        for k in range(taps):
-            at = b.add(source, _column(w, half, stride, k))
-            value = w.load_some(at, masks[k]) if bare else w.load(at, w.vector)
+        for k, value in enumerate(beside.values(source) if bare else values(source)):
             for before, line in meets:
                 a = acc[line][k]
                 b.store(w.multiply_add(b.load(held[before]), value, b.load(a)), a)
@@ -195,7 +224,8 @@ def write_sum_lines(function: Any, dtype: Any, taps: int, stride: int, lines: in
         pixels, factors = b.add(x, across), b.add(gradient, across)
         if bare:
             first, width, ahead = plane
-            masks[:] = exist(w, taps, b.add(first, b.mul(vector.index, I64(w.lanes))), width)
+            pixels = b.add(pixels, b.mul(across, I64(stride - 1)))
+            beside = BareRow(w, taps, stride, b.add(first, b.mul(vector.index, I64(stride * w.lanes))), width)
         with cgutils.for_range(b, b.add(rows, I64(depth - 1))) as step:
             for older, newer in itertools.pairwise(held[::-1]):
                 b.store(b.load(newer), older)
@@ -214,7 +244,7 @@ def write_sum_lines(function: Any, dtype: Any, taps: int, stride: int, lines: in
                 with b.if_then(b.icmp_unsigned("<", here, row_end), likely=True):
                     source = b.add(pixels, b.mul(here, x_row))
                     if bare:
-                        w.prefetch(b.add(source, ahead))
+                        beside.fetch(source, ahead)
                     if depth == 1:
                         take(source, meets)
                         continue
