@@ -6,7 +6,6 @@ They are those of `fastconv.simd.columns` for which nothing has to be copied bef
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,8 @@ from numba import config
 from numba.core import cgutils
 
 from ..jit import MASKS
-from .columns import BareRow, depth_of, lines_at_once, write_sum_lines
-from .words import I64, Array, Words, call_first, equal, lanes, passed_arguments, private_function, tile_intrinsic
+from .columns import KEYS, BareRow, depth_of, lines_at_once, write_sum_lines
+from .words import I64, Array, Words, lanes, private_function, tile_of_kinds
 
 __all__ = ["BARE", "SUM_BARE", "bare_column_tile", "sum_bare_column_tile"]
 
@@ -179,25 +178,10 @@ def _sum_column_twin(
                 out[end : end + n] += products.reshape(-1, n).sum(0)
 
 
-def _tile(names: str, name: str, write: Callable[..., None], passed: str, kinds: tuple[tuple[int, int], ...]) -> Any:
-    """Make a tile of some kinds: the one that has these taps and this stride is called."""
-
-    def codegen(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]) -> None:
-        dtype, w, given = passed_arguments(context, builder, named, passed)
-        calls = []
-        for taps, stride in kinds:
-            function, new = private_function(builder.module, f"{name}_{w.suffix}_{taps}_{stride}", len(given))
-            if new:
-                write(function, dtype, taps, stride)
-            calls.append((equal(builder, named, {"taps": taps, "stride": stride}), function))
-        if calls:
-            call_first(builder, calls, given)
-
-    return tile_intrinsic(names, codegen)
-
-
 bare_column_tile = (
-    _column_twin if config.DISABLE_JIT else _tile(COLUMN, "bare_column_tile", _write_column_tile, COLUMN_PASSED, BARE)
+    _column_twin
+    if config.DISABLE_JIT
+    else tile_of_kinds(COLUMN, COLUMN_PASSED, "bare_column_tile", KEYS, lambda _: BARE, _write_column_tile)
 )
 """Rows of ``count`` neighbouring pixels of planes::
 
@@ -228,7 +212,9 @@ start, start_at, floor_at : flat array and offsets
 sum_bare_column_tile = (
     _sum_column_twin
     if config.DISABLE_JIT
-    else _tile(SUM_COLUMN, "sum_bare_column_tile", _write_sum_column_tile, SUM_COLUMN_PASSED, SUM_BARE)
+    else tile_of_kinds(
+        SUM_COLUMN, SUM_COLUMN_PASSED, "sum_bare_column_tile", KEYS, lambda _: SUM_BARE, _write_sum_column_tile
+    )
 )
 """The products of the same pixels with gradients, summed over rows and columns to what ``out`` holds, a vector for each tap::
 

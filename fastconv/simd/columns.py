@@ -8,9 +8,8 @@ left out; columns that do not are zeros in what the tiles are given.
 
 from __future__ import annotations
 
-import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,18 @@ from numba import config
 from numba.core import cgutils
 
 from ..jit import VECTORS
-from .words import I32, I64, Array, Words, call_first, lanes, passed_arguments, private_function, tile_intrinsic
+from .words import I32, I64, Array, Words, lanes, private_function, tile_of_kinds
 
-__all__ = ["COLUMNS", "BareRow", "column_tile", "depth_of", "lines_at_once", "sum_column_tile", "write_sum_lines"]
+__all__ = [
+    "COLUMNS",
+    "KEYS",
+    "BareRow",
+    "column_tile",
+    "depth_of",
+    "lines_at_once",
+    "sum_column_tile",
+    "write_sum_lines",
+]
 
 COLUMNS = tuple(itertools.product((3, 5, 7), (1, 2)))
 """(taps, stride) of these tiles, along rows and columns."""
@@ -356,24 +364,14 @@ def _sum_column_twin(
                 out[end : end + n] += products.reshape(-1, n).sum(0)
 
 
-def _tile(names: str, name: str, write: Callable[..., None], passed: str) -> Any:
-    """Make a tile of all kinds: the one that has these taps and this stride is called."""
+KEYS = ("taps", "stride")
+"""What tells kinds of these tiles apart."""
 
-    def codegen(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]) -> None:
-        dtype, w, given = passed_arguments(context, builder, named, passed)
-        calls = []
-        for taps, stride in COLUMNS:
-            this = (builder.icmp_signed("==", named[n][1], I64(k)) for n, k in (("taps", taps), ("stride", stride)))
-            function, new = private_function(builder.module, f"{name}_{w.suffix}_{taps}_{stride}", len(given))
-            if new:
-                write(function, dtype, taps, stride)
-            calls.append((functools.reduce(builder.and_, this), function))
-        call_first(builder, calls, given)
-
-    return tile_intrinsic(names, codegen)
-
-
-column_tile = _column_twin if config.DISABLE_JIT else _tile(COLUMN, "column_tile", _write_column_tile, COLUMN_PASSED)
+column_tile = (
+    _column_twin
+    if config.DISABLE_JIT
+    else tile_of_kinds(COLUMN, COLUMN_PASSED, "column_tile", KEYS, lambda _: COLUMNS, _write_column_tile)
+)
 """Rows of ``count`` neighbouring pixels of planes::
 
     out[plane, r, m] = start[plane] + sum over i < taps and j < taps of
@@ -406,7 +404,9 @@ start, start_at, floor_at : flat array and offsets
 sum_column_tile = (
     _sum_column_twin
     if config.DISABLE_JIT
-    else _tile(SUM_COLUMN, "sum_column_tile", _write_sum_column_tile, SUM_COLUMN_PASSED)
+    else tile_of_kinds(
+        SUM_COLUMN, SUM_COLUMN_PASSED, "sum_column_tile", KEYS, lambda _: COLUMNS, _write_sum_column_tile
+    )
 )
 """The products of the same pixels with gradients, summed over rows and columns to what ``out`` holds, a vector for each tap::
 

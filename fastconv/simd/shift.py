@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,12 +17,15 @@ from numba.core import cgutils
 
 from ..jit import MASKS
 from .copying import FETCH_AHEAD
-from .words import I32, I64, LINE, Array, Words, call_first, lanes, passed_arguments, private_function, tile_intrinsic
+from .words import I32, I64, LINE, Array, Words, lanes, tile_of_kinds
 
 __all__ = ["holds_plane", "shift_tile", "sum_shift_tile"]
 
 SHIFTS = tuple(itertools.product((4, 5, 6, 7, 8), (3, 5, 7))) if MASKS else ()
 """(columns of a plane, taps along rows and columns) of these tiles."""
+
+KEYS = ("width", "taps")
+"""What tells them apart."""
 
 MOST_VECTORS = 4
 """Most vectors of a plane: registers hold it, what a column of taps meets of it, and a vector of sums for each."""
@@ -207,27 +209,14 @@ def _sum_shift_twin(
                 out[end : end + n] += products.reshape(-1, n).sum(0)
 
 
-def _tile(names: str, name: str, write: Callable[..., None], passed: str) -> Any:
-    """Make a tile of all kinds: the one that has this width and these taps is called."""
-
-    def codegen(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]) -> None:
-        dtype, w, given = passed_arguments(context, builder, named, passed)
-        calls = []
-        for width, taps in SHIFTS:
-            if not holds_plane(width, taps, 0, w.size):
-                continue
-            this = (builder.icmp_signed("==", named[n][1], I64(k)) for n, k in (("width", width), ("taps", taps)))
-            function, new = private_function(builder.module, f"{name}_{w.suffix}_{width}_{taps}", len(given))
-            if new:
-                write(function, dtype, width, taps)
-            calls.append((functools.reduce(builder.and_, this), function))
-        if calls:
-            call_first(builder, calls, given)
-
-    return tile_intrinsic(names, codegen)
+def _kinds(itemsize: int) -> list[tuple[int, int]]:
+    """List the kinds of these tiles."""
+    return [kind for kind in SHIFTS if holds_plane(*kind, 0, itemsize)]
 
 
-shift_tile = _shift_twin if config.DISABLE_JIT else _tile(SHIFT, "shift_tile", _write_shift, SHIFT_PASSED)
+shift_tile = (
+    _shift_twin if config.DISABLE_JIT else tile_of_kinds(SHIFT, SHIFT_PASSED, "shift_tile", KEYS, _kinds, _write_shift)
+)
 """Planes whose outputs are as many as their pixels::
 
     out[plane, y, x] = start[plane] + sum over i < taps and j < taps of
@@ -250,7 +239,9 @@ start, start_at, floor_at : flat array and offsets
 """
 
 sum_shift_tile = (
-    _sum_shift_twin if config.DISABLE_JIT else _tile(SUM_SHIFT, "sum_shift_tile", _write_sum_shift, SUM_SHIFT_PASSED)
+    _sum_shift_twin
+    if config.DISABLE_JIT
+    else tile_of_kinds(SUM_SHIFT, SUM_SHIFT_PASSED, "sum_shift_tile", KEYS, _kinds, _write_sum_shift)
 )
 """The products of the same pixels with gradients, which lie as they do, are added to what ``out`` holds, a vector for each tap::
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from ..linking import link
 
 __all__ = [
     "I32", "I64", "LINE", "Array", "Words", "address_of", "call_first", "equal", "lanes", "line_parts", "linked_function",
-    "passed_arguments", "private_function", "tile_intrinsic",
+    "passed_arguments", "private_function", "tile_intrinsic", "tile_of_kinds",
 ]  # fmt: skip
 
 Array = np.ndarray[Any, Any]
@@ -313,6 +313,30 @@ def equal(builder: Any, named: dict[str, tuple[Any, Any]], numbers: dict[str, in
     """Emit whether arguments have these numbers."""
     equal = (builder.icmp_signed("==", named[name][1], I64(n)) for name, n in numbers.items())
     return functools.reduce(builder.and_, equal)
+
+
+def tile_of_kinds(
+    names: str, passed: str, name: str, keys: tuple[str, ...], kinds: Callable[[int], Iterable[tuple[int, ...]]],
+    write: Callable[..., None],
+) -> Any:  # fmt: skip
+    """Make a tile of all ``kinds``, given the bytes of a number: the one is called whose numbers the arguments ``keys`` have.
+
+    ``write(function, dtype, *kind)`` emits one.
+    """
+
+    def codegen(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]) -> None:
+        dtype, w, given = passed_arguments(context, builder, named, passed)
+        calls = []
+        for kind in kinds(w.size):
+            this = equal(builder, named, dict(zip(keys, kind, strict=True)))
+            function, new = private_function(builder.module, "_".join(map(str, (name, w.suffix, *kind))), len(given))
+            if new:
+                write(function, dtype, *kind)
+            calls.append((this, function))
+        if calls:
+            call_first(builder, calls, given)
+
+    return tile_intrinsic(names, codegen)
 
 
 def call_first(builder: Any, calls: list[tuple[Any, Any]], passed: list[Any]) -> None:
