@@ -19,7 +19,6 @@ from ..simd import (
     compact,
     copy,
     copy_tile,
-    fetch,
     gather_tile,
     lanes,
     line_parts,
@@ -64,9 +63,6 @@ read_image, read_panel, read_sums = IMAGE.reader(), PANEL.reader(), SUMS.reader(
 CHANNELS_AHEAD = 6
 """Channels between fetching rows of their planes from memory and taking numbers of them: these rows are too short, and lie too
 far apart, for a machine to foresee them."""
-
-ROWS_AHEAD = 16
-"""Depths of a weight between fetching their lanes, which follow each other, and copying them: the next ones lie too far away."""
 
 
 @linked_kernel
@@ -374,12 +370,16 @@ def pack_depths(
     if lane_step == 1 and valid >= n:
         vectors = valid // n
         copied = vectors * n
-        for k in range(first, last):
-            for t in range(T):
+        for t in range(T):
+            # Rows of a stage's depths lie evenly apart; those of two stages end elsewhere, and are copied one by one.
+            at, count = rows_at + t * t_row, last - first
+            row = tables[at + first * k_row]
+            step = tables[at + (first + 1) * k_row] - row if count > 1 else 0
+            each = count if tables[at + (last - 1) * k_row] == row + (count - 1) * step else 1
+            for k in range(first, last, each):
                 place = g * group_step + block * pitch + k * depth_step + t * tap_step
-                row = panel + tables[rows_at + k * k_row + t * t_row] * pitch
-                fetch(weight, place + ROWS_AHEAD * depth_step, copied)
-                copy_tile(weight, place, 0, panels, row, 0, 1, vectors, 0)
+                row = panel + tables[at + k * k_row] * pitch
+                copy_tile(weight, place, depth_step, panels, row, step * pitch, each, vectors, 0)
     for lane in range(copied, valid, n):
         used = min(n, valid - lane)
         here, to = g * group_step + (block * pitch + lane) * lane_step, panel + lane

@@ -21,7 +21,7 @@ Each tile has a twin in plain Python with the same signature, which takes its pl
 from ..jit import ROWS, VECTORS
 from .bare import BARE, SUM_BARE, bare_column_tile, sum_bare_column_tile
 from .columns import COLUMNS, column_tile, sum_column_tile
-from .copying import FETCH_AHEAD, clear, copy, copy_tile, fetch, pad_tile, take_tile
+from .copying import FETCH_AHEAD, clear, copy, copy_tile, pad_tile, take_tile
 from .dot import DOT_FILTERS, dot_tile
 from .maps import gradient_map, input_map, output_map, weight_gradient_map, weight_map
 from .outer import FETCH_BYTES, FEW_ROWS, FEW_VECTORS, SHORT, TURN, far_tile, near_tile, outer_tile, short_tile
@@ -77,7 +77,6 @@ __all__ = [
     "evaluate_taps_tile",
     "evaluate_tile",
     "far_tile",
-    "fetch",
     "gather_tile",
     "gradient_map",
     "group_slide_tile",

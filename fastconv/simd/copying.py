@@ -11,9 +11,9 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ..jit import VECTORS
-from .words import I32, I64, LINE, Array, Words, address_of, lanes, private_function, tile_intrinsic
+from .words import I32, I64, Array, Words, address_of, lanes, private_function, tile_intrinsic
 
-__all__ = ["FETCH_AHEAD", "clear", "copy", "copy_tile", "fetch", "pad_tile", "take_tile"]
+__all__ = ["FETCH_AHEAD", "clear", "copy", "copy_tile", "pad_tile", "take_tile"]
 
 FETCH_AHEAD = 1024
 """Bytes between what is copied of rows and what is brought into the cache meanwhile: machines foresee no more than a page."""
@@ -148,17 +148,6 @@ def _copy_tile_intrinsic(  # type: ignore[no-untyped-def]
     return signature, codegen
 
 
-def _call_fetch(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]) -> None:
-    w = Words(builder, named["source"][0].dtype)
-    first = w.at(address_of(context, builder, *named["source"]), named["source_at"][1])
-    with cgutils.for_range_slice(builder, I64(0), builder.mul(named["count"][1], I64(w.size)), I64(LINE)) as (at, _):
-        w.prefetch(builder.add(first, at))
-
-
-def _fetch_twin(source: Array, source_at: int, count: int) -> None:
-    """What is fetched changes nothing."""
-
-
 def _clear_twin(target: Array, first: int, last: int) -> None:
     """Clear in plain Python."""
     target[first:last] = 0
@@ -221,8 +210,6 @@ pad_tile = _pad_tile_twin if config.DISABLE_JIT else _rows_tile("pad_tile", _wri
     target[target_at + row*target_step + k] = source[source_at + row*source_step + k]
 """
 
-fetch = _fetch_twin if config.DISABLE_JIT else tile_intrinsic("source, source_at, count", _call_fetch)
-"""Have ``count`` numbers brought into the second-level cache; they need not exist."""
 
 clear = _clear_twin if config.DISABLE_JIT else _clear_intrinsic
 """target[k] = 0 for first <= k < last; last is not less than first."""
