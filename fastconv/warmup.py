@@ -80,8 +80,9 @@ def _however_small(call: Callable[[], None]) -> None:
 
 def _row(algorithm: str, ndim: int, dtype: np.dtype[Any]) -> None:
     """Run one algorithm on tiny arrays, forward and backward, wherever it can."""
-    for stride, dilation, groups in ((1, 1, 1), (2, 1, 1), (3, 1, 1), (1, 2, 1), (1, 1, 2), (1, 1, 4)):
-        x = np.ones((2, 4, *(9,) * ndim), dtype)
+    kinds = ((9, 1, 1, 1), (9, 2, 1, 1), (9, 3, 1, 1), (9, 1, 2, 1), (9, 1, 1, 2), (9, 1, 1, 4), (4, 1, 1, 4))
+    for size, stride, dilation, groups in kinds:
+        x = np.ones((2, 4, *(size,) * ndim), dtype)
         weight = np.ones((4, 4 // groups, *(3,) * ndim), dtype)
         _passes(x, weight, stride=stride, padding=1, dilation=dilation, groups=groups, algorithm=algorithm)
 
