@@ -35,6 +35,7 @@ from .programs import (
     Packing,
     Pixels,
     Program,
+    grad_input_pixels,
     is_depthwise,
     list_pairs,
     members_of,
@@ -310,10 +311,16 @@ def describe(computes: str, geometry: ConvGeometry, itemsize: int) -> str:
     if members := members_of(g, itemsize):
         lanes_are = "channels, as these do not mix" if members == 1 else f"filters of groups of {members}"
         slides = f"lanes are {lanes_are}, and tiles slide along rows of pixels"
-        if bands.computes_whole_weights(g, False, False, itemsize):
-            return f"{slides}; if NCHW, lanes are pixels, and tiles hold whole planes"
-        if bands.computes_weights(g, False, False, itemsize) and (computes != "grad_input" or max(g.stride) == 1):
-            return f"{slides}; if NCHW, lanes are pixels, and tiles slide down columns"
+        if computes == "grad_weight":
+            whole, falls = (
+                says(g, False, False, itemsize) for says in (bands.computes_whole_weights, bands.computes_weights)
+            )
+        else:
+            pixels = (output_pixels if computes == "output" else grad_input_pixels)(g, False, False, itemsize)
+            whole, falls = bands.computes_whole(pixels), bands.computes_columns(pixels)
+        if whole or falls:
+            does = "hold whole planes" if whole else "slide down columns"
+            return f"{slides}; if NCHW, lanes are pixels, and tiles {does}"
         return f"{slides}, packed unless channels-last"
     if computes == "grad_weight":
         lanes_are = "channels" if swaps(g, itemsize) else "filters"

@@ -22,7 +22,7 @@ from cases import (
 )
 
 import fastconv
-from fastconv import depthwise, plan, programs, scratch
+from fastconv import depthwise, engine, plan, programs, scratch
 from fastconv.algorithm import _plan_pixels
 from fastconv.simd import NOWHERE
 
@@ -167,6 +167,25 @@ def test_row(row, case, dtypes):
 def test_per_sample_row(row, case):
     if row.unable(case.geometry, np.dtype("float32")) is None:
         check_row(row, case, "float32", sums=case.batch)
+
+
+@pytest.mark.parametrize("itemsize", [4, 8])
+def test_what_is_said_of_planes_is_what_runs(itemsize):
+    """Of NCHW images whose channels do not mix: which tiles compute each pass."""
+    says = {"columns": "slide down columns", "shifted": "hold whole planes"}
+    for case in CASES:
+        g = case.geometry.volume
+        if not programs.is_depthwise(g):
+            continue
+        tasks = {
+            "output": engine._program(programs.output_pixels(g, False, False, itemsize)),
+            "grad_input": engine._program(programs.grad_input_pixels(g, False, False, itemsize)),
+            "grad_weight": engine._weights_program(g, False, False, False, itemsize),
+        }
+        for computes, program in tasks.items():
+            due = says.get(program.task.__name__.split("_")[1])
+            said = engine.describe(computes, case.geometry, itemsize)
+            assert [words for words in says.values() if words in said] == [due] * (due is not None), (case, computes)
 
 
 STREAMED = (
