@@ -19,6 +19,7 @@ import dataclasses
 import functools
 import math
 import operator
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -526,7 +527,7 @@ def checked_shape(name: str, shape: Sequence[int]) -> Ints:
     if type(shape) is tuple and all(type(n) is int and 0 <= n <= LARGEST for n in shape):
         return shape
     if isinstance(shape, (str, bytes, bytearray, memoryview)) or not isinstance(shape, Sequence):
-        raise TypeError(f"{name} is {shape!r}: expected a shape, a tuple of ints")
+        raise TypeError(f"{name} is {reprlib.repr(shape)}: expected a shape, a tuple of ints")
     sizes = tuple(_integer(name, n) for n in shape)
     for n in sizes:
         _bounded(name, n, 0)
@@ -536,7 +537,7 @@ def checked_shape(name: str, shape: Sequence[int]) -> Ints:
 def _sequence(name: str, value: Any, expected: str) -> Sequence[Any]:
     if isinstance(value, (tuple, list)):
         return value
-    raise TypeError(f"{name} is {value!r}: expected {expected}")
+    raise TypeError(f"{name} is {reprlib.repr(value)}: expected {expected}")
 
 
 def _integer(name: str, value: Any) -> int:

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from itertools import cycle, product
 
 import llvmlite.binding as llvm
@@ -161,6 +162,16 @@ def run_scatter(*arguments):
 
 
 @kernel
+def run_edge(*arguments):
+    simd.transpose_edge_tile(*arguments)
+
+
+@kernel
+def run_scatter_edge(*arguments):
+    simd.scatter_edge_tile(*arguments)
+
+
+@kernel
 def run_gather(*arguments):
     simd.gather_tile(*arguments)
 
@@ -168,6 +179,11 @@ def run_gather(*arguments):
 @kernel
 def run_copy_tile(*arguments):
     simd.copy_tile(*arguments)
+
+
+@kernel
+def run_narrow_tile(*arguments):
+    simd.narrow_tile(*arguments)
 
 
 @kernel
@@ -705,6 +721,21 @@ def check_transpose(dtype):
             np.testing.assert_array_equal(result, expected, err_msg=f"{kind}, {squares} squares, {kept} kept")
 
 
+def check_transpose_edge(dtype):
+    """Fewer rows than lanes, columns that end anywhere, and both; what lies beside them is NaN, and stays as it is."""
+    rng, n = np.random.default_rng(0), lanes(np.dtype(dtype).itemsize)
+    for rows, kept in product(range(1, n + 1), (1, 2, n - 1, n, 2 * n + 3)):
+        source_step, out_step, squares = kept + 3, rows + 2, -(-kept // n)
+        source = islands(rng.standard_normal, dtype, 3 + np.arange(rows) * source_step, kept)
+        out, written = blank(dtype, 7 + np.arange(kept) * out_step, rows)
+        arguments = source, 3, source_step, out, 7, out_step, squares
+        compare(run_edge, transpose._transpose_twin("edge"), (*arguments, kept, rows), out, written)
+        places = rng.permutation(2 * kept)[:kept]
+        out, written = blank(dtype, 7 + places * out_step, rows)
+        arguments = source, 3, source_step, out, 7, out_step, squares, np.concatenate([[AWAY], places]), 1
+        compare(run_scatter_edge, transpose._transpose_twin("scatter_edge"), (*arguments, kept, rows), out, written)
+
+
 def check_copy(dtype):
     """Copying whole vectors, every second number, rows up to whole vectors, copying, and clearing."""
     rng, n = np.random.default_rng(0), lanes(np.dtype(dtype).itemsize)
@@ -721,7 +752,10 @@ def check_copy(dtype):
         source = islands(rng.standard_normal, dtype, 3 + row * source_step, 2 * count - 1)
         out, written = blank(dtype, 7 + row * out_step, count)
         arguments = source, 3, source_step, out, 7, out_step, rows, count, 5 * source_step
-        compare(run_take_tile, copying._take_tile_twin, arguments, out, written)
+        compare(run_take_tile, partial(copying._take_tile_twin, 2), arguments, out, written)
+        source = islands(rng.standard_normal, dtype, 3 + row * source_step, count)
+        arguments = source, *arguments[1:]
+        compare(run_narrow_tile, partial(copying._take_tile_twin, 1), arguments, out, written)
         whole = -(-count // n) * n
         out, written = blank(dtype, 7 + row * (whole + 2), whole)
         arguments = source, 3, source_step, out, 7, whole + 2, rows, count
@@ -954,6 +988,7 @@ CHECKS = (
     check_sum_shift,
     check_dot,
     check_transpose,
+    check_transpose_edge,
     check_copy,
     check_sum,
     check_lane_sum,

@@ -22,8 +22,12 @@ from ..simd import (
     gather_tile,
     lanes,
     line_parts,
+    narrow_tile,
+    pad_tile,
+    scatter_edge_tile,
     scatter_tile,
     take_tile,
+    transpose_edge_tile,
     transpose_lines_tile,
     transpose_tile,
 )
@@ -60,6 +64,9 @@ task."""
 
 read_image, read_panel, read_sums = IMAGE.reader(), PANEL.reader(), SUMS.reader()
 
+EDGE_SHARE = 4
+"""Numbers of a square, as a multiple of lanes, from which on it is turned over in vectors where it is not whole."""
+
 CHANNELS_AHEAD = 6
 """Channels between fetching rows of their planes from memory and taking numbers of them: these rows are too short, and lie too
 far apart, for a machine to foresee them."""
@@ -76,20 +83,27 @@ def transpose(
     """
     compact()
     n = lanes(source.itemsize)
-    whole_rows, whole_columns, line = rows - rows % n, columns - columns % n, n * line_parts()
+    whole_columns, line = columns - columns % n, n * line_parts()
     in_lines = rows - rows % line if streams else 0
     for m in range(0, in_lines, line):
         transpose_lines_tile(
             source, source_at + m * source_step, source_step, target, target_at + m, target_step, whole_columns // n
         )
-    for m in range(in_lines, whole_rows, n):
-        transpose_tile(
-            source, source_at + m * source_step, source_step, target, target_at + m, target_step, whole_columns // n
-        )
-    for k in range(0 if whole_rows < rows else whole_columns, columns):
-        first = 0 if k >= whole_columns else whole_rows
-        for m in range(first, rows):
-            target[unsigned(target_at + k * target_step + m)] = source[unsigned(source_at + m * source_step + k)]
+    for m in range(0, rows, n):
+        used, here, to, done = min(n, rows - m), source_at + m * source_step, target_at + m, whole_columns
+        if used < n:
+            done = 0
+        elif m >= in_lines:
+            transpose_tile(source, here, source_step, target, to, target_step, whole_columns // n)
+        rest = columns - done
+        if min(rest, n) * used >= EDGE_SHARE * n:
+            transpose_edge_tile(
+                source, here + done, source_step, target, to + done * target_step, target_step, (rest + n - 1) // n, rest, used
+            )  # fmt: skip
+            continue
+        for k in range(done, columns):
+            for r in range(used):
+                target[unsigned(to + k * target_step + r)] = source[unsigned(here + r * source_step + k)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -185,11 +199,7 @@ def copy_columns(
     if n <= count and done < count:
         copy_tile(source, source_at + count - n, source_step, target, target_at + count - n, target_step, rows, 1, 0)
     elif done < count:
-        for row in range(rows):
-            for k in range(done, count):
-                target[unsigned(target_at + row * target_step + k)] = source[
-                    unsigned(source_at + row * source_step + k)
-                ]
+        narrow_tile(source, source_at, source_step, target, target_at, target_step, rows, count, 0)
 
 
 @linked_kernel
@@ -199,14 +209,20 @@ def scatter(
     """target[table[k], m] = source[m, k] for m < rows and all k, in tiles as `transpose`."""
     compact()
     n = lanes(source.itemsize)
-    whole_rows, squares = rows - rows % n, table.size // n
-    for m in range(0, whole_rows, n):
-        scatter_tile(
-            source, source_at + m * source_step, source_step, target, target_at + m, target_step, squares, table, 0, n
-        )  # fmt: skip
-    for k in range(0 if whole_rows < rows else squares * n, table.size):
-        for m in range(0 if k >= squares * n else whole_rows, rows):
-            target[unsigned(target_at + table[k] * target_step + m)] = source[unsigned(source_at + m * source_step + k)]
+    for m in range(0, rows, n):
+        used, here, to = min(n, rows - m), source_at + m * source_step, target_at + m
+        squares = table.size // n if used == n else 0
+        scatter_tile(source, here, source_step, target, to, target_step, squares, table, 0, n)
+        done = squares * n
+        rest = table.size - done
+        if min(rest, n) * used >= EDGE_SHARE * n:
+            scatter_edge_tile(
+                source, here + done, source_step, target, to, target_step, (rest + n - 1) // n, table, done, rest, used
+            )  # fmt: skip
+            continue
+        for k in range(done, table.size):
+            for r in range(used):
+                target[unsigned(to + table[k] * target_step + r)] = source[unsigned(here + r * source_step + k)]
 
 
 @linked_kernel
@@ -289,12 +305,13 @@ def pack_strip(
             for row in range(rows):
                 at = corner + b * steps[0] + plane * steps[2] + row * steps[3]
                 to = out_at + ((b * along[1] + plane) * along[2] + row) * along[3] * pitch
-                if steps[1] == 1:
+                if steps[1] == 1 and valid == pitch:
                     copy_columns(x, at, steps[4], out, to, pitch, pixels, valid, 0)
+                elif steps[1] == 1:
+                    pad_tile(x, at, steps[4], out, to, pitch, pixels, valid)
                 else:
                     transpose(x, at, steps[1], valid, pixels, out, to, pitch, 0)
-                if valid < pitch:
-                    for p in range(pixels):
+                    for p in range(pixels if valid < pitch else 0):
                         clear(out, to + p * pitch + valid, to + (p + 1) * pitch)
 
 

@@ -38,6 +38,7 @@ from ..simd import (
     line_parts,
     outer_tile,
     output_map,
+    pad_tile,
     weight_gradient_map,
     weight_map,
 )
@@ -157,9 +158,8 @@ def transform_tiles(
                     for r in range(rows):
                         to = copied + r * row_step
                         if top <= y_in + r < bottom:
-                            copy_columns(
-                                image, first + c + r * distances[1], distances[2], room, to, n, right - left,
-                                min(n, channels - c), 0,
+                            pad_tile(
+                                image, first + c + r * distances[1], distances[2], room, to, n, right - left, min(n, channels - c)
                             )  # fmt: skip
                         else:
                             clear(room, to, to + row_step)

@@ -21,7 +21,7 @@ Each tile has a twin in plain Python with the same signature, which takes its pl
 from ..jit import ROWS, VECTORS
 from .bare import BARE, SUM_BARE, bare_column_tile, sum_bare_column_tile
 from .columns import COLUMNS, column_tile, sum_column_tile
-from .copying import FETCH_AHEAD, clear, copy, copy_tile, pad_tile, take_tile
+from .copying import FETCH_AHEAD, clear, copy, copy_tile, narrow_tile, pad_tile, take_tile
 from .dot import DOT_FILTERS, dot_tile
 from .maps import gradient_map, input_map, output_map, weight_gradient_map, weight_map
 from .outer import FETCH_BYTES, FEW_ROWS, FEW_VECTORS, SHORT, TURN, far_tile, near_tile, outer_tile, short_tile
@@ -42,7 +42,14 @@ from .slide import (
 from .spectra import FETCHED_LINES, evaluate_taps_tile, evaluate_tile, interpolate_tile, multiply_tile
 from .sums import lane_sum_tile, sum_tile
 from .tasks import APART, compact, run_tasks
-from .transpose import gather_tile, scatter_tile, transpose_lines_tile, transpose_tile
+from .transpose import (
+    gather_tile,
+    scatter_edge_tile,
+    scatter_tile,
+    transpose_edge_tile,
+    transpose_lines_tile,
+    transpose_tile,
+)
 from .words import lanes, line_parts
 
 __all__ = [
@@ -87,6 +94,7 @@ __all__ = [
     "lanes",
     "line_parts",
     "multiply_tile",
+    "narrow_tile",
     "near_tile",
     "outer_tile",
     "output_map",
@@ -94,6 +102,7 @@ __all__ = [
     "peak_tile",
     "pool_tile",
     "run_tasks",
+    "scatter_edge_tile",
     "scatter_tile",
     "shift_tile",
     "short_tile",
@@ -105,6 +114,7 @@ __all__ = [
     "sum_slide_tile",
     "sum_tile",
     "take_tile",
+    "transpose_edge_tile",
     "transpose_lines_tile",
     "transpose_tile",
     "weight_gradient_map",

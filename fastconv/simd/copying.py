@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from numba.extending import intrinsic
 from ..jit import VECTORS
 from .words import I32, I64, Array, Words, address_of, lanes, private_function, tile_intrinsic
 
-__all__ = ["FETCH_AHEAD", "clear", "copy", "copy_tile", "pad_tile", "take_tile"]
+__all__ = ["FETCH_AHEAD", "clear", "copy", "copy_tile", "narrow_tile", "pad_tile", "take_tile"]
 
 FETCH_AHEAD = 1024
 """Bytes between what is copied of rows and what is brought into the cache meanwhile: machines foresee no more than a page."""
@@ -45,8 +46,8 @@ def _copy_tile_twin(
         target[there : there + width] = source[here : here + width]
 
 
-def _write_take_tile(function: Any, dtype: Any) -> None:
-    """Emit the taking of every second number, by the widest vectors that a row fills: the last of a row overlaps."""
+def _write_take_tile(function: Any, dtype: Any, step: int) -> None:
+    """Emit the taking of each number, or every second one, by the widest vectors that a row fills: the last of a row overlaps."""
     b = ir.IRBuilder(function.append_basic_block("entry"))
     w = Words(b, dtype)
     source, source_step, target, target_step, rows, count, ahead = function.args
@@ -59,11 +60,12 @@ def _write_take_tile(function: Any, dtype: Any) -> None:
             with b.if_then(this), cgutils.for_range_slice(b, I64(0), count, I64(width)) as (k, _):
                 last = b.sub(count, I64(width))
                 at = b.select(b.icmp_signed("<", k, last), k, last)
-                first, kind = w.at(here, b.mul(at, I64(2))), ir.VectorType(w.scalar, width)
-                w.prefetch(w.at(first, ahead))
-                w.prefetch(b.add(w.at(first, ahead), I64(w.size * width)))
+                first, kind = w.at(here, b.mul(at, I64(step))), ir.VectorType(w.scalar, width)
+                for part in range(step):
+                    w.prefetch(b.add(w.at(first, ahead), I64(w.size * width * part)))
                 value = w.load(first, kind)
-                if width > 1:  # the second vector begins one earlier than it could: no number behind the last is read
+                # The second vector begins one earlier than it could: no number behind the last is read.
+                if width > 1 and step == 2:
                     second = w.load(b.add(first, I64(w.size * (width - 1))), kind)
                     even = ir.Constant(ir.VectorType(I32, width), [2 * i + (2 * i >= width) for i in range(width)])
                     value = b.shuffle_vector(value, second, even)
@@ -72,13 +74,20 @@ def _write_take_tile(function: Any, dtype: Any) -> None:
 
 
 def _take_tile_twin(
-    source: Array, source_at: int, source_step: int, target: Array, target_at: int, target_step: int, rows: int, count: int,
-    ahead: int,
+    step: int, source: Array, source_at: int, source_step: int, target: Array, target_at: int, target_step: int, rows: int,
+    count: int, ahead: int,
 ) -> None:  # fmt: skip
     """The taking tile in plain Python."""
     for row in range(rows):
         here, there = source_at + row * source_step, target_at + row * target_step
-        target[there : there + count] = source[here : here + 2 * count - 1 : 2]
+        target[there : there + count] = source[here : here + step * (count - 1) + 1 : step]
+
+
+def _make_take_tile(name: str, step: int) -> Any:
+    """Make the tile, or its twin, that takes each number or every second one."""
+    if config.DISABLE_JIT:
+        return functools.partial(_take_tile_twin, step)
+    return _rows_tile(name, functools.partial(_write_take_tile, step=step), "rows, count, ahead")
 
 
 def _rows_tile(name: str, write: Callable[..., None], rest: str) -> Any:
@@ -196,7 +205,15 @@ copy_tile = _copy_tile_twin if config.DISABLE_JIT else _copy_tile_intrinsic
     target[target_at + row*target_step + k] = source[source_at + row*source_step + k]
 """
 
-take_tile = _take_tile_twin if config.DISABLE_JIT else _rows_tile("take_tile", _write_take_tile, "rows, count, ahead")
+narrow_tile = _make_take_tile("narrow_tile", 1)
+"""``rows`` times ``count`` numbers, for count > 0, by which `copy_tile` is quicker where they fill several vectors:
+
+    target[target_at + row*target_step + k] = source[source_at + row*source_step + k]
+
+What lies ``ahead`` of these in memory is fetched.
+"""
+
+take_tile = _make_take_tile("take_tile", 2)
 """``rows`` times every second of 2*count - 1 numbers, for count > 0:
 
     target[target_at + row*target_step + k] = source[source_at + row*source_step + 2*k]
