@@ -25,7 +25,7 @@ from .geometry import ConvGeometry, ceil_div
 from .kernels.direct import GATHER, GATHER_RUN, gather
 from .kernels.pack import PANEL, pack_panel
 from .kernels.sums import PLANES, sum_of_pixels, sums
-from .planes import lanes_are_pixels
+from .planes import few_lanes_do, lanes_are_pixels
 from .programs import (
     FIRST_PANEL,
     NO_TABLE,
@@ -236,7 +236,8 @@ def _program(p: Pixels) -> Program:
         return bands.filters_program(p)
     if members_of(p.g, p.itemsize):
         return depthwise.pixels_program(p)
-    if lanes_are_pixels(p.g, p.stride, p.channels // p.g.groups, p.itemsize):
+    as_they_lie = p.in_last and p.out_last and few_lanes_do(p.T)
+    if lanes_are_pixels(p.g, p.stride, p.channels // p.g.groups, p.itemsize) and not as_they_lie:
         if not p.weight_last:
             return planes.pixels_program(p)
         program = planes.pixels_program(dataclasses.replace(p, weight_last=False))
@@ -331,7 +332,8 @@ def describe(computes: str, geometry: ConvGeometry, itemsize: int) -> str:
     phases = ", phase by phase" if computes == "grad_input" and max(g.stride) > 1 else ""
     if lanes_are_pixels(g, step, used, itemsize):
         rows = what if used > 1 else f"{what}, or taps,"
-        return f"tiles of {rows} times pixels, as so few ({used}) would leave most of {lanes(itemsize)} lanes empty{phases}"
+        last = f"; if channels-last, of pixels times {what}" if few_lanes_do(math.prod(g.kernel)) else ""
+        return f"tiles of {rows} times pixels, as so few ({used}) would leave most of {lanes(itemsize)} lanes empty{phases}{last}"
     if computes == "output" and bands.computes_filters(output_pixels(g, False, False, itemsize)):
         return f"tiles of pixels times {what}; if NCHW, of {what} times pixels"
     return f"tiles of pixels times {what}{phases}"

@@ -10,6 +10,7 @@ import math
 import numpy as np
 
 from .geometry import ConvGeometry, ceil_div
+from .jit import MASKS
 from .kernels.direct import PLANES, PLANES_RUN, TAP, TAPS, TAPS_RUN, gather_planes, gather_taps
 from .programs import Pixels, Program, members_of, tap_numbers
 from .simd import ROWS, SHORT, VECTORS, lanes
@@ -29,7 +30,7 @@ from .strips import (
     tile_width,
 )
 
-__all__ = ["lanes_are_pixels", "pixels_program"]
+__all__ = ["few_lanes_do", "lanes_are_pixels", "pixels_program"]
 
 PARTS_BYTES = 320 << 10
 """Most bytes of the taps' parts of a strip: they are to stay in the second-level cache."""
@@ -38,6 +39,11 @@ PARTS_BYTES = 320 << 10
 def lanes_are_pixels(g: ConvGeometry, step: Ints, channels: int, itemsize: int) -> bool:
     """Say whether a pass computes so few channels that pixels had better be the lanes."""
     return not members_of(g, itemsize) and max(step) == 1 and 2 * channels <= lanes(itemsize)
+
+
+def few_lanes_do(taps: int) -> bool:
+    """Say whether pixels that lie channels-last are not worth turning over for that: with one tap, if masks store few lanes."""
+    return taps == 1 and MASKS
 
 
 def _height(channels: int) -> int:
