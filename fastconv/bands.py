@@ -7,6 +7,7 @@ rest of what mixes channels, `fastconv.planes` what makes few of many.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from .arrays import LINE
+from .correlation import swaps
 from .geometry import ConvGeometry, ceil_div
 from .kernels.bands import (
     CORRELATE_COLUMNS,
@@ -77,6 +79,9 @@ how many of them beginning and ending a tile lasts."""
 
 NARROW_WORK, WIDE_WORK, PACKING = 1.4, 1.1, 11
 """What it takes with filters for lanes, of which there are fewer than a vector has, or more; and turning a vector over."""
+
+LEAST_ROW, WIDEST_ROW = 16, 512
+"""Pixels of a row that planes are cut into where there is one tap."""
 
 Kinds = tuple[tuple[int, int], ...]
 
@@ -153,11 +158,12 @@ def computes_filter_weights(g: ConvGeometry, x_last: bool, grad_last: bool, item
     These are turned over first, which few terms do not make worth while, and few filters leave lanes empty; so do narrow images
     where pixels are lanes.
     """
+    g = _folded(g)
     plane, down, across = forward_axes(g)
     planes = not (x_last or grad_last) and g.groups == max(g.dilation) == 1
     flat = g.input[0] == g.output[0] == g.kernel[0] == 1 and plane.left == 0
     whole = [len(axis.phases[0].taps) for axis in (down, across)] == list(g.kernel[1:])
-    if not (planes and flat and whole and math.prod(g.kernel) > 1 and down.step == across.step <= 2):
+    if not (planes and flat and whole and down.step == across.step <= 2) or swaps(g, itemsize):
         return False
     filters, terms = g.filters, g.channels * math.prod(g.kernel)
     with_filters = (WIDE_WORK if filters > lanes(itemsize) else NARROW_WORK) + PACKING / terms
@@ -165,8 +171,20 @@ def computes_filter_weights(g: ConvGeometry, x_last: bool, grad_last: bool, item
     return filter_weights_work(g, itemsize) < products * with_filters
 
 
+def _folded(g: ConvGeometry) -> ConvGeometry:
+    """Cut planes that one tap takes as a row of pixels into shorter rows, for bands: if that can be, of whole vectors."""
+    pixels = g.input[-1]
+    if math.prod(g.kernel) > 1 or g.input != g.output or g.input[:2] != (1, 1) or pixels <= WIDEST_ROW:
+        return g
+    widths = (width for width in range(LEAST_ROW, WIDEST_ROW + 1) if pixels % width == 0)
+    width = max(widths, key=lambda width: (width % LEAST_ROW == 0, width), default=pixels)
+    along = (1, pixels // width, width)
+    return dataclasses.replace(g, input=along, output=along)
+
+
 def filter_weights_work(g: ConvGeometry, itemsize: int) -> float:
     """Estimate the time of `filter_weights_program` in that of one multiplication of vectors."""
+    g = _folded(g)
     n, terms = lanes(itemsize), g.channels * math.prod(g.kernel)
     axes = forward_axes(g)
     numbers = _band_numbers(axes, g.input_shape, g.output_shape, itemsize, count_tasks(g), pads=True)
@@ -351,6 +369,7 @@ def whole_weights_program(g: ConvGeometry, per_sample: bool, itemsize: int) -> P
 
 def filter_weights_program(g: ConvGeometry, per_sample: bool, itemsize: int) -> Program:
     """Compute equation (3) of few filters: lanes are pixels."""
+    g = _folded(g)
     axes, tasks, n = forward_axes(g), count_tasks(g), lanes(itemsize)
     numbers = _band_numbers(axes, g.input_shape, g.output_shape, itemsize, tasks, pads=True)
     channels, columns, band = (numbers[name] for name in ("channels", "columns", "band"))

@@ -398,6 +398,11 @@ LARGE = (
     simple(2, batch=3, channels=144, filters=6, size=(40, 41), kernel=1, groups=2),
     simple(2, batch=4, channels=75, filters=24, size=(28, 27), kernel=1),
     simple(2, batch=4, channels=24, filters=75, size=(28, 27), kernel=1),
+    simple(2, batch=3, channels=5, filters=7, size=(36, 40), kernel=1),  # planes of few channels, cut into rows of 480
+    simple(2, batch=3, channels=12, filters=4, size=(1, 577), kernel=1),  # which cannot be cut
+    simple(1, batch=2, channels=3, filters=20, size=1000, kernel=1),  # but not into whole vectors
+    simple(2, batch=3, channels=17, filters=35, size=(16, 15), padding=1),  # neither whole vectors nor whole squares
+    simple(2, batch=2, channels=7, filters=12, size=(18, 17), padding=1),
     # With 16 registers dW packs channels line by line, where a pixel's fill lines and are many.
     simple(2, batch=2, channels=144, filters=40, size=(13, 11), kernel=3, padding=1),
     simple(2, batch=3, channels=128, filters=70, size=(15, 12), kernel=(3, 2), stride=2, padding=((2, 0), (1, 3))),

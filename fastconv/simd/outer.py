@@ -122,33 +122,28 @@ def _write_tile(function: Any, dtype: Any, height: int, vectors: int) -> None:
                         store(result, at)
             with part:
                 if MASKS:
-                    _store_under_mask(w, new, ends, vectors, valid, adds, floor)
+                    _store_under_masks(w, new, ends, vectors, valid, adds, floor)
                 else:
                     w.store_first(new, ends, vectors, valid, adds, floor)
     b.ret_void()
 
 
-def _store_under_mask(
+def _store_under_masks(
     w: Words, values: list[Any], targets: list[Any], vectors: int, count: Any, adds: Any, floor: Any
 ) -> None:  # fmt: skip
-    """Emit what `Words.store_first` does, where the last vector of a row is the one that is not whole."""
+    """Emit what `Words.store_first` does, for processors that store some lanes of a vector as quickly as all."""
     b = w.b
-    exist = w.before_lane(b.sub(count, I64((vectors - 1) * w.lanes)))
+    exist = [w.before_lane(b.sub(count, I64(v * w.lanes))) for v in range(vectors)] * len(targets)
     places = [b.add(target, I64(w.bytes * v)) for target in targets for v in range(vectors)]
     sums = [w.variable(w.vector) for _ in values]
     for variable, value in zip(sums, values, strict=True):
         b.store(value, variable)
-    with b.if_then(adds):
-        for n, (variable, place) in enumerate(zip(sums, places, strict=True)):
-            old = w.load_some(place, exist) if n % vectors == vectors - 1 else w.load(place, w.vector)
-            b.store(b.fadd(old, b.load(variable)), variable)
+    with b.if_then(adds):  # all old values are loaded before any is stored: rows may repeat
+        for variable, place, mask in zip(sums, places, exist, strict=True):
+            b.store(b.fadd(w.load_some(place, mask), b.load(variable)), variable)
     least = w.splat(w.load(floor, w.scalar))
-    for n, (variable, place) in enumerate(zip(sums, places, strict=True)):
-        result = w.at_least(b.load(variable), least)
-        if n % vectors == vectors - 1:
-            w.store_some(result, place, exist)
-        else:
-            w.store(result, place)
+    for variable, place, mask in zip(sums, places, exist, strict=True):
+        w.store_some(w.at_least(b.load(variable), least), place, mask)
 
 
 TERMS = 128
