@@ -37,6 +37,10 @@ STREAM_BYTES = 6_000_000
 """Fewest bytes of an output that goes to memory past the caches, which would read what it replaces before.  Of a smaller one what
 comes next finds more in the caches than that costs."""
 
+SHORT_SUM, FAR_BYTES = 25, 28_000_000
+"""Terms of sums as short as these outputs come faster than memory takes them, which then go there only if they and the input have
+so many bytes: of fewer, caches hold most of what they replace."""
+
 CHUNK_PIXELS = 256
 """Fewest pixels per chunk of dW: each chunk has sums of its own, which must not cost more than they save."""
 
@@ -380,7 +384,10 @@ class Pixels:
         """Whether the output goes to memory past the caches: pixels, or planes, that share no line, and are written once."""
         size, together = math.prod(self.out_shape), self.channels if self.out_last else math.prod(self.out_shape[2:])
         apart = self.window == (0, 0) and together * self.itemsize % LINE == 0
-        return apart and not self.adds and size * self.itemsize >= STREAM_BYTES
+        # Planes of sums over one tap are turned over, and depthwise ones read as much as they write.
+        is_quick = self.depth * self.T <= SHORT_SUM and (self.out_last or self.T > 1) and not is_depthwise(self.g)
+        is_near = is_quick and (size + math.prod(self.in_shape)) * self.itemsize < FAR_BYTES
+        return apart and not self.adds and size * self.itemsize >= STREAM_BYTES and not is_near
 
     @property
     def writes(self) -> bool:

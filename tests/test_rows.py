@@ -229,6 +229,7 @@ def test_large_outputs_pass_the_caches(row, case, dtype, monkeypatch, request):
         results = []
         for least in (10**12, 0):
             monkeypatch.setattr(programs, "STREAM_BYTES", least)
+            monkeypatch.setattr(programs, "FAR_BYTES", least)
             monkeypatch.setattr(depthwise, "PHASES_BYTES", least)
             _plan_pixels.cache_clear()
             room = scratch.aligned(math.prod(shape) + 2 * MARGIN, np.dtype(dtype))
