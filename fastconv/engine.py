@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +83,10 @@ PACKED, SHARING = 20, 10_000
 """Numbers of a weight that are packed in the time of one of a tile's terms, and how many of these threads wait where they pack it
 together."""
 
+PASSED_ON = 6
+"""Time to pack an image as a whole, for parts of the lanes, in that of packing it strip by strip: threads wait for each other,
+and read what the other has packed, which takes long where they share no cache."""
+
 NEAR_BYTES, READ_AGAIN = 1 << 19, 9
 """Bytes of a weight that stays in the second-level cache, and numbers of a larger one that a strip reads again in the time of a
 term: it comes too slowly for tiles with 16 registers, and for those of few pixels."""
@@ -131,21 +136,25 @@ def _cut(p: Pixels, last: bool) -> Cut:
     widest = panel_pitch(lane_count, itemsize)
     packing_work = math.prod(p.in_shape) // lanes(itemsize) // 6
 
-    def work(pixels: int, taps: int) -> int:
+    def run_work(pixels: int, taps: int) -> int:
         return filled(pixels) * (taps * p.depth + TILE_TERMS) * g.groups * ceil_div(lane_count, width) // ROWS
 
-    def try_strip(strip: Ints, pitch: int) -> tuple[float, Cut]:
+    def try_strip(strip: Ints, pitch: int) -> Iterator[tuple[float, Cut]]:
         strips = math.prod(ceil_div(n, m) for n, m in zip(p.sizes, strip, strict=True))
-        parts = min(g.groups * ceil_div(lane_count, pitch), ceil_div(p.tasks, max(1, strips)))
         own = not p.prepared and (strips - 1) * size <= REPACKED
-        cost, kinds, packs = choose_padding(g.batch, p.axes, strip, by_output, p.in_last == last, work, packing_work)
-        if pitch < widest:
-            cost *= NARROW
-        if not p.prepared:
-            cost += size / PACKED * (strips if own else 1) + (0 if own or p.tasks == 1 else SHARING)
-        if is_far and not own:
-            cost += strips * size / READ_AGAIN
-        return cost * (1 if p.tasks == 1 else imbalance(strips * parts)), Cut(strip, kinds, packs, pitch, parts, own)
+        work, kinds, packs = choose_padding(
+            g.batch, p.axes, strip, by_output, p.in_last == last, run_work, packing_work
+        )
+        most = min(g.groups * ceil_div(lane_count, pitch), ceil_div(p.tasks, max(1, strips)))
+        for parts in dict.fromkeys((most, 1) if packs and 2 * strips >= p.tasks else (most,)):
+            cost = work + (PASSED_ON * packing_work if packs and parts > 1 else 0)
+            if pitch < widest:
+                cost *= NARROW
+            if not p.prepared:
+                cost += size / PACKED * (strips if own else 1) + (0 if own or p.tasks == 1 else SHARING)
+            if is_far and not own:
+                cost += strips * size / READ_AGAIN
+            yield cost * (1 if p.tasks == 1 else imbalance(strips * parts)), Cut(strip, kinds, packs, pitch, parts, own)
 
     least = FEWEST_PIXELS // 2 // math.prod(len(axis.phases) for axis in p.axes)
     strips = candidate_strips(
@@ -157,7 +166,8 @@ def _cut(p: Pixels, last: bool) -> Cut:
     strips = list(dict.fromkeys(map(p.along_windows, strips)))
     few = p.tasks > 1 and g.groups * ceil_div(lane_count, width) < ENOUGH_BLOCKS
     pitches = {widest, whole_lanes(ceil_div(widest, 2), itemsize)} if few else {widest}
-    tried = (try_strip(strip, pitch) for strip in strips for pitch in sorted(pitches, reverse=True))
+    pairs = itertools.product(strips, sorted(pitches, reverse=True))
+    tried = itertools.chain.from_iterable(itertools.starmap(try_strip, pairs))
     return min(tried, key=lambda result: result[0])[1]
 
 
