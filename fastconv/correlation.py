@@ -14,7 +14,7 @@ import numpy as np
 
 from .arrays import LINE, Array
 from .geometry import ConvGeometry, ceil_div, even_part
-from .kernels.direct import CORRELATE, CORRELATE_RUN, ROWS_OF_PART, correlate
+from .kernels.direct import CORRELATE, CORRELATE_RUN, ROWS_OF_PART, SIDE, correlate
 from .programs import (
     CHUNK_PIXELS,
     FIRST_PANEL,
@@ -31,7 +31,7 @@ from .programs import (
     term_rows,
     unpacking,
 )
-from .simd import ROWS, VECTORS, lanes
+from .simd import MOST_SIDE, ROWS, VECTORS, lanes
 from .strips import (
     MOST_SUMMED,
     TASKS,
@@ -40,6 +40,7 @@ from .strips import (
     Kinds,
     Source,
     Tables,
+    by_output,
     by_tap,
     choose_padding,
     choose_summed_strip,
@@ -86,6 +87,12 @@ many, if the input is packed strip by strip: from long strips that takes less ti
 CACHE_BYTES, WAY_BYTES, FEWEST_SUMMED = 32 << 10, 4 << 10, 48
 """Bytes of the first-level cache and of a way of it: lines that lie a multiple of these apart share as few places as it has ways.
 And fewest pixels to sum over at once, for the sake of that."""
+
+LEAST_SIDE, MOST_WALKED = 6, 64
+"""Fewest numbers that lie side by side for tiles that walk along pixels with one vector; most channels, if there is one tap."""
+
+WALKS_PACK = 100
+"""Time that packing what these read takes in that of packing it for others: a copy of it takes as long as they do."""
 
 SWAPPED = 0.9
 """Work with channels for lanes, in proportion to that with filters, for which dW of one tap is computed so."""
@@ -163,6 +170,14 @@ class Weights:
         flat = g.input[0] == g.kernel[0] == 1 and g.padding[0] == (0, 0)
         by_lines = flat and g.groups == 1 and g.channels % (LINE // self.itemsize) == 0
         return VECTORS == 2 and by_lines and g.channels * self.itemsize >= CROWDED_BYTES
+
+    @property
+    def walks(self) -> bool:
+        """Whether tiles have one vector and rows that lie side by side: channels of a pixel, or few ones of all taps of a row."""
+        g = self.g
+        side = self.depth * (g.kernel[2] if g.dilation[2] == g.groups == 1 and self.depth < LEAST_SIDE else 1)
+        waits = self.T == 1 and self.depth > MOST_WALKED  # for memory, not for tiles
+        return self.last and side >= LEAST_SIDE and self.filters <= lanes(self.itemsize) and not waits
 
     @property
     def most(self) -> int:
@@ -309,9 +324,11 @@ def _find_input(w: Weights, cut: Cut) -> tuple[Kinds, Source]:
     def work(pixels: int, taps: int) -> int:
         return filled(taps * cut.depths) * (pixels + TILE_TERMS) * cut.parts * cut.blocks // ROWS
 
-    packing_work = math.prod(g.input_shape) // lanes(w.itemsize) // 6
+    packing_work = math.prod(g.input_shape) // lanes(w.itemsize) // 6 * (WALKS_PACK if w.walks else 1)
     can_read = w.x_last == w.last and not w.crowds
-    _, kinds, packs = choose_padding(g.batch, w.axes, cut.strip, by_tap, can_read, work, packing_work)
+    # Taps of a row that meet other pixels are not side by side.
+    cut_by = by_output if w.walks else by_tap
+    _, kinds, packs = choose_padding(g.batch, w.axes, cut.strip, cut_by, can_read, work, packing_work)
     # Tasks pack their own part of the depths, group by group, where no two need the same.
     again = packs and repeats(w.axes, cut.strip)
     own = (
@@ -323,6 +340,15 @@ def _find_input(w: Weights, cut: Cut) -> tuple[Kinds, Source]:
         channels=cut.depths if own else 0,
     )  # fmt: skip
     return kinds, line_by_line(source, w.itemsize) if w.crowds and source.whole else source
+
+
+def _sides(rows: Array, pitch: int) -> list[Any]:
+    """Cut (offset, row) where rows do not lie side by side, and then evenly into tiles."""
+    sides = []
+    for same in np.split(rows, np.flatnonzero((np.diff(rows, axis=0) != 1).any(1)) + 1):
+        for tile in np.array_split(same, ceil_div(len(same), MOST_SIDE)) if len(same) else ():
+            sides.append(SIDE.row(offset=tile[0, 0], target=tile[0, 1] * pitch, height=len(tile)))
+    return sides
 
 
 def _lay_runs(w: Weights, cut: Cut, source: Source, kinds: Kinds, rows: Array, tables: Tables) -> dict[str, int]:
@@ -342,7 +368,13 @@ def _lay_runs(w: Weights, cut: Cut, source: Source, kinds: Kinds, rows: Array, t
                 for part in range(cut.parts):
                     mine = table[part * cut.depths * len(met) : (part + 1) * cut.depths * len(met)]
                     at, to = fill_tiles(mine[:, 0]), fill_tiles(mine[:, 1] * pitch)
-                    parts.append(ROWS_OF_PART.row(rows_at=tables.add(at), targets_at=tables.add(to), rows=at.size))
+                    sides = _sides(mine, pitch) if w.walks else []
+                    parts.append(
+                        ROWS_OF_PART.row(
+                            rows_at=tables.add(at), targets_at=tables.add(to), rows=at.size, sides_at=tables.add(sides),
+                            sides=len(sides),
+                        )
+                    )  # fmt: skip
                 parts_at[taps] = tables.add(parts)
             at = grid_offsets(run, source.pixel_steps)
             pixels = [
@@ -350,11 +382,14 @@ def _lay_runs(w: Weights, cut: Cut, source: Source, kinds: Kinds, rows: Array, t
             ]
             pixels.append(grid_offsets(run, (lying[0], *lying[2:])) if w.reads else pixels[0])
             packed, last, read = (tables.add(np.stack([at, to], 1)) for to in pixels)
+            images, planes, lines, columns = (b - a for a, b, _ in run)
             runs.append(
                 CORRELATE_RUN.row(
-                    pairs_at=packed, last_pairs_at=last, lying_pairs_at=read, pixels=at.size, parts_at=parts_at[taps]
+                    pairs_at=packed, last_pairs_at=last, lying_pairs_at=read, pixels=at.size, parts_at=parts_at[taps],
+                    images=images, planes=planes, lines=lines, columns=columns, first=at[0], first_packed=pixels[0][0],
+                    first_lying=pixels[2][0],
                 )
-            )
+            )  # fmt: skip
         first_run.append(len(runs))
     return {"runs_at": tables.add(first_run), "run_list_at": tables.add(runs)}
 
@@ -381,7 +416,8 @@ def weights_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: 
         "own_box": source.box[1] < g.channels,
         "coming": w.axes[0].span * source.steps[2] + w.axes[1].span * source.steps[3],
         "x_pixel": source.steps[4] if follows else 0,
-        "gradient_pixel": filters if follows and w.reads and cut.groups_of_blocks == 1 else 0, "sums_at": 0,
+        "gradient_pixel": filters if follows and w.reads and cut.groups_of_blocks == 1 else 0, "walks": w.walks,
+        "walk": source.pixel_steps, "sums_at": 0,
     }  # fmt: skip
     packing = (
         None if own else unpacking(cut.chunks, per_sample, g.groups, rows.reshape(-1), filters, pitch, each, itemsize)

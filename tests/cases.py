@@ -398,6 +398,13 @@ LARGE = (
     simple(2, batch=3, channels=144, filters=6, size=(40, 41), kernel=1, groups=2),
     simple(2, batch=4, channels=75, filters=24, size=(28, 27), kernel=1),
     simple(2, batch=4, channels=24, filters=75, size=(28, 27), kernel=1),
+    # dW of few filters walks along pixels: channels side by side, or those of the taps of a row, with edges and without.
+    simple(2, batch=3, channels=3, filters=16, size=(19, 21), stride=2, padding=1),
+    simple(2, batch=2, channels=3, filters=8, size=(9, 150), kernel=(2, 5), padding=(1, 2)),
+    simple(2, batch=2, channels=35, filters=13, size=(12, 9), padding=1),
+    simple(2, batch=2, channels=34, filters=16, size=(9, 10), padding=1, groups=2),
+    simple(2, batch=2, channels=3, filters=6, size=(9, 12), padding=2, dilation=2),
+    simple(3, batch=2, channels=9, filters=5, size=(4, 5, 6), padding=1, stride=(1, 2, 1)),
     simple(2, batch=3, channels=5, filters=7, size=(36, 40), kernel=1),  # planes of few channels, cut into rows of 480
     simple(2, batch=3, channels=12, filters=4, size=(1, 577), kernel=1),  # which cannot be cut
     simple(1, batch=2, channels=3, filters=20, size=1000, kernel=1),  # but not into whole vectors

@@ -247,10 +247,10 @@ def test_large_outputs_pass_the_caches(row, case, dtype, monkeypatch, request):
 
 
 def test_what_passes_the_caches():
-    """Large images whose pixels, or planes, share no line of the cache; not what sums are added to."""
+    """Large images whose pixels, or planes, share no line of the cache; not what sums are added to, or short sums of less."""
 
-    def streams(channels, size, last=True, adds=False):
-        geometry = simple(2, channels=channels, filters=16, size=size, kernel=1).geometry.volume
+    def streams(channels, size, last=True, adds=False, filters=32):
+        geometry = simple(2, channels=channels, filters=filters, size=size, kernel=1).geometry.volume
         return programs.grad_input_pixels(geometry, last, last, 4, adds=adds).streams
 
     assert streams(64, 160)
@@ -260,6 +260,9 @@ def test_what_passes_the_caches():
     assert not streams(64, 160, adds=True)
     assert not streams(64 + 1, 160)
     assert not streams(64, 161, last=False)
+    assert not streams(64, 160, filters=16)
+    assert streams(64, 160, filters=16, last=False)
+    assert streams(64, 240, filters=16)
 
 
 @pytest.mark.long

@@ -41,6 +41,7 @@ from fastconv.simd import (
     spectra,
     sums,
     transpose,
+    walk,
     words,
 )
 
@@ -179,6 +180,11 @@ def run_gather(*arguments):
 @kernel
 def run_copy_tile(*arguments):
     simd.copy_tile(*arguments)
+
+
+@kernel
+def run_walk(*arguments):
+    simd.walk_tile(*arguments)
 
 
 @kernel
@@ -581,6 +587,24 @@ def check_sum_column(dtype):
             gradient_row=gradient_row, gradient_plane=gradient_plane, out=out, out_at=4, out_plane=out_plane,
         )  # fmt: skip
         compare(run_sum_column, columns._sum_column_twin, arguments, out, out != MARK)
+
+
+def check_walk(dtype):
+    """Every number of rows, lines of some pixels or none, that lie apart: what lies around these is NaN."""
+    rng, n = np.random.default_rng(0), lanes(np.dtype(dtype).itemsize)
+    for height, (lines, pixels) in product(range(1, walk.MOST_SIDE + 1), ((1, 1), (2, 5), (0, 3), (3, 0))):
+        of_vectors, of_scalars = ((pixels * size + 5, size) for size in (n + 3, height + 2))
+        arrays = []
+        for (line, step), size in ((of_vectors, n), (of_scalars, height)):
+            places = np.add.outer(np.arange(lines) * line, np.arange(pixels) * step)
+            arrays.append(islands(integers(rng), dtype, 3 + places, size))
+        out = islands(integers(rng), dtype, 4 + np.arange(height) * (n + 1), n, MARK)
+        arguments = in_order(
+            walk.WALK, height=height, lines=lines, columns=pixels, vectors=arrays[0], vector_at=3, vector_line=of_vectors[0],
+            vector_step=of_vectors[1], scalars=arrays[1], scalar_at=3, scalar_line=of_scalars[0], scalar_step=of_scalars[1],
+            ahead=10**12, out=out, out_at=4, out_step=n + 1,
+        )  # fmt: skip
+        compare(run_walk, walk._walk_tile_twin, arguments, out, out != MARK)
 
 
 def bare_planes(draw, dtype, kinds):
@@ -989,6 +1013,7 @@ CHECKS = (
     check_dot,
     check_transpose,
     check_transpose_edge,
+    check_walk,
     check_copy,
     check_sum,
     check_lane_sum,
@@ -1166,6 +1191,10 @@ def test_machine_code(machine, dtype, monkeypatch):
         assert products >= filters * height
         masked = machine == "NEON" and not whole  # the mask takes a register, of which 31 are taken
         assert len(spills) <= masked * (3 if old else 1), (filters, height, whole)
+    for rows in range(1, (16 if vectors == 4 else 12) + 1):
+        products, spills = assemble(machine, walk._write_walk_tile, 11, dtype, rows)
+        assert products >= rows
+        assert not spills, rows
     for _, of_sizes, starts in MAPS:
         for size, map_ in of_sizes.items():
             _, spills = assemble(machine, maps._write_map, 10 if starts else 11, dtype, map_, starts)
@@ -1218,7 +1247,7 @@ def test_outputs_are_streamed(machine, monkeypatch):
     for stores, write, n_args, *arguments in (
         (ROWS * vectors, outer._write_tile, 13, ROWS, vectors),
         (SPAN * parts, slide._write_slide_tile, 22, 3, 2, 1, 1),
-        (words.LINE // 4, transpose._write_transpose_tile, 7, "lines"),
+        (words.LINE // 4, transpose._write_transpose_tile, 8, "lines"),
         (size[0] * (parts == 1), maps._write_map, 10, map_, True),
     ):
         lines = assembly(machine, write, n_args, types.float32, *arguments)

@@ -20,8 +20,22 @@ from typing import Any
 
 import numpy as np
 
-from ..jit import inner_kernel, unsigned
-from ..simd import FEW_VECTORS, ROWS, TURN, VECTORS, clear, compact, far_tile, lanes, near_tile, outer_tile, short_tile
+from ..jit import inner_kernel, linked_kernel, unsigned
+from ..simd import (
+    FEW_VECTORS,
+    ROWS,
+    TERMS,
+    TURN,
+    VECTORS,
+    clear,
+    compact,
+    far_tile,
+    lanes,
+    near_tile,
+    outer_tile,
+    short_tile,
+    walk_tile,
+)
 from ..tasks import task
 from .fields import Fields
 from .pack import pack_box, pack_depths, pack_strip, unpack_rows, unpack_strip
@@ -65,7 +79,7 @@ rows these have, the distance of parts, and how many rows of the input above and
 CORRELATE = Fields(
     "Correlate",
     "chunks parts groups lane_count pitch group_step depths depth taps each reads own rows_at per_task own_box coming x_pixel "
-    "gradient_pixel sums_at",
+    "gradient_pixel walks walk:4 sums_at",
     STRIPS,
 )
 """Chunks of strips, parts of the rows for tasks of their own, groups, filters of each, numbers in a row of a panel, the
@@ -87,12 +101,19 @@ TAPS_RUN = Fields("TapsRun", "taps_at taps first_y first_x Y X")
 TAP = Fields("Tap", "part_at y x")
 """Where scratch memory holds the products of a tap, and how far it leads down and across."""
 
-CORRELATE_RUN = Fields("CorrelateRun", "pairs_at last_pairs_at lying_pairs_at pixels parts_at")
+CORRELATE_RUN = Fields(
+    "CorrelateRun",
+    "pairs_at last_pairs_at lying_pairs_at pixels parts_at images planes lines columns first first_packed first_lying",
+)
 """Taps that meet the same pixels: the pairs of these with gradients that are packed, in whole blocks of filters and in the last,
-or read as they lie, how many, and where tables hold for each part its rows."""
+or read as they lie, how many, and where tables hold for each part its rows; and along each axis how many pixels, and how far the
+first of these lies in the input, among gradients that are packed, and as they lie."""
 
-ROWS_OF_PART = Fields("RowsOfPart", "rows_at targets_at rows")
-"""Where tables hold the rows of tiles and where these go, and how many."""
+ROWS_OF_PART = Fields("RowsOfPart", "rows_at targets_at rows sides_at sides")
+"""Where tables hold the rows of tiles and where these go, and how many; and where those that lie side by side."""
+
+SIDE = Fields("Side", "offset target height")
+"""How far rows that lie side by side lie from a pixel, where the first of them goes, and how many."""
 
 AHEAD = 4096
 """Bytes between what is fetched of an image from memory and what tiles read of it."""
@@ -100,8 +121,8 @@ AHEAD = 4096
 read_strips, read_gather, read_planes, read_taps, read_correlate = (
     fields.reader() for fields in (STRIPS, GATHER, PLANES, TAPS, CORRELATE)
 )
-read_gather_run, read_planes_run, read_taps_run, read_tap, read_correlate_run, read_rows = (
-    fields.row_reader() for fields in (GATHER_RUN, PLANES_RUN, TAPS_RUN, TAP, CORRELATE_RUN, ROWS_OF_PART)
+read_gather_run, read_planes_run, read_taps_run, read_tap, read_correlate_run, read_rows, read_side = (
+    fields.row_reader() for fields in (GATHER_RUN, PLANES_RUN, TAPS_RUN, TAP, CORRELATE_RUN, ROWS_OF_PART, SIDE)
 )
 
 
@@ -357,6 +378,30 @@ def spread_row(
             out[unsigned(out_at + k * out_step)] = floor if value < floor else value
 
 
+@linked_kernel
+def walk(
+    vectors: Array, vector_at: int, vector_steps: Ints, scalars: Array, scalar_at: int, scalar_steps: Ints, extents: Ints,
+    tables: Array, sides_at: int, sides: int, out: Array, out_at: int, pitch: int,
+) -> None:  # fmt: skip
+    """Add the products of a run of pixels to the rows of a panel, side by side; so many at a time as may be added up plainly."""
+    images, planes, lines, columns = extents
+    most = max(1, TERMS // columns)
+    for image in range(images):
+        for plane in range(planes):
+            for line in range(0, lines, most):
+                for column in range(0, columns, TERMS):
+                    at, here = vector_at + column * vector_steps[3], scalar_at + column * scalar_steps[3]
+                    at += image * vector_steps[0] + plane * vector_steps[1] + line * vector_steps[2]
+                    here += image * scalar_steps[0] + plane * scalar_steps[1] + line * scalar_steps[2]
+                    some, taken = min(most, lines - line), min(TERMS, columns - column)
+                    for number in range(sides):
+                        side = read_side(tables, sides_at, number)
+                        walk_tile(
+                            side.height, some, taken, vectors, at, vector_steps[2], vector_steps[3], scalars, here + side.offset,
+                            scalar_steps[2], scalar_steps[3], some * taken * scalar_steps[3], out, out_at + side.target, pitch,
+                        )  # fmt: skip
+
+
 @task
 def correlate(
     task: int, room: Array, numbers: Array, tables: Array, x: Array, gradient: Array, out: Array, zeros: Array
@@ -413,9 +458,18 @@ def correlate(
                 pack_strip(gradient, lane, out_shape, out_steps, sizes, strip, valid, whole, room, box_size)
                 lane = box_size
             vectors = gradient if reading else room
+            local = (strip[1] * strip[2] * strip[3] * whole, strip[2] * strip[3] * whole, strip[3] * whole, whole)
+            lying = (out_steps[0], out_steps[2], out_steps[3], out_steps[4])
             for number_of_run in range(tables[s.runs_at + kind], tables[s.runs_at + kind + 1]):
                 run = read_correlate_run(tables, s.run_list_at, number_of_run)
                 mine = read_rows(tables, run.parts_at, part)
+                if t.walks:
+                    walk(
+                        vectors, lane + (run.first_lying if reading else run.first_packed), lying if reading else local, image,
+                        base + g * t.group_step + run.first, t.walk, (run.images, run.planes, run.lines, run.columns), tables,
+                        mine.sides_at, mine.sides, panels, panel + (g_block - first_block) * size, pitch,
+                    )  # fmt: skip
+                    continue
                 pairs = run.lying_pairs_at if reading else run.pairs_at if whole == pitch else run.last_pairs_at
                 # Each block fetches its share of the next strip.
                 pixels, share, shares = run.pixels, g_block - first_block, last_block - first_block
@@ -429,8 +483,6 @@ def correlate(
                     (pixels * t.gradient_pixel + turns - 1) // turns,
                 )  # fmt: skip
             if t.sums_at and part == 0:
-                local = (strip[1] * strip[2] * strip[3] * whole, strip[2] * strip[3] * whole, strip[3] * whole, whole)
-                lying = (out_steps[0], out_steps[2], out_steps[3], out_steps[4])
                 sum_strip(
                     vectors, lane, sizes, lying if reading else local, whole, zeros, t.sums_at,
                     number * groups * blocks + g_block, pitch,

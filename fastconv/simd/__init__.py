@@ -24,7 +24,7 @@ from .columns import COLUMNS, column_tile, sum_column_tile
 from .copying import FETCH_AHEAD, clear, copy, copy_tile, narrow_tile, pad_tile, take_tile
 from .dot import DOT_FILTERS, dot_tile
 from .maps import gradient_map, input_map, output_map, weight_gradient_map, weight_map
-from .outer import FETCH_BYTES, FEW_ROWS, FEW_VECTORS, SHORT, TURN, far_tile, near_tile, outer_tile, short_tile
+from .outer import FETCH_BYTES, FEW_ROWS, FEW_VECTORS, SHORT, TERMS, TURN, far_tile, near_tile, outer_tile, short_tile
 from .peak import ACCUMULATORS, peak_tile
 from .pooling import NOWHERE, pool_tile
 from .shift import holds_plane, shift_tile, sum_shift_tile
@@ -50,6 +50,7 @@ from .transpose import (
     transpose_lines_tile,
     transpose_tile,
 )
+from .walk import MOST_SIDE, walk_tile
 from .words import lanes, line_parts
 
 __all__ = [
@@ -65,6 +66,7 @@ __all__ = [
     "FEW_VECTORS",
     "GROUPED",
     "MEMBERS",
+    "MOST_SIDE",
     "NOWHERE",
     "ROWS",
     "SHORT",
@@ -72,6 +74,7 @@ __all__ = [
     "SPAN",
     "SUM_BARE",
     "TALL",
+    "TERMS",
     "TURN",
     "VECTORS",
     "bare_column_tile",
@@ -117,6 +120,7 @@ __all__ = [
     "transpose_edge_tile",
     "transpose_lines_tile",
     "transpose_tile",
+    "walk_tile",
     "weight_gradient_map",
     "weight_map",
 ]
