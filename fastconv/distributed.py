@@ -162,7 +162,7 @@ class DistributedTrainer(Trainer):
         super().__init__(settings, dataset)
         least = len(dataset.x_train) // self.steps
         if least < dist.get_world_size():
-            raise RunError(f"batches of {least} images are too small for {dist.get_world_size()} processes")
+            raise _of_all(RunError(f"batches of {least} images are too small for {dist.get_world_size()} processes"))
         self.module = DistributedDataParallel(as_torch(self.model))
         self.share = slice(dist.get_rank(), None, dist.get_world_size())
 
@@ -258,8 +258,14 @@ def _by_the_first(call: Callable[[], Any]) -> Any:
             outcome[1] = error
     dist.broadcast_object_list(outcome)
     if outcome[1] is not None:
-        raise outcome[1]
+        raise _of_all(outcome[1])
     return outcome[0]
+
+
+def _of_all(error: Exception) -> Exception:
+    """Return an error that all processes end with, once each has got so far: one that left earlier would seem to be lost."""
+    dist.barrier()
+    return error
 
 
 @contextlib.contextmanager
