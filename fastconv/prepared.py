@@ -23,6 +23,8 @@ class PreparedWeight:
     ----------
     array : ndarray
         The weight, read-only.
+    flat : ndarray
+        The same as kernels take it.
 
     Examples
     --------
@@ -36,11 +38,12 @@ class PreparedWeight:
     PreparedWeight(shape=(4, 3, 3, 3), dtype=float32)
     """
 
-    __slots__ = ("_lock", "_panels", "array")
+    __slots__ = ("_lock", "_panels", "array", "flat")
 
     def __init__(self, array: Array) -> None:
         self.array = np.array(array, array.dtype.newbyteorder("="), order="C")
         self.array.flags.writeable = False
+        self.flat = plain(self.array, (-1,), self.array.dtype)
         self._panels: dict[Any, Array] = {}
         self._lock = threading.Lock()
 
@@ -49,11 +52,6 @@ class PreparedWeight:
         """What lets NumPy see it as the array."""
         interface: dict[str, Any] = self.array.__array_interface__
         return interface
-
-    @property
-    def flat(self) -> Array:
-        """The weight as kernels take it."""
-        return plain(self.array, (-1,), self.array.dtype)
 
     @property
     def shape(self) -> tuple[int, ...]:
