@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from .arrays import LINE
-from .correlation import swaps
 from .geometry import ConvGeometry, ceil_div
 from .kernels.bands import (
     CORRELATE_COLUMNS,
@@ -163,7 +162,7 @@ def computes_filter_weights(g: ConvGeometry, x_last: bool, grad_last: bool, item
     planes = not (x_last or grad_last) and g.groups == max(g.dilation) == 1
     flat = g.input[0] == g.output[0] == g.kernel[0] == 1 and plane.left == 0
     whole = [len(axis.phases[0].taps) for axis in (down, across)] == list(g.kernel[1:])
-    if not (planes and flat and whole and down.step == across.step <= 2) or swaps(g, itemsize):
+    if not (planes and flat and whole and down.step == across.step <= 2):
         return False
     filters, terms = g.filters, g.channels * math.prod(g.kernel)
     with_filters = (WIDE_WORK if filters > lanes(itemsize) else NARROW_WORK) + PACKING / terms

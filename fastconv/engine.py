@@ -87,9 +87,9 @@ PASSED_ON = 6
 """Time to pack an image as a whole, for parts of the lanes, in that of packing it strip by strip: threads wait for each other,
 and read what the other has packed, which takes long where they share no cache."""
 
-NEAR_BYTES, READ_AGAIN = 1 << 19, 9
+NEAR_BYTES, READ_AGAIN, READ_ALONG = 1 << 19, 9, 100
 """Bytes of a weight that stays in the second-level cache, and numbers of a larger one that a strip reads again in the time of a
-term: it comes too slowly for tiles with 16 registers, and for those of few pixels."""
+term: where it comes too slowly, for tiles with 16 registers and for those of few pixels, and where it comes in the meantime."""
 
 MOST_AT_ONCE = 450
 """Most pixels that may be one strip, however many channels they have, if the weight is so large: tasks, which differ in lanes,
@@ -152,8 +152,8 @@ def _cut(p: Pixels, last: bool) -> Cut:
                 cost *= NARROW
             if not p.prepared:
                 cost += size / PACKED * (strips if own else 1) + (0 if own or p.tasks == 1 else SHARING)
-            if is_far and not own:
-                cost += strips * size / READ_AGAIN
+            if is_large and not own:
+                cost += strips * size / (READ_AGAIN if is_far else READ_ALONG)
             yield cost * (1 if p.tasks == 1 else imbalance(strips * parts)), Cut(strip, kinds, packs, pitch, parts, own)
 
     least = FEWEST_PIXELS // 2 // math.prod(len(axis.phases) for axis in p.axes)
@@ -272,12 +272,17 @@ def _flat(g: ConvGeometry, images_too: bool) -> ConvGeometry:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def _sums_planes(g: ConvGeometry, x_last: bool, grad_last: bool, itemsize: int) -> bool:
+    """Say whether lanes are pixels of planes in equation (3): not if channels fill more lanes than filters do."""
+    return bands.computes_filter_weights(g, x_last, grad_last, itemsize) and not swaps(g, itemsize)
+
+
 def _weights_program(g: ConvGeometry, per_sample: bool, x_last: bool, grad_last: bool, itemsize: int) -> Program:
     if bands.computes_whole_weights(g, x_last, grad_last, itemsize):
         return bands.whole_weights_program(g, per_sample, itemsize)
     if bands.computes_weights(g, x_last, grad_last, itemsize):
         return bands.weights_program(g, per_sample, itemsize)
-    if bands.computes_filter_weights(g, x_last, grad_last, itemsize):
+    if _sums_planes(g, x_last, grad_last, itemsize):
         return bands.filter_weights_program(g, per_sample, itemsize)
     if members_of(g, itemsize):
         return depthwise.weights_program(g, per_sample, x_last, grad_last, itemsize)
@@ -335,7 +340,7 @@ def describe(computes: str, geometry: ConvGeometry, itemsize: int) -> str:
         return f"{slides}, packed unless channels-last"
     if computes == "grad_weight":
         lanes_are = "channels" if swaps(g, itemsize) else "filters"
-        planes = "; if NCHW, lanes are pixels" if bands.computes_filter_weights(g, False, False, itemsize) else ""
+        planes = "; if NCHW, lanes are pixels" if _sums_planes(g, False, False, itemsize) else ""
         return f"tiles of weights times {lanes_are}, summed over pixels{planes}"
     what, used, step = ("filters", g.filters, g.stride) if computes == "output" else ("channels", g.channels, (1, 1, 1))
     used //= g.groups
