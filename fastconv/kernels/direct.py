@@ -86,8 +86,8 @@ CORRELATE = Fields(
 distance in x of groups, depths of a part, depths in all, taps, the distance of chunks' panels, whether gradients are read as
 they lie, where in its room a task has its panels, or 0, where tables hold the row of each term, blocks of a task, whether a box
 holds the depths of a part and a group only, how far behind the first row that a pixel meets the last one lies, how many numbers
-of the input and of the gradients lie between pixels, if those of the next strip are behind these, else 0, and where behind the
-zeros the sums of gradients go, or 0."""
+of the input and of the gradients lie between pixels, if those of the next strip are behind these, else 0, whether tiles walk
+along pixels and how far these lie apart in the input, and where behind the zeros the sums of gradients go, or 0."""
 
 GATHER_RUN = Fields("GatherRun", "pairs_at terms rows_at targets_at rows")
 """Pixels that meet the same taps: where tables hold their pairs, how many, their rows and where these go, and how many."""
@@ -386,20 +386,21 @@ def walk(
     """Add the products of a run of pixels to the rows of a panel, side by side; so many at a time as may be added up plainly."""
     images, planes, lines, columns = extents
     most = max(1, TERMS // columns)
-    for image in range(images):
-        for plane in range(planes):
-            for line in range(0, lines, most):
-                for column in range(0, columns, TERMS):
-                    at, here = vector_at + column * vector_steps[3], scalar_at + column * scalar_steps[3]
-                    at += image * vector_steps[0] + plane * vector_steps[1] + line * vector_steps[2]
-                    here += image * scalar_steps[0] + plane * scalar_steps[1] + line * scalar_steps[2]
-                    some, taken = min(most, lines - line), min(TERMS, columns - column)
-                    for number in range(sides):
-                        side = read_side(tables, sides_at, number)
-                        walk_tile(
-                            side.height, some, taken, vectors, at, vector_steps[2], vector_steps[3], scalars, here + side.offset,
-                            scalar_steps[2], scalar_steps[3], some * taken * scalar_steps[3], out, out_at + side.target, pitch,
-                        )  # fmt: skip
+    for index in range(images * planes * ((lines + most - 1) // most)):
+        rest, some = divmod(index, (lines + most - 1) // most)
+        image, plane = divmod(rest, planes)
+        line = some * most
+        for column in range(0, columns, TERMS):
+            at = vector_at + image * vector_steps[0] + plane * vector_steps[1] + line * vector_steps[2]
+            here = scalar_at + image * scalar_steps[0] + plane * scalar_steps[1] + line * scalar_steps[2]
+            at, here = at + column * vector_steps[3], here + column * scalar_steps[3]
+            rows, taken = min(most, lines - line), min(TERMS, columns - column)
+            for number in range(sides):
+                side = read_side(tables, sides_at, number)
+                walk_tile(
+                    side.height, rows, taken, vectors, at, vector_steps[2], vector_steps[3], scalars, here + side.offset,
+                    scalar_steps[2], scalar_steps[3], rows * taken * scalar_steps[3], out, out_at + side.target, pitch,
+                )  # fmt: skip
 
 
 @task
