@@ -183,7 +183,6 @@ def _folded(g: ConvGeometry) -> ConvGeometry:
 
 def filter_weights_work(g: ConvGeometry, itemsize: int) -> float:
     """Estimate the time of `filter_weights_program` in that of one multiplication of vectors."""
-    g = _folded(g)
     n, terms = lanes(itemsize), g.channels * math.prod(g.kernel)
     axes = forward_axes(g)
     numbers = _band_numbers(axes, g.input_shape, g.output_shape, itemsize, count_tasks(g), pads=True)

@@ -199,7 +199,7 @@ def copy_columns(
     if n <= count and done < count:
         copy_tile(source, source_at + count - n, source_step, target, target_at + count - n, target_step, rows, 1, 0)
     elif done < count:
-        narrow_tile(source, source_at, source_step, target, target_at, target_step, rows, count, 0)
+        narrow_tile(source, source_at, source_step, target, target_at, target_step, rows, count)
 
 
 @linked_kernel

@@ -50,7 +50,7 @@ def _write_take_tile(function: Any, dtype: Any, step: int) -> None:
     """Emit the taking of each number, or every second one, by the widest vectors that a row fills: the last of a row overlaps."""
     b = ir.IRBuilder(function.append_basic_block("entry"))
     w = Words(b, dtype)
-    source, source_step, target, target_step, rows, count, ahead = function.args
+    source, source_step, target, target_step, rows, count, *ahead = function.args
     widths = [w.lanes >> k for k in range(w.lanes.bit_length())]
     with cgutils.for_range(b, rows) as row:
         here, there = w.at(source, b.mul(row.index, source_step)), w.at(target, b.mul(row.index, target_step))
@@ -61,8 +61,9 @@ def _write_take_tile(function: Any, dtype: Any, step: int) -> None:
                 last = b.sub(count, I64(width))
                 at = b.select(b.icmp_signed("<", k, last), k, last)
                 first, kind = w.at(here, b.mul(at, I64(step))), ir.VectorType(w.scalar, width)
-                for part in range(step):
-                    w.prefetch(b.add(w.at(first, ahead), I64(w.size * width * part)))
+                for place in (w.at(first, distance) for distance in ahead):
+                    for part in range(step):
+                        w.prefetch(b.add(place, I64(w.size * width * part)))
                 value = w.load(first, kind)
                 # The second vector begins one earlier than it could: no number behind the last is read.
                 if width > 1 and step == 2:
@@ -75,7 +76,7 @@ def _write_take_tile(function: Any, dtype: Any, step: int) -> None:
 
 def _take_tile_twin(
     step: int, source: Array, source_at: int, source_step: int, target: Array, target_at: int, target_step: int, rows: int,
-    count: int, ahead: int,
+    count: int, ahead: int = 0,
 ) -> None:  # fmt: skip
     """The taking tile in plain Python."""
     for row in range(rows):
@@ -83,11 +84,11 @@ def _take_tile_twin(
         target[there : there + count] = source[here : here + step * (count - 1) + 1 : step]
 
 
-def _make_take_tile(name: str, step: int) -> Any:
+def _make_take_tile(name: str, step: int, rest: str) -> Any:
     """Make the tile, or its twin, that takes each number or every second one."""
     if config.DISABLE_JIT:
         return functools.partial(_take_tile_twin, step)
-    return _rows_tile(name, functools.partial(_write_take_tile, step=step), "rows, count, ahead")
+    return _rows_tile(name, functools.partial(_write_take_tile, step=step), rest)
 
 
 def _rows_tile(name: str, write: Callable[..., None], rest: str) -> Any:
@@ -205,15 +206,13 @@ copy_tile = _copy_tile_twin if config.DISABLE_JIT else _copy_tile_intrinsic
     target[target_at + row*target_step + k] = source[source_at + row*source_step + k]
 """
 
-narrow_tile = _make_take_tile("narrow_tile", 1)
+narrow_tile = _make_take_tile("narrow_tile", 1, "rows, count")
 """``rows`` times ``count`` numbers, for count > 0, by which `copy_tile` is quicker where they fill several vectors:
 
     target[target_at + row*target_step + k] = source[source_at + row*source_step + k]
-
-What lies ``ahead`` of these in memory is fetched.
 """
 
-take_tile = _make_take_tile("take_tile", 2)
+take_tile = _make_take_tile("take_tile", 2, "rows, count, ahead")
 """``rows`` times every second of 2*count - 1 numbers, for count > 0:
 
     target[target_at + row*target_step + k] = source[source_at + row*source_step + 2*k]

@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba import config
 from numba.core import cgutils
 
-from ..jit import MASKS, ROWS, VECTORS
+from ..jit import ROWS, VECTORS
 from .words import (
     I64,
     Array,
@@ -121,29 +121,8 @@ def _write_tile(function: Any, dtype: Any, height: int, vectors: int) -> None:
                     for at, result in zip(addresses, results, strict=True):
                         store(result, at)
             with part:
-                if MASKS:
-                    _store_under_masks(w, new, ends, vectors, valid, adds, floor)
-                else:
-                    w.store_first(new, ends, vectors, valid, adds, floor)
+                w.store_first(new, ends, vectors, valid, adds, floor)
     b.ret_void()
-
-
-def _store_under_masks(
-    w: Words, values: list[Any], targets: list[Any], vectors: int, count: Any, adds: Any, floor: Any
-) -> None:  # fmt: skip
-    """Emit what `Words.store_first` does, for processors that store some lanes of a vector as quickly as all."""
-    b = w.b
-    exist = [w.before_lane(b.sub(count, I64(v * w.lanes))) for v in range(vectors)] * len(targets)
-    places = [b.add(target, I64(w.bytes * v)) for target in targets for v in range(vectors)]
-    sums = [w.variable(w.vector) for _ in values]
-    for variable, value in zip(sums, values, strict=True):
-        b.store(value, variable)
-    with b.if_then(adds):  # all old values are loaded before any is stored: rows may repeat
-        for variable, place, mask in zip(sums, places, exist, strict=True):
-            b.store(b.fadd(w.load_some(place, mask), b.load(variable)), variable)
-    least = w.splat(w.load(floor, w.scalar))
-    for variable, place, mask in zip(sums, places, exist, strict=True):
-        w.store_some(w.at_least(b.load(variable), least), place, mask)
 
 
 TERMS = 128

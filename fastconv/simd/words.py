@@ -13,7 +13,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ..jit import VECTOR_BYTES, shared, source_hash
+from ..jit import MASKS, VECTOR_BYTES, shared, source_hash
 from ..linking import link
 
 __all__ = [
@@ -126,8 +126,12 @@ class Words:
     ) -> None:
         """Store the first ``count`` numbers of each row of vectors, or add them to what is there: for edges.
 
-        What is less than the number at the address ``floor`` becomes that.
+        What is less than the number at the address ``floor`` becomes that.  With MASKS vectors are stored under these;
+        elsewhere that would take longer than a call.
         """
+        if MASKS:
+            self.store_under_masks(values, targets, vectors, count, adds, floor)
+            return
         room = cgutils.alloca_once(self.b, ir.ArrayType(self.scalar, self.lanes * len(values)))
         ends = cgutils.alloca_once(self.b, ir.ArrayType(I64, len(targets)))
         room, ends = self.b.ptrtoint(room, I64), self.b.ptrtoint(ends, I64)
@@ -142,6 +146,23 @@ class Words:
             Words(b, self.dtype).write_edge(*function.args)
         passed = [room, I64(self.lanes * vectors), ends, I64(len(targets)), count, self.b.zext(adds, I64), floor]
         self.b.call(function, passed)
+
+    def store_under_masks(
+        self, values: list[Any], targets: list[Any], vectors: int, count: Any, adds: Any, floor: Any
+    ) -> None:  # fmt: skip
+        """Emit `store_first` in place.  All old values are loaded before any is stored: rows may repeat."""
+        b = self.b
+        exist = [self.before_lane(b.sub(count, I64(v * self.lanes))) for v in range(vectors)] * len(targets)
+        places = [b.add(target, I64(self.bytes * v)) for target in targets for v in range(vectors)]
+        sums = [self.variable(self.vector) for _ in values]
+        for variable, value in zip(sums, values, strict=True):
+            b.store(value, variable)
+        with b.if_then(adds):
+            for variable, place, mask in zip(sums, places, exist, strict=True):
+                b.store(b.fadd(self.load_some(place, mask), b.load(variable)), variable)
+        least = self.splat(self.load(floor, self.scalar))
+        for variable, place, mask in zip(sums, places, exist, strict=True):
+            self.store_some(self.at_least(b.load(variable), least), place, mask)
 
     def write_edge(self, room: Any, pitch: Any, ends: Any, rows: Any, count: Any, adds: Any, floor: Any) -> None:
         """Emit what `store_first` calls.  All rows are added up before any is written: they may repeat."""
