@@ -14,14 +14,12 @@ from typing import Any
 import numpy as np
 from numba import carray, config, types
 
-from .arrays import LINE
-from .geometry import ceil_div
 from .jit import callback, kernel, linked_kernel, parallel_kernel, prange, signed
-from .scratch import buffer
+from .scratch import rooms
 from .simd import APART, run_tasks
 from .threads import sharing
 
-__all__ = ["Task", "rooms_size", "task"]
+__all__ = ["Task", "task"]
 
 Array = np.ndarray[Any, Any]
 
@@ -30,17 +28,6 @@ NOTHING = {char: np.zeros(1, char) for char in "fd"}
 
 ENDLESS = 2**60
 """Length of an array of which only the address is passed."""
-
-GAP_BYTES = 32 << 10
-"""Bytes between the rooms of two workers, which nobody uses: a core fetches ahead what lies behind its own, and would take it
-from the other."""
-
-
-def rooms_size(workers: int, room: int, itemsize: int) -> int:
-    """Return how many numbers the rooms of workers take, of so many numbers each: whole lines, and gaps behind them."""
-    if workers == 1 or room == 0:
-        return room
-    return workers * (ceil_div(room * itemsize, LINE) * LINE + GAP_BYTES) // itemsize
 
 
 class Task:
@@ -87,13 +74,12 @@ class Task:
             address = self._addresses[dtype.char] = self._address(dtype.char)
         a, b, c, d = arrays if len(arrays) == 4 else (*arrays, *(NOTHING[dtype.char],) * (4 - len(arrays)))
         if alone or tasks < 2:
-            scratch = buffer("room", room, dtype) if room else NOTHING[dtype.char]
+            scratch, _ = rooms(1, room, dtype) if room else (NOTHING[dtype.char], 0)
             run_alone(address, tasks, numbers, tables, a, b, c, d, scratch, room)
         else:
             workers = min(sharing(), tasks)
-            rooms = rooms_size(workers, room, dtype.itemsize)
-            scratch = buffer("room", rooms, dtype) if room else NOTHING[dtype.char]
-            run_together(address, tasks, workers, numbers, tables, a, b, c, d, scratch, rooms // workers)
+            scratch, distance = rooms(workers, room, dtype) if room else (NOTHING[dtype.char], 0)
+            run_together(address, tasks, workers, numbers, tables, a, b, c, d, scratch, distance)
 
 
 def task(func: Callable[..., None]) -> Task:

@@ -139,6 +139,7 @@ def _new_scratch_is_poisoned(monkeypatch):
         return np.full(shape, np.nan if np.dtype(dtype).kind in "fc" else -1, dtype)
 
     monkeypatch.setattr(scratch, "empty", poisoned)
+    monkeypatch.setattr(scratch, "GAP_BYTES", 1 << 12)  # all of it is poisoned
 
 
 def test_the_table():

@@ -8,9 +8,9 @@ from numba.core.caching import NullCache
 import fastconv
 from fastconv import jit, scratch, threads
 from fastconv.jit import kernel
-from fastconv.scratch import buffer
+from fastconv.scratch import GAP_BYTES, rooms
 from fastconv.simd import APART, run_tasks
-from fastconv.tasks import GAP_BYTES, rooms_size, task
+from fastconv.tasks import task
 
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 ROOM, TURNS = 11, 200
@@ -64,13 +64,14 @@ def test_tasks_have_arrays_and_a_room(alone, dtype, rng):
     workers = 1 if alone else threads.sharing()
     source, tables = rng.permutation(tasks).astype(dtype), rng.permutation(tasks)
     runs, faults, target = np.zeros((3, tasks), dtype)
-    rooms = buffer("room", rooms_size(workers, ROOM, np.dtype(dtype).itemsize), np.dtype(dtype))
-    rooms[:] = -1
+    memory, distance = rooms(workers, ROOM, np.dtype(dtype))
+    memory[:] = -1
     work(tasks, NUMBERS, tables, runs, faults, source, target, room=ROOM, alone=alone)
     np.testing.assert_array_equal(runs, 1)
     np.testing.assert_array_equal(faults, 0)
     np.testing.assert_array_equal(target, source[tables])
-    left = rooms.reshape(workers, -1)[:, :ROOM]  # what each worker's last task has left, if it had any
+    # What each worker's last task has left, if it had any:
+    left = np.stack([memory[worker * distance :][:ROOM] for worker in range(workers)])
     np.testing.assert_array_equal(left, np.repeat(left[:, :1], ROOM, 1))
     assert left.max() >= TURNS
     assert set(left[:, 0]) <= {-1, *range(TURNS, TURNS + tasks)}
@@ -94,14 +95,50 @@ def test_room_is_taken_for_the_threads_that_share(n):
     with fastconv.num_threads(n):
         assert threads.sharing() == fastconv.get_num_threads() == n
         count(100, NUMBERS, NUMBERS, runs, room=ROOM)
-    assert scratch._local.buffers["room", "f"].size == rooms_size(n, ROOM, 4)
+    memory, distance = rooms(n, ROOM, np.dtype(np.float32))
+    assert scratch._local.buffers["room", "f"].size == memory.size == (n - 1) * distance + ROOM
 
 
-def test_rooms_lie_apart():
-    """A core fetches ahead what lies behind its room; a worker alone needs no gap, and no room none either."""
-    assert rooms_size(1, ROOM, 4) == ROOM
-    assert rooms_size(3, 0, 4) == 0
-    assert rooms_size(3, 16, 4) == rooms_size(3, 1, 4) == 3 * (64 + GAP_BYTES) // 4
+def test_rooms_lie_apart_and_stay_where_they_are():
+    """A core fetches ahead what lies behind its room; a worker alone needs no gap."""
+    scratch.release()
+    single = np.dtype(np.float32)
+    memory, _ = rooms(1, ROOM, single)
+    assert memory.size == ROOM
+    _, near = rooms(3, 1, single)
+    assert near == (64 + GAP_BYTES) // 4
+    large, far = rooms(2, 10_000, single)
+    assert far >= 10_000 + GAP_BYTES // 4
+    memory, distance = rooms(2, ROOM, single)
+    assert distance == far
+    assert memory.ctypes.data == large.ctypes.data
+    with_all, distance = rooms(3, ROOM, single)
+    assert (with_all.size, distance) == (2 * far + ROOM, far)
+
+
+def test_rooms_of_few_do_not_tell_all_where_to_be(monkeypatch):
+    """Two workers may have large rooms; as many for all that there are would be more than is kept."""
+    scratch.release()
+    monkeypatch.setattr(scratch, "LARGEST_KEPT", 20 * GAP_BYTES)
+    single = np.dtype(np.float32)
+    _, far = rooms(2, GAP_BYTES, single)
+    assert far == (4 * GAP_BYTES + GAP_BYTES) // 4
+    memory, near = rooms(10, ROOM, single)
+    assert near == (64 + GAP_BYTES) // 4
+    assert scratch._local.buffers["room", "f"] is memory.base or memory.base is scratch._local.buffers["room", "f"].base
+
+
+def test_gaps_do_not_count_where_large_buffers_are_given_up(monkeypatch):
+    scratch.release()
+    monkeypatch.setattr(scratch, "LARGEST_KEPT", 2 * GAP_BYTES)
+    single = np.dtype(np.float32)
+    first, _ = rooms(8, ROOM, single)
+    again, _ = rooms(8, ROOM, single)
+    assert first.ctypes.data == again.ctypes.data
+    assert ("room", "f") in scratch._local.buffers
+    scratch.release()
+    rooms(8, GAP_BYTES, single)
+    assert ("room", "f") not in scratch._local.buffers
 
 
 @DTYPES
