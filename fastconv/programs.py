@@ -380,14 +380,19 @@ class Pixels:
         return (rows.T if self.weight_last else rows).reshape(-1)
 
     @property
+    def can_stream(self) -> bool:
+        """Whether the output can go to memory past the caches: pixels, or planes, that share no line, and are written once."""
+        together = self.channels if self.out_last else math.prod(self.out_shape[2:])
+        return self.window == (0, 0) and together * self.itemsize % LINE == 0 and not self.adds
+
+    @property
     def streams(self) -> bool:
-        """Whether the output goes to memory past the caches: pixels, or planes, that share no line, and are written once."""
-        size, together = math.prod(self.out_shape), self.channels if self.out_last else math.prod(self.out_shape[2:])
-        apart = self.window == (0, 0) and together * self.itemsize % LINE == 0
+        """Whether the output goes there: one that the caches would not hold."""
+        size = math.prod(self.out_shape)
         # Planes of sums over one tap are turned over, and depthwise ones read as much as they write.
         is_quick = self.depth * self.T <= SHORT_SUM and (self.out_last or self.T > 1) and not is_depthwise(self.g)
         is_near = is_quick and (size + math.prod(self.in_shape)) * self.itemsize < FAR_BYTES
-        return apart and not self.adds and size * self.itemsize >= STREAM_BYTES and not is_near
+        return self.can_stream and size * self.itemsize >= STREAM_BYTES and not is_near
 
     @property
     def writes(self) -> bool:

@@ -186,9 +186,13 @@ def _cut_program(p: Pixels, work: Work, stage_bytes: int) -> Program:
     first = cells(g)[1] if p.transposed else (0, 0, 0)
     tables = Tables()
     out_steps = steps_of_image(p.out_shape, p.out_last)
-    # Vectors that are parts of lines become lines in scratch.  That saves less than it takes in planes, or of pixels apart.
     in_parts = line_parts() > 1
-    streams = p.streams and not (in_parts and (form.strides or not p.out_last or line_parts() > VECTORS))
+    if in_parts:
+        # Such vectors become lines in scratch.  That saves less than it takes in planes, or of pixels apart.
+        streams = p.streams and not (form.strides or not p.out_last or line_parts() > VECTORS)
+    else:
+        # Where tasks compute parts of each pixel, a core would fetch others' ahead, which these then miss.
+        streams = p.streams or (parts > 1 and p.out_last and p.can_stream)
     numbers = strip_numbers(source, kinds, tables, p.out_shape, out_steps, (1, 1, 1), streams)
     writes = p.writes and not (streams and in_parts)
     pixel = whole_lanes(depth, itemsize)
