@@ -25,9 +25,9 @@ from .tasks import Task
 from .threads import sharing
 
 __all__ = [
-    "CHUNK_PIXELS", "FIRST_PANEL", "NO_TABLE", "REPACKED", "SERIAL_BYTES", "TILE_TERMS", "Packing", "Pixels", "Program",
-    "StripSums", "choose_chunks", "count_tasks", "forward_axes", "grad_input_pixels", "is_depthwise", "list_pairs", "members_of",
-    "memory_of", "met_share", "output_pixels", "tap_numbers", "term_rows", "unpacking",
+    "CHUNK_PIXELS", "FIRST_PANEL", "NO_TABLE", "REPACKED", "SERIAL_BYTES", "TILE_TERMS", "Keeping", "Packing", "Pixels",
+    "Program", "StripSums", "choose_chunks", "count_tasks", "forward_axes", "grad_input_pixels", "is_depthwise", "list_pairs",
+    "members_of", "memory_of", "met_share", "output_pixels", "tap_numbers", "term_rows", "unpacking",
 ]  # fmt: skip
 
 SERIAL_FLOPS, SERIAL_BYTES = 1_000_000, 100_000
@@ -185,6 +185,23 @@ class StripSums:
 
 
 @dataclass(frozen=True)
+class Keeping:
+    """What a program is told where few enough workers share it for each to pack what it needs of the weight, and keep it.
+
+    Attributes
+    ----------
+    workers : int
+        Most workers for which that is so.
+    numbers, room
+        Numbers of the task, and of its scratch memory.
+    """
+
+    workers: int
+    numbers: Array
+    room: int
+
+
+@dataclass(frozen=True)
 class Program:
     """A task and all that it is told but the arrays of a call.
 
@@ -206,6 +223,8 @@ class Program:
         it lies channels-last, or if this ``swaps``.
     swaps : bool
         Whether the tasks of equation (3) take the input for the gradients and these for the input.
+    keeping : Keeping or None
+        What takes the place of the packing where there are few workers.
     starts : dict
         What sums begin with where there is no bias, by dtype and floor.
     """
@@ -222,14 +241,19 @@ class Program:
     sums: StripSums | None = None
     turns: tuple[int, int, int] | None = None
     swaps: bool = False
+    keeping: Keeping | None = None
     starts: dict[tuple[str, float], Array] = field(default_factory=dict, compare=False)
 
     def pixels(
         self, out: Array, x: Array, weight: Array | PreparedWeight, bias: Array | None = None, floor: float = -math.inf
     ) -> None:  # fmt: skip
         """Compute equation (1) or (2) with flat arrays; what is less than the floor becomes that."""
-        factors = self.factors(weight)
-        self.run(self.numbers, self.prepared(x), factors, self.begin(bias, out.dtype, floor), out)
+        start = self.begin(bias, out.dtype, floor)
+        if self.keeping is not None and self.keeps() and not isinstance(weight, PreparedWeight):
+            numbers, room, factors = self.keeping.numbers, self.keeping.room, self.turned(weight)
+        else:
+            numbers, room, factors = self.numbers, self.room, self.factors(weight)
+        self.run(numbers, self.prepared(x), factors, start, out, room=room)
 
     def weights(self, out: Array, grad_output: Array, x: Array, grad_bias: Array | None = None) -> None:
         """Compute equation (3) with flat arrays, and of a program with ``sums`` equation (4), if there is an array for it."""
@@ -244,7 +268,7 @@ class Program:
             start[: zeros.size] = zeros
             numbers = numbers.copy()
             numbers[sums.told_at] = sums_at
-        self.run(numbers, self.prepared(x), grad_output, panels, start)
+        self.run(numbers, self.prepared(x), grad_output, panels, start, room=self.room)
         if self.packing is not None:
             self.packing.run(panels, target)
         if self.turns is not None:
@@ -280,14 +304,24 @@ class Program:
         packing = self.packing
         if isinstance(weight, PreparedWeight):
             return weight.flat if packing is None else weight.panels(packing.key, packing.panels, packing.run)
-        if self.turns is not None:
-            given, weight = weight, buffer("weight", weight.size, weight.dtype)
-            self.turn(given, weight)
+        weight = self.turned(weight)
         if packing is None:
             return weight
         panels = buffer("panels", packing.panels, weight.dtype)
         packing.run(weight, panels)
         return panels
+
+    def turned(self, weight: Array) -> Array:
+        """Return a weight in the order in which the tasks take it."""
+        if self.turns is None:
+            return weight
+        turned = buffer("weight", weight.size, weight.dtype)
+        self.turn(weight, turned)
+        return turned
+
+    def keeps(self, threads: int = 0) -> bool:
+        """Say whether workers keep what they pack of the weight: with all threads, if not told how many."""
+        return self.keeping is not None and min(threads or sharing(), self.tasks) <= self.keeping.workers
 
     def turn(self, source: Array, target: Array) -> None:
         """Turn the matrices of a weight over."""
@@ -295,18 +329,20 @@ class Program:
         matrices, rows, columns = self.turns
         turn(source.reshape(matrices, rows, columns), target.reshape(matrices, columns, rows))
 
-    def run(self, numbers: Array, *arrays: Array) -> None:
+    def run(self, numbers: Array, *arrays: Array, room: int) -> None:
         """Run all tasks."""
-        self.task(self.tasks, numbers, self.tables, *arrays, room=self.room, alone=self.alone)
+        self.task(self.tasks, numbers, self.tables, *arrays, room=room, alone=self.alone)
 
     def scratch_bytes(self, itemsize: int, threads: int = 0) -> int:
         """Count the scratch memory of a call: panels, the packed input, sums, a weight turned over, and rooms for its workers."""
         image = self.source.whole[1] if self.source.whole else 0
         workers = 1 if self.alone else min(threads or sharing(), self.tasks)
-        panels = self.packing.panels if self.packing else 0
+        panels, room = self.packing.panels if self.packing else 0, self.room
+        if self.keeping is not None and self.keeps(threads):
+            panels, room = 0, self.keeping.room
         sums = self.sums.size(itemsize) if self.sums else 0
         turned = math.prod(self.turns) if self.turns else 0
-        return int(itemsize * (panels + image + sums + turned + workers * self.room))
+        return int(itemsize * (panels + image + sums + turned + workers * room))
 
     def begin(self, bias: Array | None, dtype: np.dtype[Any], floor: float = -math.inf) -> Array:
         """Return what sums begin with: the bias or zeros, up to whole vectors, and a tile's zeros.

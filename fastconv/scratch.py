@@ -76,4 +76,4 @@ def aligned(size: int, dtype: np.dtype[Any]) -> Array:
 
 def release() -> None:
     """Give up the calling thread's scratch memory; large buffers wait in the pool of `fastconv.arrays`."""
-    _local.__dict__.pop("buffers", None)
+    _local.__dict__.clear()

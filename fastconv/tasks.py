@@ -16,7 +16,7 @@ from numba import carray, config, types
 
 from .jit import callback, kernel, linked_kernel, parallel_kernel, prange, signed
 from .scratch import rooms
-from .simd import APART, run_tasks
+from .simd import APART, MARKS, run_tasks
 from .threads import sharing
 
 __all__ = ["Task", "task"]
@@ -67,8 +67,12 @@ class Task:
     def __call__(
         self, tasks: int, numbers: Array, tables: Array, *arrays: Array, room: int = 0, alone: bool = False
     ) -> None:
-        """Run tasks 0 to ``tasks`` - 1: on the calling thread alone, or on all, each with room for so many numbers."""
+        """Run tasks 0 to ``tasks`` - 1: on the calling thread alone, or on all, each with room for so many numbers.
+
+        If there is room it begins with MARKS.
+        """
         dtype = arrays[0].dtype
+        room = max(room, MARKS) if room else 0
         address = self._addresses.get(dtype.char)
         if address is None:
             address = self._addresses[dtype.char] = self._address(dtype.char)

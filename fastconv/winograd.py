@@ -20,6 +20,7 @@ from .geometry import ConvGeometry, ceil_div
 from .kernels import winograd as kernels
 from .programs import (
     CHUNK_PIXELS,
+    Keeping,
     Packing,
     Pixels,
     Program,
@@ -33,7 +34,7 @@ from .programs import (
     output_pixels,
     unpacking,
 )
-from .simd import VECTORS, lanes, line_parts
+from .simd import MARKS, VECTORS, lanes, line_parts
 from .simd.words import LINE
 from .strips import (
     TASKS,
@@ -168,9 +169,11 @@ def _multiply_program(p: Pixels) -> Program:
     )  # fmt: skip
     programs = []
     for choice in choices:
-        programs.append(_cut_program(p, *choice))
-        if in_proportion(programs[-1], p.g, p.itemsize):
-            return programs[-1]
+        program = _cut_program(p, *choice)
+        programs.append(dataclasses.replace(program, keeping=None))
+        for smaller in (program, programs[-1]):
+            if in_proportion(smaller, p.g, p.itemsize):
+                return smaller
     return programs[0]
 
 
@@ -225,7 +228,7 @@ def _cut_program(p: Pixels, work: Work, stage_bytes: int) -> Program:
                 }
             lists.append(kernels.MULTIPLY_RUN.row(**laid[key], **summing))
     numbers |= {"runs_at": 0, "run_list_at": tables.add(lists)}
-    room = Room(source.box_size)
+    room = Room(MARKS + source.box_size)
     # The row of each (depth, tap): in the order in which the input meets the taps.
     place = np.arange(form.terms)[:: -1 if p.transposed else 1]
     in_order = p.in_order(np.arange(depth)[:, None] * form.terms + place)
@@ -240,12 +243,17 @@ def _cut_program(p: Pixels, work: Work, stage_bytes: int) -> Program:
         "group_step": depth * source.pitches[1], **form.numbers(),
         "first": first[1:], "parts": parts, "groups": groups,
         "stages": ceil_div(depth, depths), "depths": depths,
-        "own": room.take(weights * plane) if own else 0, "plane": plane,
+        "own": room.take(weights * plane) if own else 0, "own_step": 0, "plane": plane,
         "taps_at": room.take(form.terms * kernels.DEPTHS * pitch if own else 0),
-        "rows_at": tables.add(in_order) if own else 0, "pitch": pitch, **told, **p.window_numbers,
+        "rows_at": tables.add(in_order), "pitch": pitch, **told, **p.window_numbers,
     }  # fmt: skip
-    packing = None
+    packing = keeping = None
     if not own:
+        if keepers := work.keepers(strip):
+            larger = Room(room.size)
+            kept = {"own": larger.take(groups * blocks * weights * plane), "own_step": weights * plane}
+            kept["taps_at"] = larger.take(form.terms * kernels.DEPTHS * pitch)
+            keeping = Keeping(keepers, kernels.MULTIPLY.lay(**(numbers | kept)), larger.size)
         chunk = max(kernels.DEPTHS, ceil_div(depth, ceil_div(TASKS, groups * blocks)))
         packing = Packing(
             kernels.transform_weight, groups * blocks * ceil_div(depth, chunk),
@@ -256,7 +264,7 @@ def _cut_program(p: Pixels, work: Work, stage_bytes: int) -> Program:
         )  # fmt: skip
     return Program(
         kernels.multiply, source.strips * parts, kernels.MULTIPLY.lay(**numbers), tables.whole(), room.size, p.tasks == 1, source,
-        (groups, lane_count, whole_lanes(lane_count, itemsize), tile_width(itemsize)), packing,
+        (groups, lane_count, whole_lanes(lane_count, itemsize), tile_width(itemsize)), packing, keeping=keeping,
     )  # fmt: skip
 
 

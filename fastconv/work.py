@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 
 from .geometry import ceil_div
-from .simd import lanes
+from .simd import MARKS, lanes
 from .strips import Ints, imbalance, panel_pitch, whole_lanes
 from .tiles import Form, product_rows
 
@@ -47,6 +47,10 @@ SHARING = 60_000
 
 ENOUGH_TASKS, NARROW = 8, 1.05
 """With fewer tasks, blocks of half the width are worth a thought; and the time they take in proportion to whole ones."""
+
+KEPT, KEPT_BYTES = 0.03, 8 << 20
+"""What a pass may take longer for each worker to evaluate what it needs of the weight, and most bytes that all then have beyond
+the weight at the points: nobody waits, and caches that are apart keep what is their own."""
 
 REEVALUATED = 40_000
 """Most numbers of a weight that tasks evaluate more than once between them."""
@@ -118,6 +122,18 @@ class Work:
         again, (evaluating, reading) = strips - 1, self.weighing
         few = again * size <= REEVALUATED or (self.form.strides and again * evaluating < strips * reading)
         return few and not self.prepared
+
+    def keepers(self, strip: Ints) -> int:
+        """Count the workers among which each had better evaluate the blocks of the weight that it comes to; 0 if none.
+
+        Workers share the parts of the blocks, and as many of them as there are parts evaluate the weight once between them.
+        """
+        parts, size = self.split(strip)[1], math.prod(self.form.weights) * self.groups * self.depth * self.lane_count
+        if self.prepared or self.form.strides or self.blocks > MARKS:
+            return 0
+        once = self.weighing[0] * self.depth * self.vectors[1]
+        again = min(KEPT * self.cost(strip) / once, KEPT_BYTES / (size * self.itemsize))
+        return int(parts * (1 + again))
 
     @property
     def weighing(self) -> tuple[float, float]:

@@ -1,6 +1,7 @@
 """Weights that are prepared: the same results by every row, from a snapshot that nothing changes."""
 
 import copy
+import dataclasses
 import pickle
 import threading
 
@@ -9,7 +10,9 @@ import pytest
 from cases import CASES, data, in_turn, simple
 
 import fastconv
-from fastconv import plan
+from fastconv import plan, winograd
+from fastconv.geometry import conv_geometry
+from fastconv.programs import output_pixels
 
 ALGORITHMS = ("auto", *dict.fromkeys(row.algorithm for row in plan.TABLE))
 
@@ -178,3 +181,40 @@ def test_layers_prepare_in_evaluation(rng):
     layer.train()
     layer(x)
     assert layer._prepared is None
+
+
+def keeping(shape, filters, groups=1):
+    """Both programs of a convolution by Winograd's algorithm: as it is made, and without a `Keeping`."""
+    channels = shape[1] // groups
+    geometry = conv_geometry(shape, (filters, channels, 3, 3), padding=1, groups=groups).volume
+    program = winograd.WINOGRAD.pixels(output_pixels(geometry, True, True, 4))
+    return program, dataclasses.replace(program, keeping=None)
+
+
+@pytest.mark.parametrize("layout", ["as they are", "channels-last"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_workers_that_keep_what_they_pack_compute_the_same(groups, layout, rng):
+    shape, filters = (4, 64 * groups, 28, 28), 128 * groups
+    kept, shared = keeping(shape, filters, groups)
+    assert kept.keeping.workers >= 2
+    x = rng.standard_normal((4, 28, 28, shape[1])).astype(np.float32).reshape(-1)
+    weight = rng.standard_normal((filters, shape[1] // groups, 3, 3)).astype(np.float32).reshape(-1)
+    turns = None if layout == "as they are" else (filters, 9, shape[1] // groups)
+    results = [np.full(4 * 28 * 28 * filters, np.nan, np.float32) for _ in range(3)]
+    for out, program in zip(results, (kept, shared, kept), strict=True):
+        dataclasses.replace(program, turns=turns, starts={}).pixels(out, x, weight)
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
+    assert np.isfinite(results[0]).all()
+
+
+def test_workers_keep_weights_where_that_is_little_work():
+    """Not where each would evaluate much, and not of weights that would fill the caches twice."""
+    assert keeping((4, 64, 56, 56), 64)[0].keeping.workers >= 2
+    assert keeping((32, 64, 56, 56), 64)[0].keeping.workers > keeping((4, 64, 56, 56), 64)[0].keeping.workers
+    large = keeping((64, 512, 28, 28), 512)[0].keeping
+    assert large is None or large.workers == 1
+    program, shared = keeping((4, 64, 56, 56), 64)
+    few, many = program.scratch_bytes(4, 2), program.scratch_bytes(4, 64)
+    assert few == 4 * 2 * program.keeping.room
+    assert many == shared.scratch_bytes(4, 64)

@@ -7,13 +7,14 @@ from numba.core.caching import NullCache
 
 import fastconv
 from fastconv import jit, scratch, threads
+from fastconv.geometry import ceil_div
 from fastconv.jit import kernel
 from fastconv.scratch import GAP_BYTES, rooms
-from fastconv.simd import APART, run_tasks
+from fastconv.simd import APART, MARKS, run_tasks
 from fastconv.tasks import task
 
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
-ROOM, TURNS = 11, 200
+ROOM, TURNS = MARKS + 3, 200
 NUMBERS = np.array([ROOM, TURNS])
 
 
@@ -72,6 +73,9 @@ def test_tasks_have_arrays_and_a_room(alone, dtype, rng):
     np.testing.assert_array_equal(target, source[tables])
     # What each worker's last task has left, if it had any:
     left = np.stack([memory[worker * distance :][:ROOM] for worker in range(workers)])
+    idle = left[:, -1] == -1
+    np.testing.assert_array_equal(left[idle, :MARKS], 0)
+    left[idle] = -1
     np.testing.assert_array_equal(left, np.repeat(left[:, :1], ROOM, 1))
     assert left.max() >= TURNS
     assert set(left[:, 0]) <= {-1, *range(TURNS, TURNS + tasks)}
@@ -124,7 +128,7 @@ def test_rooms_of_few_do_not_tell_all_where_to_be(monkeypatch):
     _, far = rooms(2, GAP_BYTES, single)
     assert far == (4 * GAP_BYTES + GAP_BYTES) // 4
     memory, near = rooms(10, ROOM, single)
-    assert near == (64 + GAP_BYTES) // 4
+    assert near == (ceil_div(ROOM * 4, 64) * 64 + GAP_BYTES) // 4
     assert scratch._local.buffers["room", "f"] is memory.base or memory.base is scratch._local.buffers["room", "f"].base
 
 
@@ -139,6 +143,29 @@ def test_gaps_do_not_count_where_large_buffers_are_given_up(monkeypatch):
     scratch.release()
     rooms(8, GAP_BYTES, single)
     assert ("room", "f") not in scratch._local.buffers
+
+
+@task
+def leave_mark(task, room, numbers, tables, found, _, __, ___):
+    found[task] = room[tables[task]]
+    room[tables[task]] += 1
+
+
+@DTYPES
+@pytest.mark.parametrize("alone", [False, True])
+def test_workers_find_what_they_have_marked(alone, dtype):
+    """No mark is left from the last call, and each counts the tasks of one worker."""
+    tables = np.arange(200) % MARKS
+    for _ in range(3):
+        found = np.full(tables.size, -1, dtype)
+        leave_mark(tables.size, NUMBERS, tables, found, room=1, alone=alone)
+        workers = 1 if alone else threads.sharing()
+        for mark in range(MARKS):
+            counted = found[tables == mark]
+            first = np.count_nonzero(counted == 0)
+            assert 1 <= first <= workers
+            assert counted.max() >= counted.size / workers - 1
+            assert (np.bincount(counted.astype(int)) <= first).all()
 
 
 @DTYPES
@@ -162,6 +189,7 @@ def test_each_worker_has_its_own_room(dtype):
         run_as(worker, workers, address, tasks, counters, *arguments)
         np.testing.assert_array_equal(np.flatnonzero(runs), sorted(ran))
         assert runs.max(initial=0) <= 1
+        expected[worker, :MARKS] = 0
         if ran:
             expected[worker] = ran[-1] + TURNS
         np.testing.assert_array_equal(rooms.reshape(workers, ROOM), expected)

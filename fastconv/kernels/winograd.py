@@ -29,6 +29,7 @@ import numpy as np
 
 from ..jit import inner_kernel, linked_kernel
 from ..simd import (
+    MARKS,
     VECTORS,
     clear,
     compact,
@@ -70,14 +71,14 @@ tile has more than its outputs times the step, and how many values."""
 
 MULTIPLY = Fields(
     "Multiply",
-    "first:2 parts groups stages depths own plane taps_at rows_at pitch depth taps lane_count weight_steps:4 weight_size "
-    "window:2 window_steps:3 places_at",
+    "first:2 parts groups stages depths own own_step plane taps_at rows_at pitch depth taps lane_count weight_steps:4 "
+    "weight_size window:2 window_steps:3 places_at",
     PLACES,
 )
 """Behind PLACES: the first pixel along (columns, rows) of the first tile, parts of the blocks for tasks of their own, groups, how
-many stages a sum has and depths each of them, where in its room a task evaluates the weight, or 0, the distance of the values of
-the weight, where it turns the weight over before, where tables hold the row of each (depth, tap), and numbers in a row of a
-panel; then what `pack_depths` takes, and what `pool_strip` does, or 0."""
+many stages a sum has and depths each of them, where in its room a task evaluates the weight, or 0, the distance of the blocks of
+lanes that it keeps there, or 0, and of the values of the weight, where it turns the weight over before, where tables hold the row
+of each (depth, tap), and numbers in a row of a panel; then what `pack_depths` takes, and what `pool_strip` does, or 0."""
 
 CORRELATE = Fields(
     "Correlate",
@@ -311,7 +312,8 @@ def multiply(
     """out[pixel, g, lane] = start[g, lane] + the convolution of x with the weight, or the floor, if that is less.
 
     A task is a strip and a part of the blocks of lanes.  ``weight`` are panels, evaluated at the points; where no other task
-    needs them they are evaluated here, some depths at a time.
+    needs them they are evaluated here, some depths at a time.  Or a worker evaluates each block when it first comes to it, and
+    keeps it: its marks, at the beginning of the room, say which ones it has.
     """
     s, p, t = read_strips(numbers), read_places(numbers), read_multiply(numbers)
     strip, out_shape, out_steps, packs, streams = s.strip, s.out_shape, s.out_steps, s.packs, s.streams
@@ -319,13 +321,13 @@ def multiply(
         p.values_at, p.values, p.products_at, p.products, p.columns_at, p.pixels_at, p.weights, p.tile, p.made_steps,
         p.made_more, p.made_values,
     )  # fmt: skip
-    first_pixel, parts, groups, stages, depths, own, plane, pitch, depth, lane_count, window = (
-        t.first, t.parts, t.groups, t.stages, t.depths, t.own, t.plane, t.pitch, t.depth, t.lane_count, t.window
+    first_pixel, parts, groups, stages, depths, own, own_step, plane, pitch, depth, lane_count, window = (
+        t.first, t.parts, t.groups, t.stages, t.depths, t.own, t.own_step, t.plane, t.pitch, t.depth, t.lane_count, t.window
     )  # fmt: skip
     planes = made_values[0] * made_values[1]
     part, number = divmod(task, count_strips(numbers))  # neighbours share a part of the weight
     n0, z0, y0, x0, kind = place_strip(number, numbers, tables)
-    base = open_strip(numbers, x, n0, z0, y0, x0, room, 0)
+    base = open_strip(numbers, x, n0, z0, y0, x0, room[MARKS:], 0)
     # The first pixel of the strip need not exist, and outputs that end in some that do not are counted.
     first_y, first_x = first_pixel[0] + made_steps[0] * y0, first_pixel[1] + made_steps[1] * x0
     sizes = (
@@ -340,7 +342,7 @@ def multiply(
     rows, columns = exist[1] - exist[0], exist[3] - exist[2]
     inside = inside_of(numbers, sizes, y0, x0)
     writes = out_steps[1] == 1 and not window[0] and not (streams and line_parts() > 1)  # pixels as they lie
-    image, image_steps = room if packs else x, s.box_steps if packs else s.steps
+    image, image_steps = room[MARKS:] if packs else x, s.box_steps if packs else s.steps
     n = lanes(out.itemsize)
     pixel, blocks = (depth + n - 1) // n * n, (lane_count + pitch - 1) // pitch
     padded = (lane_count + n - 1) // n * n
@@ -361,13 +363,15 @@ def multiply(
         whole = (valid + n - 1) // n * n
         for stage in range(stages):
             taken = min(depths, depth - stage * depths)
-            panel = own if own else g_block * weights[0] * weights[1] * plane
-            if own:
+            panel = own + g_block * own_step if own else g_block * weights[0] * weights[1] * plane
+            if own and not (own_step and room[g_block]):
                 transform_depths(
                     (depth, t.taps, lane_count), t.weight_steps, t.weight_size, tables, t.rows_at, weight, p.kernel,
-                    p.kernel_taps, weights, g_block, stage * depths, stage * depths + taken, room, t.taps_at, room, own, plane,
+                    p.kernel_taps, weights, g_block, stage * depths, stage * depths + taken, room, t.taps_at, room, panel, plane,
                     pitch, blocks,
                 )  # fmt: skip
+                if own_step:
+                    room[g_block] = 1
             for product in range(planes):
                 run = read_multiply_run(tables, s.run_list_at, planes * kind + product)
                 outer_tile(

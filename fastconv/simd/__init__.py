@@ -41,7 +41,7 @@ from .slide import (
 )
 from .spectra import FETCHED_LINES, evaluate_taps_tile, evaluate_tile, interpolate_tile, multiply_tile
 from .sums import lane_sum_tile, sum_tile
-from .tasks import APART, compact, run_tasks
+from .tasks import APART, MARKS, compact, run_tasks
 from .transpose import (
     gather_tile,
     scatter_edge_tile,
@@ -65,6 +65,7 @@ __all__ = [
     "FEW_ROWS",
     "FEW_VECTORS",
     "GROUPED",
+    "MARKS",
     "MEMBERS",
     "MOST_SIDE",
     "NOWHERE",

@@ -12,11 +12,15 @@ from numba.extending import intrinsic
 
 from .words import I64, Array, Words, address_of, tile_intrinsic
 
-__all__ = ["APART", "compact", "run_tasks"]
+__all__ = ["APART", "MARKS", "compact", "run_tasks"]
 
 
 APART = 16
 """Numbers between counters: each has a line of the cache, and more, for itself."""
+
+MARKS = 64
+"""Zeros that a worker's room begins with in each call, if it has so many numbers: a task can leave marks there of what it keeps
+in the room for the next ones of the same worker."""
 
 
 def _call_run_tasks(context: Any, builder: Any, named: dict[str, tuple[Any, Any]]) -> None:
@@ -31,6 +35,11 @@ def _call_run_tasks(context: Any, builder: Any, named: dict[str, tuple[Any, Any]
     counters = address_of(context, builder, *named["counters"])
     tasks, worker, workers = (named[name][1] for name in ("tasks", "worker", "workers"))
     following = w.variable(I64)
+    room_size = named["room_size"][1]
+    with builder.if_then(builder.icmp_signed(">=", room_size, I64(MARKS))):
+        marks = w.at(arrays[-1], builder.mul(worker, room_size))
+        for k in range(MARKS):
+            w.store(w.scalar(0), w.at(marks, I64(k)))
     with cgutils.for_range(builder, workers) as turn:
         share = builder.urem(builder.add(worker, turn.index), workers)
         first, last = (builder.udiv(builder.mul(builder.add(share, I64(n)), tasks), workers) for n in (0, 1))
@@ -42,13 +51,16 @@ def _call_run_tasks(context: Any, builder: Any, named: dict[str, tuple[Any, Any]
             return builder.icmp_signed("<", builder.load(following), last)
 
         with w.repeat(are_left):
-            builder.call(task, [builder.load(following), worker, *arrays, named["room_size"][1]])
+            builder.call(task, [builder.load(following), worker, *arrays, room_size])
     builder.fence("seq_cst")
 
 
 def _run_tasks_twin(
     address: Callable[..., None], tasks: int, counters: Array, worker: int, workers: int, *arguments: Any
 ) -> None:  # fmt: skip
+    room, room_size = arguments[-2:]
+    if room_size >= MARKS:
+        room[worker * room_size :][:MARKS] = 0
     for turn in range(workers):
         share = (worker + turn) % workers
         first, last = share * tasks // workers, (share + 1) * tasks // workers
