@@ -70,6 +70,10 @@ MOST_SCRATCH = 4
 STAGE_BYTES, LEAST_STAGE_BYTES = 512 << 10, 64 << 10
 """Most bytes of a weight at the points that a task evaluates at once; and where scratch memory is short."""
 
+LONG_STAGES = 32
+"""Tiles of a strip from which on stages are twice as long, as sums are read and written in each: of blocks of wide tiles, whose
+stages have few depths."""
+
 MULTIPLICATION = 0.3 / LINE
 """Nanoseconds for each byte of vectors that are multiplied, which are at most a line of the cache wide: half as wide ones take
 half as long.  Not so for rows and columns alone, which with narrow vectors were slower than direct sums as often as not."""
@@ -163,10 +167,9 @@ def _multiply_program(p: Pixels) -> Program:
     """Evaluate the weight in large stages, in small ones, or of narrow blocks: what scratch memory allows."""
     p = pixels_of(p)
     work = work_of(p)
-    narrow = dataclasses.replace(work, narrow=True)
-    choices = (
-        (work, STAGE_BYTES * (2 if work.form.strides else 1)), (work, LEAST_STAGE_BYTES), (narrow, LEAST_STAGE_BYTES)
-    )  # fmt: skip
+    strip, narrow = work.strip(), dataclasses.replace(work, narrow=True)
+    long = work.form.strides or (VECTORS > 2 and strip[0] * work.form.count(*strip[2:]) >= LONG_STAGES)
+    choices = (work, STAGE_BYTES * (2 if long else 1)), (work, LEAST_STAGE_BYTES), (narrow, LEAST_STAGE_BYTES)
     programs = []
     for choice in choices:
         program = _cut_program(p, *choice)
