@@ -31,6 +31,9 @@ Ints = tuple[int, ...]
 TASKS = 16
 """Tasks to split a pass into at least, where it has the work: the split must not ask for the number of cores."""
 
+MANY_TASKS = 32
+"""The same where tasks do no more than to pack an image: the last ones to come to an end are to be short."""
+
 FEWEST_PIXELS, MOST_PIXELS, MOST_SUMMED = 96, 384, 256
 """Pixels of a strip: enough to use a panel for, few enough to share among cores; and where they are summed over, so few that
 their part of a block of filters, 64 bytes a pixel with AVX2, stays in the first-level cache."""
@@ -471,12 +474,22 @@ def make_source(
     if packs and together:
         everything = box(sizes)
         inside = steps_of_box(everything, last, itemsize)
-        told = IMAGE.lay(shape=shape, steps=steps, left=left, box=everything, box_steps=inside)
-        whole = everything[0] * everything[2] * everything[3], everything[0] * inside[0], told
+        whole = pack_whole(shape, steps, left, everything, inside)
         shape, steps, left, packs = everything, inside, (0, 0, 0), False
     return Source(
         strip, counts, shape, steps, left, step, packs, part, steps_of_box(part, last, itemsize), slack, whole, lefts
     )
+
+
+def pack_whole(shape: Ints, steps: Ints, left: Ints, box: Ints, box_steps: Ints) -> tuple[int, int, Array]:
+    """Say how an image is packed as a whole, as `Source` says it: by as many rows at once as leave tasks for many threads.
+
+    Rows that follow each other are turned over as one run of pixels, narrow ones hardly more slowly than wide ones.
+    """
+    images, _, planes, height, _ = box
+    rows = ceil_div(height, ceil_div(MANY_TASKS, max(1, images * planes)))
+    numbers = IMAGE.lay(shape=shape, steps=steps, left=left, box=box, box_steps=box_steps, rows=rows)
+    return images * planes * ceil_div(height, rows), images * box_steps[0], numbers
 
 
 def repeats(axes: Sequence[Axis], strip: Ints) -> bool:
@@ -507,11 +520,8 @@ def line_by_line(source: Source, itemsize: int) -> Source:
     # The image's planes are of so many channels, too.
     batch, _, _, *size = told.shape
     image, channel, _, *steps = told.steps
-    numbers = IMAGE.lay(
-        shape=(batch, line, planes, *size), steps=(image, channel, channel * line, *steps), left=told.left,
-        box=(images, line, planes, rows, columns), box_steps=inside,
-    )  # fmt: skip
-    whole = images * planes * rows, images * inside[0], numbers
+    shape, steps = (batch, line, planes, *size), (image, channel, channel * line, *steps)
+    whole = pack_whole(shape, steps, told.left, (images, line, planes, rows, columns), inside)
     return dataclasses.replace(source, steps=inside, whole=whole, line=line)
 
 

@@ -51,8 +51,8 @@ __all__ = [
 Array = np.ndarray[Any, Any]
 Ints = tuple[int, ...]
 
-IMAGE = Fields("Image", "shape:5 steps:5 left:3 box:5 box_steps:5")
-"""The shape of an image that is packed as a whole, its steps, the padding in front, and the box and its steps."""
+IMAGE = Fields("Image", "shape:5 steps:5 left:3 box:5 box_steps:5 rows")
+"""The shape of an image that is packed as a whole, its steps, the padding in front, the box and its steps, and rows of a task."""
 
 PANEL = Fields("Panel", "pitch rows chunk depth taps lane_count weight_steps:4 weight_size")
 """Lanes and rows of a block's panel and depths of a chunk, then the depths in all, the taps, the lanes of a group, the distances
@@ -272,14 +272,15 @@ def take(
 def pack_image(
     task: int, room: Array, numbers: Array, tables: Array, x: Array, out: Array, _: Array, __: Array
 ) -> None:
-    """Pack a row of an image."""
+    """Pack some rows of an image."""
     t = read_image(numbers)
     left, box, box_steps = t.left, t.box, t.box_steps
-    rest, y = divmod(task, box[3])
+    rest, band = divmod(task, (box[3] + t.rows - 1) // t.rows)
     n, z = divmod(rest, box[2])
+    y = band * t.rows
     to = n * box_steps[0] + z * box_steps[2] + y * box_steps[3]
-    one_row = (1, box[1], 1, 1, box[4])
-    pack_box(x, 0, t.shape, t.steps, n, z - left[0], y - left[1], -left[2], out, to, one_row, box_steps)
+    some = (1, box[1], 1, min(t.rows, box[3] - y), box[4])
+    pack_box(x, 0, t.shape, t.steps, n, z - left[0], y - left[1], -left[2], out, to, some, box_steps)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
