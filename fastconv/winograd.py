@@ -61,6 +61,10 @@ __all__ = ["WINOGRAD", "describe", "nanoseconds", "objection", "sums_gradients"]
 MOST_DEPTHS = 64
 """Channels of a task of dW: their sums at all points are read and written for each strip."""
 
+PACKED_AGAIN = VECTORS
+"""Parts of the blocks for which tasks still pack the input of their strips themselves: with more of them, and with as many narrow
+ones, it is packed once, as a whole."""
+
 TURN = 32
 """Depths of a task of dW that are summed up to taps at once where it has a single strip: their sums stay near."""
 
@@ -188,7 +192,7 @@ def _cut_program(p: Pixels, work: Work, stage_bytes: int) -> Program:
     form, strip = work.form, work.strip()
     planes, weights = math.prod(form.read.values), math.prod(form.weights)
     _, parts = work.split(strip)
-    kinds, source = _kinds_and_source(g, p.axes, p.in_shape, p.in_last, itemsize, strip, parts > 1)
+    kinds, source = _kinds_and_source(g, p.axes, p.in_shape, p.in_last, itemsize, strip, parts > PACKED_AGAIN)
     first = cells(g)[1] if p.transposed else (0, 0, 0)
     tables = Tables()
     out_steps = steps_of_image(p.out_shape, p.out_last)
