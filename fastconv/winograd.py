@@ -248,7 +248,7 @@ def _cut_program(p: Pixels, work: Work, stage_bytes: int) -> Program:
         "columns_at": room.take(rows_of_tiles(form, strip) * n),
         "pixels_at": room.take(0 if writes else math.prod(strip) * math.prod(form.made.steps) * pitch),
         "group_step": depth * source.pitches[1], **form.numbers(),
-        "first": first[1:], "parts": parts, "groups": groups,
+        "first": first[1:], "parts": parts, "by_strips": work.by_strips(strip), "groups": groups,
         "stages": ceil_div(depth, depths), "depths": depths,
         "own": room.take(weights * plane) if own else 0, "own_step": 0, "plane": plane,
         "taps_at": room.take(form.terms * kernels.DEPTHS * pitch if own else 0),

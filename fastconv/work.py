@@ -48,7 +48,11 @@ SHARING = 60_000
 ENOUGH_TASKS, NARROW = 8, 1.05
 """With fewer tasks, blocks of half the width are worth a thought; and the time they take in proportion to whole ones."""
 
-KEPT, KEPT_BYTES = 0.03, 8 << 20
+BY_STRIPS = 3 << 20
+"""Most bytes of a weight at the points of which each task had better read another part than the one before it, and find the input
+evaluated."""
+
+KEPT, KEPT_BYTES = 0.04, 8 << 20
 """What a pass may take longer for each worker to evaluate what it needs of the weight, and most bytes that all then have beyond
 the weight at the points: nobody waits, and caches that are apart keep what is their own."""
 
@@ -123,23 +127,31 @@ class Work:
         few = again * size <= REEVALUATED or (self.form.strides and again * evaluating < strips * reading)
         return few and not self.prepared
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weight at the points."""
+        return math.prod(self.form.weights) * self.groups * self.depth * self.lane_count * self.itemsize
+
+    def by_strips(self, strip: Ints) -> bool:
+        """Say whether tasks that follow each other are parts of a strip, whose input is evaluated once; or strips of a part."""
+        return self.split(strip)[1] > 1 and self.weight_bytes <= BY_STRIPS
+
     def keepers(self, strip: Ints) -> int:
         """Count the workers among which each had better evaluate the blocks of the weight that it comes to; 0 if none.
 
-        Workers share the parts of the blocks, and as many of them as there are parts evaluate the weight once between them.
+        Where workers share the parts of the blocks, as many of them as there are parts evaluate the weight once between them.
         """
-        parts, size = self.split(strip)[1], math.prod(self.form.weights) * self.groups * self.depth * self.lane_count
-        if self.prepared or self.form.strides or self.blocks > MARKS:
+        parts = 1 if self.by_strips(strip) else self.split(strip)[1]
+        if self.prepared or self.form.strides or self.blocks >= MARKS:  # one is for the input
             return 0
         once = self.weighing[0] * self.depth * self.vectors[1]
-        again = min(KEPT * self.cost(strip) / once, KEPT_BYTES / (size * self.itemsize))
+        again = min(KEPT * self.cost(strip) / once, KEPT_BYTES / self.weight_bytes)
         return int(parts * (1 + again))
 
     @property
     def weighing(self) -> tuple[float, float]:
         """Estimate the time to evaluate a vector of the weight for each tap, and to read what came of it."""
-        size = math.prod(self.form.weights) * self.groups * self.depth * self.lane_count * self.itemsize
-        reading = READING * (2 if self.form.strides and size > MOST_SHARED else 1)
+        reading = READING * (2 if self.form.strides and self.weight_bytes > MOST_SHARED else 1)
         return EVALUATION * self.form.written[2], reading * math.prod(self.form.strided.values)
 
     def cost(self, strip: Ints) -> float:

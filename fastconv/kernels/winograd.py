@@ -71,14 +71,15 @@ tile has more than its outputs times the step, and how many values."""
 
 MULTIPLY = Fields(
     "Multiply",
-    "first:2 parts groups stages depths own own_step plane taps_at rows_at pitch depth taps lane_count weight_steps:4 "
+    "first:2 parts by_strips groups stages depths own own_step plane taps_at rows_at pitch depth taps lane_count weight_steps:4 "
     "weight_size window:2 window_steps:3 places_at",
     PLACES,
 )
-"""Behind PLACES: the first pixel along (columns, rows) of the first tile, parts of the blocks for tasks of their own, groups, how
-many stages a sum has and depths each of them, where in its room a task evaluates the weight, or 0, the distance of the blocks of
-lanes that it keeps there, or 0, and of the values of the weight, where it turns the weight over before, where tables hold the row
-of each (depth, tap), and numbers in a row of a panel; then what `pack_depths` takes, and what `pool_strip` does, or 0."""
+"""Behind PLACES: the first pixel along (columns, rows) of the first tile, parts of the blocks for tasks of their own, whether
+neighbours among these have a strip in common, not a part, groups, how many stages a sum has and depths each of them, where in its
+room a task evaluates the weight, or 0, the distance of the blocks of lanes that it keeps there, or 0, and of the values of the
+weight, where it turns the weight over before, where tables hold the row of each (depth, tap), and numbers in a row of a panel;
+then what `pack_depths` takes, and what `pool_strip` does, or 0."""
 
 CORRELATE = Fields(
     "Correlate",
@@ -114,6 +115,9 @@ read_places, read_multiply, read_correlate, read_transform = (
 read_multiply_run, read_correlate_run, read_turn = (
     fields.row_reader() for fields in (MULTIPLY_RUN, CORRELATE_RUN, TURN)
 )
+
+STRIP_MARK = MARKS - 1
+"""Which of a worker's marks is the number of the strip whose input it has evaluated, + 1."""
 
 DEPTHS = 16
 """Depths of a weight that are turned over at once: their taps fill whole squares of lanes, and stay in the cache."""
@@ -313,7 +317,7 @@ def multiply(
 
     A task is a strip and a part of the blocks of lanes.  ``weight`` are panels, evaluated at the points; where no other task
     needs them they are evaluated here, some depths at a time.  Or a worker evaluates each block when it first comes to it, and
-    keeps it: its marks, at the beginning of the room, say which ones it has.
+    keeps it: its marks, at the beginning of the room, say which ones it has, and which strip's input.
     """
     s, p, t = read_strips(numbers), read_places(numbers), read_multiply(numbers)
     strip, out_shape, out_steps, packs, streams = s.strip, s.out_shape, s.out_steps, s.packs, s.streams
@@ -325,9 +329,11 @@ def multiply(
         t.first, t.parts, t.groups, t.stages, t.depths, t.own, t.own_step, t.plane, t.pitch, t.depth, t.lane_count, t.window
     )  # fmt: skip
     planes = made_values[0] * made_values[1]
-    part, number = divmod(task, count_strips(numbers))  # neighbours share a part of the weight
+    strips = count_strips(numbers)
+    part, number = (task % parts, task // parts) if t.by_strips else (task // strips, task % strips)
     n0, z0, y0, x0, kind = place_strip(number, numbers, tables)
-    base = open_strip(numbers, x, n0, z0, y0, x0, room[MARKS:], 0)
+    evaluated = groups == 1 and room[STRIP_MARK] == number + 1  # by the task before this one, for another part
+    base = 0 if evaluated else open_strip(numbers, x, n0, z0, y0, x0, room[MARKS:], 0)
     # The first pixel of the strip need not exist, and outputs that end in some that do not are counted.
     first_y, first_x = first_pixel[0] + made_steps[0] * y0, first_pixel[1] + made_steps[1] * x0
     sizes = (
@@ -349,7 +355,7 @@ def multiply(
     zeros = groups * padded
     corner = n0 * out_steps[0] + z0 * out_steps[2] + first_y * out_steps[3] + first_x * out_steps[4]
     panels = room if own else weight
-    transformed = -1
+    transformed = 0 if evaluated else -1
     for g_block in range(part * groups * blocks // parts, (part + 1) * groups * blocks // parts):
         g, block = divmod(g_block, blocks)
         if g != transformed:
@@ -359,6 +365,7 @@ def multiply(
                 values_at, values, pixel,
             )  # fmt: skip
             transformed = g
+            room[STRIP_MARK] = number + 1
         valid = min(pitch, lane_count - block * pitch)
         whole = (valid + n - 1) // n * n
         for stage in range(stages):
