@@ -364,7 +364,7 @@ def _correlate_program(
     numbers |= {"runs_at": 0, "run_list_at": tables.add(lists)}
     each = blocks * depth * form.terms * pitch
     own = chunks == 1
-    room = Room(source.box_size)
+    room = Room(MARKS + source.box_size)
     taps = turn * form.terms * pitch if own else 0
     planes = math.prod(form.read.values) * values
     values_at = room.take(max(planes, taps) if turns == 1 else planes)  # the last taps lie where the values did

@@ -142,7 +142,7 @@ class Work:
         Where workers share the parts of the blocks, as many of them as there are parts evaluate the weight once between them.
         """
         parts = 1 if self.by_strips(strip) else self.split(strip)[1]
-        if self.prepared or self.form.strides or self.blocks >= MARKS:  # one is for the input
+        if self.prepared or self.form.strides or self.blocks > MARKS - 2:  # the last two are for the input
             return 0
         once = self.weighing[0] * self.depth * self.vectors[1]
         again = min(KEPT * self.cost(strip) / once, KEPT_BYTES / self.weight_bytes)

@@ -116,8 +116,8 @@ read_multiply_run, read_correlate_run, read_turn = (
     fields.row_reader() for fields in (MULTIPLY_RUN, CORRELATE_RUN, TURN)
 )
 
-STRIP_MARK = MARKS - 1
-"""Which of a worker's marks is the number of the strip whose input it has evaluated, + 1."""
+EXACT = 1 << 20
+"""Numbers up to which marks are exact in any dtype."""
 
 DEPTHS = 16
 """Depths of a weight that are turned over at once: their taps fill whole squares of lanes, and stay in the cache."""
@@ -296,6 +296,18 @@ def transform_weight(
 
 
 @inner_kernel
+def is_evaluated(room: Array, number: int) -> bool:
+    """Say whether the last one whose values a worker has evaluated had this number: the two last marks tell."""
+    return bool(room[MARKS - 1] == number % EXACT + 1 and room[MARKS - 2] == number // EXACT)
+
+
+@inner_kernel
+def mark_evaluated(room: Array, number: int) -> None:
+    """Leave the marks for that."""
+    room[MARKS - 1], room[MARKS - 2] = number % EXACT + 1, number // EXACT
+
+
+@inner_kernel
 def inside_of(numbers: Array, sizes: Ints, y0: int, x0: int) -> Ints:
     """Return the first row and the last + 1, and the same of columns, of a strip's input that exist: all, where it is packed."""
     compact()
@@ -332,7 +344,7 @@ def multiply(
     strips = count_strips(numbers)
     part, number = (task % parts, task // parts) if t.by_strips else (task // strips, task % strips)
     n0, z0, y0, x0, kind = place_strip(number, numbers, tables)
-    evaluated = groups == 1 and room[STRIP_MARK] == number + 1  # by the task before this one, for another part
+    evaluated = groups == 1 and is_evaluated(room, number)  # by the task before this one, for another part
     base = 0 if evaluated else open_strip(numbers, x, n0, z0, y0, x0, room[MARKS:], 0)
     # The first pixel of the strip need not exist, and outputs that end in some that do not are counted.
     first_y, first_x = first_pixel[0] + made_steps[0] * y0, first_pixel[1] + made_steps[1] * x0
@@ -365,7 +377,7 @@ def multiply(
                 values_at, values, pixel,
             )  # fmt: skip
             transformed = g
-            room[STRIP_MARK] = number + 1
+            mark_evaluated(room, number)
         valid = min(pitch, lane_count - block * pitch)
         whole = (valid + n - 1) // n * n
         for stage in range(stages):
@@ -422,7 +434,7 @@ def correlate(
 
     A task is a chunk of consecutive strips, a block of filters and a part of the depths.  ``out`` are panels; or the weight, if
     there is one chunk for each, which the task then writes itself.  The sums of a single strip are turned to taps as they come,
-    some depths at a time.
+    some depths at a time; its gradients, at the points, are there for the next task, another part of the depths.
 
     Behind the ``zeros`` is room for equation (4), if that is asked for: those that have the first depths also sum the gradients.
     """
@@ -448,9 +460,9 @@ def correlate(
     first, last = chunk * strips // chunks, (chunk + 1) * strips // chunks
     for number in range(first, last):
         n0, z0, y0, x0, kind = place_strip(number, numbers, tables)
-        base = open_strip(numbers, x, n0, z0, y0, x0, room, 0) + g * p.group_step + part * depths
+        base = open_strip(numbers, x, n0, z0, y0, x0, room[MARKS:], 0) + g * p.group_step + part * depths
         sizes = (min(strip[0], out_shape[0] - n0), min(strip[2], out_shape[3] - y0), min(strip[3], out_shape[4] - x0))
-        image, steps = room if packs else x, s.box_steps if packs else s.steps
+        image, steps = room[MARKS:] if packs else x, s.box_steps if packs else s.steps
         transform_tiles(
             0, image, base, (steps[0], steps[3], steps[4]), sizes, tile, p.read_steps, p.read_more,
             p.read_values, inside_of(numbers, sizes, y0, x0), taken, room, columns_at, values_at, values, pixel,
@@ -459,18 +471,23 @@ def correlate(
         at += (g * filters + block * pitch) * out_steps[1]
         image, image_steps = gradient, (out_steps[0], out_steps[3], out_steps[4])
         four_sizes, stored = (sizes[0], 1, sizes[1], sizes[2]), valid
+        mark = number * groups * blocks + g_block
+        evaluated = is_evaluated(room, mark)  # by the task before this one, for another part
         if out_steps[1] != 1:
-            pack_strip(gradient, at, out_shape, out_steps, four_sizes, strip, valid, whole, room, pixels_at)
+            if not evaluated:
+                pack_strip(gradient, at, out_shape, out_steps, four_sizes, strip, valid, whole, room, pixels_at)
             at, image, stored = pixels_at, room, whole
             image_steps = (strip[2] * strip[3] * whole, strip[3] * whole, whole)
-        transform_tiles(
-            1, image, at, image_steps, sizes, tile, p.made_steps, p.made_more, p.made_values, (0, sizes[1], 0, sizes[2]), stored,
-            room, columns_at, gradients_at, gradients, pitch,
-        )  # fmt: skip
+        if not evaluated:
+            transform_tiles(
+                1, image, at, image_steps, sizes, tile, p.made_steps, p.made_more, p.made_values, (0, sizes[1], 0, sizes[2]),
+                stored, room, columns_at, gradients_at, gradients, pitch,
+            )  # fmt: skip
+            mark_evaluated(room, mark)
         if t.sums_at and part == 0:
             sum_strip(
                 image, at, four_sizes, (image_steps[0], image_steps[1], image_steps[1], image_steps[2]), stored, zeros, t.sums_at,
-                number * groups * blocks + g_block, pitch,
+                mark, pitch,
             )  # fmt: skip
         for some in range(0, taken, turn):
             rows = read_turn(tables, t.turns_at, part * t.turns + some // turn)
