@@ -249,10 +249,11 @@ class Program:
     ) -> None:  # fmt: skip
         """Compute equation (1) or (2) with flat arrays; what is less than the floor becomes that."""
         start = self.begin(bias, out.dtype, floor)
-        if self.keeping is not None and self.keeps() and not isinstance(weight, PreparedWeight):
-            numbers, room, factors = self.keeping.numbers, self.keeping.room, self.turned(weight)
-        else:
+        kept = self.kept()
+        if kept is None or isinstance(weight, PreparedWeight):
             numbers, room, factors = self.numbers, self.room, self.factors(weight)
+        else:
+            numbers, room, factors = kept.numbers, kept.room, self.turned(weight)
         self.run(numbers, self.prepared(x), factors, start, out, room=room)
 
     def weights(self, out: Array, grad_output: Array, x: Array, grad_bias: Array | None = None) -> None:
@@ -319,9 +320,10 @@ class Program:
         self.turn(weight, turned)
         return turned
 
-    def keeps(self, threads: int = 0) -> bool:
-        """Say whether workers keep what they pack of the weight: with all threads, if not told how many."""
-        return self.keeping is not None and min(threads or sharing(), self.tasks) <= self.keeping.workers
+    def kept(self, threads: int = 0) -> Keeping | None:
+        """Return what workers are told that keep what they pack of the weight, if so many do; all, if not told how many."""
+        keeping = self.keeping
+        return None if keeping is None or min(threads or sharing(), self.tasks) > keeping.workers else keeping
 
     def turn(self, source: Array, target: Array) -> None:
         """Turn the matrices of a weight over."""
@@ -337,9 +339,9 @@ class Program:
         """Count the scratch memory of a call: panels, the packed input, sums, a weight turned over, and rooms for its workers."""
         image = self.source.whole[1] if self.source.whole else 0
         workers = 1 if self.alone else min(threads or sharing(), self.tasks)
-        panels, room = self.packing.panels if self.packing else 0, self.room
-        if self.keeping is not None and self.keeps(threads):
-            panels, room = 0, self.keeping.room
+        kept = self.kept(threads)
+        panels = self.packing.panels if self.packing and kept is None else 0
+        room = self.room if kept is None else kept.room
         sums = self.sums.size(itemsize) if self.sums else 0
         turned = math.prod(self.turns) if self.turns else 0
         return int(itemsize * (panels + image + sums + turned + workers * room))

@@ -171,9 +171,7 @@ def _multiply_program(p: Pixels) -> Program:
     """Evaluate the weight in large stages, in small ones, or of narrow blocks: what scratch memory allows."""
     p = pixels_of(p)
     work = work_of(p)
-    strip, narrow = work.strip(), dataclasses.replace(work, narrow=True)
-    long = work.form.strides or (VECTORS > 2 and strip[0] * work.form.count(*strip[2:]) >= LONG_STAGES)
-    choices = (work, STAGE_BYTES * (2 if long else 1)), (work, LEAST_STAGE_BYTES), (narrow, LEAST_STAGE_BYTES)
+    choices = (work, False), (work, True), (dataclasses.replace(work, narrow=True), True)
     programs = []
     for choice in choices:
         program = _cut_program(p, *choice)
@@ -184,7 +182,8 @@ def _multiply_program(p: Pixels) -> Program:
     return programs[0]
 
 
-def _cut_program(p: Pixels, work: Work, stage_bytes: int) -> Program:
+def _cut_program(p: Pixels, work: Work, short: bool) -> Program:
+    """Cut the pass into strips, of whose weight ``short`` stages need the least scratch memory."""
     g, itemsize, depth, groups = p.g, p.itemsize, p.depth, p.g.groups
     n = lanes(itemsize)
     lane_count = p.channels // groups
@@ -209,6 +208,8 @@ def _cut_program(p: Pixels, work: Work, stage_bytes: int) -> Program:
     count = strip[0] * form.count(*strip[2:])
     values, products = odd_lines(count * pixel, itemsize), odd_lines(count * pitch, itemsize)
     size, own = math.prod(g.weight_shape), work.owns(strip)
+    is_long = form.strides or (VECTORS > 2 and count >= LONG_STAGES)
+    stage_bytes = LEAST_STAGE_BYTES if short else STAGE_BYTES * (2 if is_long else 1)
     depths = min(depth, max(n, stage_bytes // (weights * pitch * itemsize) // n * n)) if own else depth
     plane = odd_lines(depths * pitch, itemsize)
     # Of each product the pairs of a phase and a depth, stage by stage, how many phases, and the first of its values and weights.

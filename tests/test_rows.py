@@ -24,7 +24,10 @@ from cases import (
 import fastconv
 from fastconv import depthwise, engine, plan, programs, scratch
 from fastconv.algorithm import _plan_pixels
+from fastconv.kernels.pack import pack_image
+from fastconv.programs import NO_TABLE
 from fastconv.simd import NOWHERE
+from fastconv.strips import pack_whole, steps_of_image
 
 FLOATS = ("float32", "float64")
 MARGIN = 512
@@ -140,6 +143,20 @@ def _new_scratch_is_poisoned(monkeypatch):
 
     monkeypatch.setattr(scratch, "empty", poisoned)
     monkeypatch.setattr(scratch, "GAP_BYTES", 1 << 12)  # all of it is poisoned
+
+
+@pytest.mark.parametrize("images", [1, 5, 40])
+@pytest.mark.parametrize("channels", [16, 21])
+def test_images_are_packed_as_a_whole_by_bands_of_rows(images, channels, rng):
+    """One row for few images, some for more, and all rows of each for many."""
+    shape, left = (images, channels, 1, 9, 14), (0, 1, 2)
+    box = (images, channels, 1, 12, 17)
+    tasks, size, told = pack_whole(shape, steps_of_image(shape, False), left, box, steps_of_image(box, True))
+    assert tasks == {1: 12, 5: 5 * 6, 40: 40}[images]
+    x, out = rng.standard_normal(shape).astype(np.float32), np.full(size, np.nan, np.float32)
+    pack_image(tasks, told, NO_TABLE, x.reshape(-1), out)
+    wanted = np.pad(x[:, :, 0], ((0, 0), (0, 0), (1, 2), (2, 1))).transpose(0, 2, 3, 1)
+    np.testing.assert_array_equal(out.reshape(wanted.shape), wanted)
 
 
 def test_the_table():
