@@ -10,9 +10,11 @@ import pytest
 from cases import CASES, data, in_turn, simple
 
 import fastconv
-from fastconv import plan, winograd
+from fastconv import plan, tasks, winograd
 from fastconv.geometry import conv_geometry
+from fastconv.jit import kernel
 from fastconv.programs import output_pixels
+from fastconv.simd import APART, run_tasks
 
 ALGORITHMS = ("auto", *dict.fromkeys(row.algorithm for row in plan.TABLE))
 
@@ -218,3 +220,35 @@ def test_workers_keep_weights_where_that_is_little_work():
     few, many = program.scratch_bytes(4, 2), program.scratch_bytes(4, 64)
     assert few == 4 * 2 * program.keeping.room
     assert many == shared.scratch_bytes(4, 64)
+
+
+@kernel
+def run_out_of_order(address, tasks, worker, workers, numbers, tables, a, b, c, d, scratch, room):
+    """Run all tasks as one of several workers, whom the others have left theirs: its own share first."""
+    counters = np.zeros(APART * workers, np.int64)
+    run_tasks(address, tasks, counters, worker, workers, numbers, tables, a, b, c, d, scratch, room)
+
+
+@pytest.mark.parametrize(("worker", "workers"), [(2, 5), (1, 2), (6, 7)])
+def test_what_a_worker_has_kept_is_never_taken_for_something_else(worker, workers, monkeypatch, rng):
+    """Tasks that are taken from others come in another order."""
+
+    def alone(address, tasks, _, numbers, tables, a, b, c, d, scratch, room):
+        rooms = np.full(max(1, workers * room), np.nan, a.dtype)
+        run_out_of_order(address, tasks, worker, workers, numbers, tables, a, b, c, d, rooms, room)
+
+    for channels, size in ((64, 12), (144, 12), (160, 9)):
+        x = rng.standard_normal((3, channels, size, size)).astype(np.float32)
+        weight = rng.standard_normal((channels, channels, 3, 3)).astype(np.float32)
+        last = np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1)
+        for images in (x, last):
+            results = []
+            for run in (tasks.run_together, alone):
+                with monkeypatch.context() as patch:
+                    patch.setattr(tasks, "run_together", run)
+                    output = fastconv.conv2d(images, weight, padding=1, algorithm="winograd")
+                    grads = fastconv.conv2d_backward(images, images, weight, padding=1, algorithm="winograd")
+                results.append((output, *grads))
+            for result, wanted in zip(*results[::-1], strict=True):
+                np.testing.assert_array_equal(result, wanted)
+                assert np.isfinite(wanted).all()
